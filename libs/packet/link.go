@@ -1,0 +1,65 @@
+package packet
+
+import "encoding/binary"
+
+// Link types of capture files (tcpdump.org/linktypes.html) that DecodeLink reads.
+const (
+	LinkNull       = 0
+	LinkEthernet   = 1
+	LinkRawOld     = 12 // DLT_RAW on most systems
+	LinkRawOpenBSD = 14
+	LinkRaw        = 101
+	LinkLoop       = 108
+	LinkCooked     = 113
+	LinkIPv4       = 228
+	LinkIPv6       = 229
+	LinkCooked2    = 276
+)
+
+// DecodeLink reads a frame of a capture file's link type; the rest is as in Decode.
+func (p *Packet) DecodeLink(linkType int, frame []byte) Reason {
+	if linkType == LinkEthernet {
+		return p.Decode(frame)
+	}
+	*p = Packet{}
+	switch linkType {
+	case LinkRaw, LinkRawOld, LinkRawOpenBSD, LinkIPv4, LinkIPv6:
+		if len(frame) == 0 {
+			return TruncatedLink
+		}
+		switch frame[0] >> 4 {
+		case 4:
+			return p.network(frame, EtherTypeIPv4, 0)
+		case 6:
+			return p.network(frame, EtherTypeIPv6, 0)
+		}
+		return NotIP
+	case LinkNull, LinkLoop:
+		// The family is in the byte order of the machine that captured, so it is accepted in both.
+		if len(frame) < 4 {
+			return TruncatedLink
+		}
+		family := binary.LittleEndian.Uint32(frame)
+		if family > 0xFFFF {
+			family = binary.BigEndian.Uint32(frame)
+		}
+		switch family {
+		case 2:
+			return p.network(frame, EtherTypeIPv4, 4)
+		case 10, 24, 28, 30: // AF_INET6 of Linux, NetBSD, FreeBSD and Darwin
+			return p.network(frame, EtherTypeIPv6, 4)
+		}
+		return NotIP
+	case LinkCooked:
+		if len(frame) < 16 {
+			return TruncatedLink
+		}
+		return p.network(frame, binary.BigEndian.Uint16(frame[14:]), 16)
+	case LinkCooked2:
+		if len(frame) < 20 {
+			return TruncatedLink
+		}
+		return p.network(frame, binary.BigEndian.Uint16(frame), 20)
+	}
+	return UnsupportedLinkType
+}
