@@ -1,0 +1,84 @@
+# Tidegate. `make help` lists the targets; `make run` and `make test` do their own set-up.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The toolchain the project is built and tested with; TOOLCHAIN=local uses the installed one.
+TOOLCHAIN ?= go1.24.13
+ifneq ($(TOOLCHAIN),local)
+export GOTOOLCHAIN := $(TOOLCHAIN)
+endif
+export CGO_ENABLED := 0
+unexport GOFLAGS
+
+MODULES := proto libs $(patsubst %/go.mod,%,$(wildcard services/*/go.mod)) e2e
+SERVICES := ingest classify enforce persist
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/tidegate-mesh/tidegate/libs/telemetry.Version=$(VERSION)
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidegate
+TOOLS := $(CACHE)/tools
+# A test binary of each package at a time: several tests load both CPUs or own a namespace.
+TEST_FLAGS ?= -count=1 -timeout 10m
+GO := go
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+.PHONY: run
+run: build ## the demo: real packets through XDP, an attack seen and dropped (root), else a replay of a bundled capture
+	@if [ "$$(id -u)" = 0 ]; then \
+	  if [ -t 1 ]; then exec bin/tidegate demo; else exec bin/tidegate demo --for 60s; fi; \
+	else \
+	  echo "Not root: XDP, AF_XDP and network namespaces need it, so nothing is captured or dropped here."; \
+	  echo "Replaying a bundled capture instead; run 'sudo make run' for the real thing."; \
+	  exec bin/tidegate replay --detect deploy/samples/syn-flood.pcap; \
+	fi
+
+.PHONY: build
+build: ## build every binary into bin/
+	@mkdir -p bin
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tidegate ./services/tidegate
+	@for s in $(SERVICES); do $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tidegate-$$s ./services/$$s/cmd/$$s; done
+	@$(GO) build -trimpath -o bin/tidegate-loadgen ./e2e/loadgen
+
+.PHONY: setup
+setup: ## install what tests and generation need (Debian, root) and the commit hook
+	@tools/setup.sh
+
+.PHONY: test
+test: setup build ## quick tests: unit, real XDP, embedded and apt-installed servers
+	@tools/check.sh format modules generated
+	@for m in $(MODULES); do [ $$m = e2e ] && continue; echo "== $$m"; (cd $$m && $(GO) vet ./... && $(GO) test $(TEST_FLAGS) -p 1 ./...); done
+	@echo "== e2e (quick)"; cd e2e && $(GO) test $(TEST_FLAGS) -p 1 -short ./...
+
+.PHONY: test-full
+test-full: setup build tools ## everything: the quick tests' slower siblings, lint, newest toolchain, fuzzing, end to end
+	@tools/check.sh lint cross newest
+	@tools/fuzz.sh 5s
+	@echo "== e2e (full)"; cd e2e && TIDEGATE_NATS_SERVER=$(TOOLS)/nats-server $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
+
+.PHONY: tools
+tools: ## build the pinned tools into the cache outside the checkout
+	@tools/build.sh golangci-lint nats-server
+
+.PHONY: lint
+lint: ## golangci-lint over every module
+	@tools/build.sh golangci-lint
+	@tools/check.sh lint
+
+.PHONY: gen
+gen: ## generate protobuf and BPF code again
+	@tools/check.sh generate
+
+.PHONY: bench
+bench: build ## measure: throughput inline and tap, time to first drop, hot-path functions (root, about 5 minutes)
+	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 30m -run '^TestBench' -v ./bench/
+
+.PHONY: soak
+soak: build ## hours-long run under load with restarts: SOAK=4h
+	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^TestRestartsUnderLoad$$' -v .
+
+.PHONY: clean
+clean: ## remove what the build made
+	@rm -rf bin artifacts

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Installs what generation and tests need from Debian's packages, once, and the commit hook. Without root
+# or apt it says what is missing and goes on: tests then skip what they cannot do (and say so).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+declare -A need=(
+  [clang-14]=clang-14 [llvm-strip-14]=llvm-14 [/usr/include/bpf/bpf_helpers.h]=libbpf-dev
+  [/usr/lib/postgresql/15/bin/postgres]=postgresql-15 [tshark]=tshark [ip]=iproute2 [ethtool]=ethtool
+)
+missing=()
+for what in "${!need[@]}"; do
+  if [[ $what == /* ]]; then [ -e "$what" ] || missing+=("${need[$what]}"); else command -v "$what" >/dev/null || missing+=("${need[$what]}"); fi
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing ${missing[*]}"
+    log=$(mktemp)
+    export DEBIAN_FRONTEND=noninteractive
+    # A server that apt installs must not start by itself on the test machine.
+    { apt-get update && RUNLEVEL=1 apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 ||
+      { tail -n 20 "$log"; echo "setup: apt-get could not install ${missing[*]}" >&2; exit 1; }
+    rm -f "$log"
+  else
+    echo "setup: missing ${missing[*]}; install them as root for the full set of tests" >&2
+  fi
+fi
+
+if [ -d .git ] && [ -z "${CI:-}" ] && [ ! -e .git/hooks/pre-commit ]; then
+  install -m 0755 tools/pre-commit .git/hooks/pre-commit
+fi
