@@ -1,0 +1,158 @@
+package loadgen
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/tidegate-mesh/tidegate/libs/netlab"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+)
+
+//go:generate go tool -modfile=../../tools/bpf2go/go.mod bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package loadgen -cflags "-O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu" loadgen bpf/loadgen.c
+
+// Stream is an even stream of UDP frames made in the kernel: the fastest sender there is without hardware.
+// Each flow has a source address and port of its own; destinations are Hosts addresses from Target on.
+type Stream struct {
+	NS             *netlab.NS
+	Iface          string // in NS; frames leave here
+	SrcMAC, DstMAC [6]byte
+	Source, Target netip.Addr // first addresses, IPv4
+	Flows, Hosts   uint32
+	Size           int // IP payload bytes after UDP header; at least 18 makes 60-byte frames
+	// Share of the machine's top rate, in 1,024ths: 1,024 sends without pause.
+	Share uint32
+	CPU   int // the CPU that sends; the receiver's NAPI runs there too
+}
+
+// Run sends until ctx ends or d passed and returns how many frames were handed to the interface.
+// d must be positive: load ends by itself.
+func (s Stream) Run(ctx context.Context, d time.Duration) (uint64, error) {
+	var objs loadgenObjects
+	if err := loadLoadgenObjects(&objs, nil); err != nil {
+		return 0, fmt.Errorf("load the sending program: %w", err)
+	}
+	defer objs.Close()
+	err := s.NS.Do(func() error {
+		iface, err := net.InterfaceByName(s.Iface)
+		if err != nil {
+			return fmt.Errorf("find the sender's interface %s: %w", s.Iface, err)
+		}
+		src, dst := s.Source.As4(), s.Target.As4()
+		cfg := loadgenSendConfig{
+			Ifindex: uint32(iface.Index), Share: s.Share, Flows: s.Flows, Hosts: s.Hosts,
+			SourceBase: binary.BigEndian.Uint32(src[:]), TargetBase: binary.BigEndian.Uint32(dst[:]),
+		}
+		if err := objs.SendConfig.Put(uint32(0), cfg); err != nil {
+			return fmt.Errorf("configure the sending program: %w", err)
+		}
+		var old unix.CPUSet
+		if err := unix.SchedGetaffinity(0, &old); err != nil {
+			return fmt.Errorf("read the CPU affinity: %w", err)
+		}
+		var set unix.CPUSet
+		set.Set(s.CPU % runtime.NumCPU())
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			return fmt.Errorf("pin the sender to CPU %d: %w", s.CPU, err)
+		}
+		defer func() { _ = unix.SchedSetaffinity(0, &old) }()
+		h := packet.Header{SrcMAC: s.SrcMAC, DstMAC: s.DstMAC, Src: s.Source, Dst: s.Target}
+		frame := h.AppendUDP(nil, 10000, 27015, make([]byte, s.Size))
+		// A call pauses for about 22 ms at its end: long calls keep the stream even. The first, short
+		// one measures how many repeats fill two seconds.
+		deadline := time.Now().Add(d)
+		repeat := uint32(1 << 20)
+		for ctx.Err() == nil && time.Now().Before(deadline) {
+			start := time.Now()
+			_, err := objs.Send.Run(&ebpf.RunOptions{Data: frame, Repeat: repeat, Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: 64})
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				return fmt.Errorf("send live frames: %w", err)
+			}
+			took := time.Since(start)
+			left := min(time.Until(deadline), 2*time.Second)
+			repeat = uint32(max(1<<16, float64(repeat)*left.Seconds()/max(took.Seconds(), 0.001)))
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	var states []loadgenSendState
+	if err := objs.SendState.Lookup(uint32(0), &states); err != nil {
+		return 0, fmt.Errorf("read the sent frames: %w", err)
+	}
+	var n uint64
+	for _, st := range states {
+		n += st.Sent
+	}
+	return n, nil
+}
+
+// Counts is what arrived at a Counter's interface: IPv4 packets from inside the benign prefix, from
+// elsewhere, and all else.
+type Counts struct {
+	Benign, Attack, Other uint64
+}
+
+// Counter counts on an interface with an XDP program before any stack sees the packets.
+type Counter struct {
+	objs loadgenObjects
+	link link.Link
+}
+
+// NewCounter attaches to iface inside ns. drop discards what was counted.
+func NewCounter(ns *netlab.NS, iface string, benign netip.Prefix, drop bool) (*Counter, error) {
+	c := &Counter{}
+	if err := loadLoadgenObjects(&c.objs, nil); err != nil {
+		return nil, fmt.Errorf("load the counting program: %w", err)
+	}
+	addr := benign.Masked().Addr().As4()
+	mask := net.CIDRMask(benign.Bits(), 32)
+	cfg := loadgenCountConfig{BenignPrefix: binary.NativeEndian.Uint32(addr[:]), BenignMask: binary.NativeEndian.Uint32(mask)}
+	if drop {
+		cfg.Drop = 1
+	}
+	err := c.objs.CountConfig.Put(uint32(0), cfg)
+	if err == nil {
+		err = ns.Do(func() error {
+			i, err := net.InterfaceByName(iface)
+			if err != nil {
+				return err
+			}
+			c.link, err = link.AttachXDP(link.XDPOptions{Program: c.objs.Count, Interface: i.Index})
+			return err
+		})
+	}
+	if err != nil {
+		c.objs.Close()
+		return nil, fmt.Errorf("count on %s: %w", iface, err)
+	}
+	return c, nil
+}
+
+// Counts reads the counters.
+func (c *Counter) Counts() (Counts, error) {
+	var sums [3]uint64
+	for class := range sums {
+		var v []loadgenCountValue
+		if err := c.objs.Counts.Lookup(uint32(class), &v); err != nil {
+			return Counts{}, fmt.Errorf("read the victim's counters: %w", err)
+		}
+		for _, x := range v {
+			sums[class] += x.Packets
+		}
+	}
+	return Counts{Benign: sums[0], Attack: sums[1], Other: sums[2]}, nil
+}
+
+// Close detaches the program.
+func (c *Counter) Close() error { return errors.Join(c.link.Close(), c.objs.Close()) }

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+//
+// Two programs of the load generator. `send` makes frames: run by BPF_PROG_TEST_RUN with live frames it
+// redirects into a veth at up to the machine's limit. `count` counts what arrives at the victim.
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+struct send_config {
+	__u32 ifindex;
+	__u32 share;       // of every 1,024 frames so many are sent, the rest dropped: even pacing
+	__u32 flows;       // distinct flows: source address and port follow the flow number
+	__u32 hosts;       // distinct destination addresses
+	__u32 source_base; // first source address, host order
+	__u32 target_base; // first destination address, host order
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct send_config);
+} send_config SEC(".maps");
+
+struct send_state {
+	__u64 calls;
+	__u64 sent;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct send_state);
+} send_state SEC(".maps");
+
+// The frame is a template of Ethernet, IPv4 without options and UDP. The pages of live frames come back
+// as the program left them, so every varied field is written in full, never changed in place.
+SEC("xdp")
+int send(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip = (void *)(eth + 1);
+	struct udphdr *udp = (void *)(ip + 1);
+	__u32 zero = 0;
+	struct send_config *cfg = bpf_map_lookup_elem(&send_config, &zero);
+	struct send_state *st = bpf_map_lookup_elem(&send_state, &zero);
+
+	if (!cfg || !st || (void *)(udp + 1) > end || !cfg->flows || !cfg->hosts)
+		return XDP_ABORTED;
+	// An odd stride spreads the frames that are sent evenly over each 1,024.
+	if (((st->calls++ * 389) & 1023) >= cfg->share)
+		return XDP_DROP;
+	__u32 flow = (__u32)st->sent % cfg->flows;
+
+	st->sent++;
+	ip->saddr = bpf_htonl(cfg->source_base + flow / 64);
+	ip->daddr = bpf_htonl(cfg->target_base + flow % cfg->hosts);
+	udp->source = bpf_htons(10000 + flow % 50000);
+	udp->dest = bpf_htons(27015);
+	udp->check = 0;
+	ip->check = 0;
+	__u32 sum = 0;
+	__u16 *word = (void *)ip;
+#pragma unroll
+	for (int i = 0; i < 10; i++)
+		sum += word[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	ip->check = ~sum;
+	return bpf_redirect(cfg->ifindex, 0);
+}
+
+struct count_config {
+	__u32 benign_prefix; // network order
+	__u32 benign_mask;   // network order
+	__u32 drop;          // 1: drop what was counted, so that no stack limits a measurement
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct count_config);
+} count_config SEC(".maps");
+
+struct count_value {
+	__u64 packets;
+	__u64 bytes;
+};
+
+// 0 benign (inside the prefix), 1 attack (any other IPv4 source), 2 everything else.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 3);
+	__type(key, __u32);
+	__type(value, struct count_value);
+} counts SEC(".maps");
+
+SEC("xdp")
+int count(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip = (void *)(eth + 1);
+	__u32 zero = 0, class = 2;
+	struct count_config *cfg = bpf_map_lookup_elem(&count_config, &zero);
+
+	if (!cfg)
+		return XDP_PASS;
+	if ((void *)(ip + 1) <= end && eth->h_proto == bpf_htons(ETH_P_IP))
+		class = (ip->saddr & cfg->benign_mask) == cfg->benign_prefix ? 0 : 1;
+	struct count_value *v = bpf_map_lookup_elem(&counts, &class);
+
+	if (v) {
+		v->packets++;
+		v->bytes += end - data;
+	}
+	return cfg->drop ? XDP_DROP : XDP_PASS;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
