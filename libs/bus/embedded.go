@@ -1,0 +1,102 @@
+package bus
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+// Embedded is a NATS server inside this process, with JetStream on files.
+type Embedded struct {
+	srv *server.Server
+}
+
+const embeddedStart = 15 * time.Second // opening large streams after a hard stop takes seconds
+
+// StartEmbedded starts a server that stores under dir, which belongs to one server at a time. listen is the
+// "address:port" for other processes, in plain text without authentication, so use loopback; empty: none but this
+// process can connect. The server installs no signal handlers; ctx bounds the start only, Shutdown ends it.
+func StartEmbedded(ctx context.Context, dir, listen string) (*Embedded, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("embedded NATS: data directory: %w", err)
+	}
+	opts := &server.Options{
+		ServerName: "tidegate", JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, DontListen: true,
+		DisableJetStreamBanner: true, MaxPayload: 1 << 20, // as a separate server: a program runs the same on both
+	}
+	if listen != "" {
+		host, port, err := net.SplitHostPort(listen)
+		if err != nil {
+			return nil, fmt.Errorf("embedded NATS: listen address %q: %w", listen, err)
+		}
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("embedded NATS: listen address %q: port is not a number up to 65535", listen)
+		}
+		// The server exits the process when it cannot listen; ask first.
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
+		if err != nil {
+			return nil, fmt.Errorf("embedded NATS: cannot listen on %s, another program may use it: %w", listen, err)
+		}
+		if n == 0 {
+			n = uint64(l.Addr().(*net.TCPAddr).Port) //nolint:gosec // a port
+		}
+		if err := l.Close(); err != nil {
+			return nil, fmt.Errorf("embedded NATS: %w", err)
+		}
+		opts.DontListen, opts.Host, opts.Port = false, host, int(n) //nolint:gosec // 16 bits
+	}
+	srv, err := server.NewServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("embedded NATS: %w", err)
+	}
+	srv.SetLoggerV2(problems{}, false, false, false)
+	go srv.Start()
+	for deadline := time.Now().Add(embeddedStart); !srv.ReadyForConnections(100 * time.Millisecond); {
+		if err := ctx.Err(); err != nil || time.Now().After(deadline) {
+			srv.Shutdown()
+			return nil, fmt.Errorf("embedded NATS did not start within %s: is %s in use by another process or its disk full?", embeddedStart, dir)
+		}
+	}
+	if !srv.JetStreamEnabled() {
+		srv.Shutdown()
+		return nil, fmt.Errorf("embedded NATS: JetStream cannot use %s", dir)
+	}
+	return &Embedded{srv: srv}, nil
+}
+
+// Addr is the address others connect to, empty when the server does not listen.
+func (e *Embedded) Addr() string {
+	if a, ok := e.srv.Addr().(*net.TCPAddr); ok && a != nil {
+		return a.String()
+	}
+	return ""
+}
+
+// Shutdown stops the server after its stores are written and waits for it.
+func (e *Embedded) Shutdown() {
+	e.srv.Shutdown()
+	e.srv.WaitForShutdown()
+}
+
+// problems passes on what an operator must know and drops the rest.
+type problems struct{}
+
+func (problems) Noticef(string, ...any) {}
+func (problems) Debugf(string, ...any)  {}
+func (problems) Tracef(string, ...any)  {}
+func (problems) Warnf(format string, v ...any) {
+	slog.Warn("embedded NATS: " + fmt.Sprintf(format, v...))
+}
+func (problems) Errorf(format string, v ...any) {
+	slog.Error("embedded NATS: " + fmt.Sprintf(format, v...))
+}
+func (problems) Fatalf(format string, v ...any) {
+	slog.Error("embedded NATS: " + fmt.Sprintf(format, v...))
+}

@@ -1,0 +1,58 @@
+package bus
+
+import (
+	"net/url"
+	"strings"
+)
+
+// Streams and buckets.
+const (
+	StreamFlows  = "TG_FLOWS"
+	StreamEvents = "TG_EVENTS"
+	BucketRules  = "tg_rules"
+	BucketNodes  = "tg_nodes"
+)
+
+// Subject prefixes; the sensor or node follows. The version is that of the proto package.
+const (
+	SubjectFlows       = "tg.v1.flows."
+	SubjectAttack      = "tg.v1.attack."
+	SubjectVerdict     = "tg.v1.verdict."
+	SubjectEnforcement = "tg.v1.enforcement."
+	SubjectWindow      = "tg.v1.window."
+)
+
+// Subject patterns for ConsumeEvents.
+const (
+	AllAttacks      = SubjectAttack + ">"
+	AllVerdicts     = SubjectVerdict + ">"
+	AllEnforcements = SubjectEnforcement + ">"
+	AllWindows      = SubjectWindow + ">"
+)
+
+// Token makes a name usable as one token of a subject or key: everything but letters, digits, '-' and '_'
+// becomes '_', and an empty name "_".
+func Token(name string) string {
+	if name == "" {
+		return "_"
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
+			return r
+		}
+		return '_'
+	}, name)
+}
+
+// redact removes user names and passwords from a list of URLs.
+func redact(list string) string {
+	parts := strings.Split(list, ",")
+	for i, p := range parts {
+		if u, err := url.Parse(strings.TrimSpace(p)); err == nil && u.User != nil {
+			u.User = url.User("_")
+			parts[i] = u.String()
+		}
+	}
+	return strings.Join(parts, ",")
+}
