@@ -1,0 +1,162 @@
+// Package doctor checks whether this machine can do what Tidegate needs, and says what to change.
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
+)
+
+// Level is how bad a finding is.
+type Level string
+
+// Levels.
+const (
+	OK   Level = "ok"
+	Warn Level = "warn" // works, not at its best
+	Fail Level = "fail" // the main job cannot run
+)
+
+// Finding is one checked thing.
+type Finding struct {
+	Name   string `json:"name"`
+	Level  Level  `json:"level"`
+	Found  string `json:"found"`
+	Advice string `json:"advice,omitempty"` // what to do, empty when all is well
+}
+
+// Run checks the machine, and the interfaces named.
+func Run(bpffs string, ifaces []string) []Finding {
+	out := []Finding{kernel(), privileges(), bpf(), xskmap(), mount(bpffs), memlock(), jit()}
+	for _, name := range ifaces {
+		out = append(out, iface(name)...)
+	}
+	return out
+}
+
+func kernel() Finding {
+	f := Finding{Name: "kernel", Level: OK}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return Finding{"kernel", Warn, err.Error(), ""}
+	}
+	f.Found = unix.ByteSliceToString(u.Release[:]) + " " + runtime.GOARCH
+	var major, minor int
+	if _, err := fmt.Sscanf(f.Found, "%d.%d", &major, &minor); err == nil && (major < 5 || major == 5 && minor < 15) {
+		f.Level, f.Advice = Fail, "use Linux 5.15 or later"
+	}
+	return f
+}
+
+func privileges() Finding {
+	f := Finding{Name: "privileges", Level: OK, Found: "uid " + strconv.Itoa(os.Geteuid())}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return Finding{"privileges", Warn, err.Error(), ""}
+	}
+	has := func(c int) bool { return data[c/32].Effective>>(c%32)&1 == 1 }
+	var missing []string
+	for _, c := range []struct {
+		bit  int
+		name string
+	}{{unix.CAP_NET_ADMIN, "NET_ADMIN"}, {unix.CAP_NET_RAW, "NET_RAW"}, {unix.CAP_BPF, "BPF"}, {unix.CAP_PERFMON, "PERFMON"}} {
+		if !has(c.bit) && (c.bit < unix.CAP_PERFMON || !has(unix.CAP_SYS_ADMIN)) {
+			missing = append(missing, c.name)
+		}
+	}
+	if len(missing) > 0 {
+		f.Level, f.Found = Fail, "missing "+strings.Join(missing, ", ")
+		f.Advice = "run as root, or give the process these capabilities"
+	}
+	return f
+}
+
+func bpf() Finding {
+	if err := features.HaveProgramType(ebpf.XDP); err != nil {
+		return Finding{"xdp", Fail, err.Error(), "run as root on a kernel with CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS"}
+	}
+	return Finding{Name: "xdp", Level: OK, Found: "XDP programs load"}
+}
+
+func xskmap() Finding {
+	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		_ = unix.Close(fd)
+		return Finding{Name: "af_xdp", Level: OK, Found: "sockets open"}
+	}
+	advice := "use a kernel with CONFIG_XDP_SOCKETS"
+	if errors.Is(err, unix.EPERM) {
+		advice = "run as root or with NET_RAW"
+	}
+	return Finding{"af_xdp", Fail, err.Error(), advice}
+}
+
+func mount(dir string) Finding {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err == nil && s.Type == unix.BPF_FS_MAGIC {
+		return Finding{Name: "bpffs", Level: OK, Found: "mounted at " + dir}
+	}
+	return Finding{"bpffs", Warn, "not mounted at " + dir, "nothing if Tidegate runs as root (it mounts it); else: mount -t bpf bpf " + dir}
+}
+
+func memlock() Finding {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &l); err != nil {
+		return Finding{"locked memory", Warn, err.Error(), ""}
+	}
+	f := Finding{Name: "locked memory", Level: OK, Found: "unlimited"}
+	if l.Cur != unix.RLIM_INFINITY {
+		f.Found = fmt.Sprintf("limit %d KiB", l.Cur/1024)
+		if os.Geteuid() != 0 && l.Cur < 64<<20 {
+			f.Level, f.Advice = Warn, "raise it (LimitMEMLOCK=infinity) or give the process IPC_LOCK, else frame memory may not register"
+		}
+	}
+	return f
+}
+
+func jit() Finding {
+	b, err := os.ReadFile("/proc/sys/net/core/bpf_jit_enable")
+	if err != nil {
+		return Finding{Name: "bpf jit", Level: OK, Found: "always on"}
+	}
+	if strings.TrimSpace(string(b)) == "0" {
+		return Finding{"bpf jit", Warn, "off", "sysctl net.core.bpf_jit_enable=1: the interpreter is several times slower"}
+	}
+	return Finding{Name: "bpf jit", Level: OK, Found: "on"}
+}
+
+func iface(name string) []Finding {
+	label := "interface " + name
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return []Finding{{label, Fail, "not found", "name an interface of `ip link` in this network namespace"}}
+	}
+	out := []Finding{{Name: label, Level: OK, Found: fmt.Sprintf("index %d, MTU %d, %s", i.Index, i.MTU, i.Flags)}}
+	if i.Flags&net.FlagUp == 0 {
+		out[0].Level, out[0].Advice = Fail, "ip link set "+name+" up"
+	}
+	if i.MTU > 3498 {
+		out = append(out, Finding{label + " mtu", Warn, strconv.Itoa(i.MTU), "native XDP takes one page a frame on most drivers: set the MTU to 3,498 or less"})
+	}
+	queues, _ := filepath.Glob("/sys/class/net/" + name + "/queues/rx-*")
+	driver := "virtual"
+	if l, err := os.Readlink("/sys/class/net/" + name + "/device/driver"); err == nil {
+		driver = filepath.Base(l)
+	}
+	f := Finding{Name: label + " queues", Level: OK, Found: fmt.Sprintf("%d rx, driver %s", len(queues), driver)}
+	if len(queues) > runtime.NumCPU() {
+		f.Level = Warn
+		f.Advice = fmt.Sprintf("each queue is read by a thread of its own: ethtool -L %s combined %d", name, runtime.NumCPU())
+	}
+	return append(out, f)
+}

@@ -1,0 +1,190 @@
+// Package pki makes the certificates with which services know each other when no other authority is there.
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+const (
+	caLife   = 10 * 365 * 24 * time.Hour
+	leafLife = 397 * 24 * time.Hour // what clients accept at most
+	renewAt  = 30 * 24 * time.Hour
+)
+
+// Services are the names that get a certificate each.
+var Services = []string{"ingest", "classify", "enforce", "persist", "gateway", "nats", "tidegate"}
+
+// Made says what Ensure did to one file.
+type Made struct {
+	File    string
+	Expires time.Time
+	New     bool
+}
+
+// Ensure makes, in dir, a local authority (ca.pem, ca-key.pem) and a certificate and key for each service
+// (NAME.pem, NAME-key.pem) for the names and addresses in hosts. What is there and stays valid for 30 days
+// is kept, so it may be run again at any time; with force the services' certificates are made anew.
+// Keys are readable by the owner only.
+func Ensure(dir string, hosts []string, force bool) ([]Made, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the certificate folder: %w", err)
+	}
+	var out []Made
+	ca, caKey, made, err := authority(dir)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, made)
+	for _, name := range Services {
+		made, err := leaf(dir, name, hosts, ca, caKey, force)
+		if err != nil {
+			return out, err
+		}
+		out = append(out, made)
+	}
+	return out, nil
+}
+
+func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, Made, error) {
+	file := filepath.Join(dir, "ca.pem")
+	cert, key, err := load(file, filepath.Join(dir, "ca-key.pem"))
+	if err == nil {
+		if time.Until(cert.NotAfter) < renewAt {
+			return nil, nil, Made{}, fmt.Errorf("%s expires %s: move it away, run `tidegate certs` again and restart the services", file, cert.NotAfter.Format(time.DateOnly))
+		}
+		return cert, key, Made{File: file, Expires: cert.NotAfter}, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, Made{}, err
+	}
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, nil, Made{}, fmt.Errorf("make the authority's key: %w", err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Tidegate local authority"},
+		NotBefore: time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(caLife),
+		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	cert, err = write(file, filepath.Join(dir, "ca-key.pem"), tmpl, tmpl, key, key)
+	return cert, key, Made{File: file, Expires: tmpl.NotAfter, New: true}, err
+}
+
+func leaf(dir, name string, hosts []string, ca *x509.Certificate, caKey *ecdsa.PrivateKey, force bool) (Made, error) {
+	file, keyFile := filepath.Join(dir, name+".pem"), filepath.Join(dir, name+"-key.pem")
+	cert, _, err := load(file, keyFile)
+	if err == nil && !force && time.Until(cert.NotAfter) >= renewAt && cert.CheckSignatureFrom(ca) == nil && covers(cert, hosts) {
+		return Made{File: file, Expires: cert.NotAfter}, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Made{}, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return Made{}, fmt.Errorf("make the key of %s: %w", name, err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name, "localhost"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		NotBefore:   time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(leafLife),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
+		} else {
+			tmpl.DNSNames = append(tmpl.DNSNames, h)
+		}
+	}
+	_, err = write(file, keyFile, tmpl, ca, key, caKey)
+	return Made{File: file, Expires: tmpl.NotAfter, New: true}, err
+}
+
+func covers(cert *x509.Certificate, hosts []string) bool {
+	for _, h := range hosts {
+		if cert.VerifyHostname(h) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func serial() *big.Int {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return big.NewInt(time.Now().UnixNano())
+	}
+	return n
+}
+
+func write(file, keyFile string, tmpl, parent *x509.Certificate, key, signer *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, &key.PublicKey, signer)
+	if err != nil {
+		return nil, fmt.Errorf("sign %s: %w", file, err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", keyFile, err)
+	}
+	// The key first: a service that reloads on a new certificate then finds its key.
+	if err := replace(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
+		return nil, err
+	}
+	if err := replace(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// replace writes a file so that a reader sees the old or the new content, nothing between.
+func replace(file string, content []byte, mode os.FileMode) error {
+	tmp := file + ".new"
+	if err := os.WriteFile(tmp, content, mode); err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	if err := os.Rename(tmp, file); err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	return nil
+}
+
+func load(file, keyFile string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the certificate: %w", err)
+	}
+	kb, err := os.ReadFile(keyFile)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the key of %s: %w", file, err)
+	}
+	block, _ := pem.Decode(b)
+	keyBlock, _ := pem.Decode(kb)
+	if block == nil || keyBlock == nil {
+		return nil, nil, fmt.Errorf("%s or its key is not PEM: move both away and run `tidegate certs` again", file)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(keyBlock.Bytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", keyFile, err)
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, nil, fmt.Errorf("%s is not an ECDSA key: move it away and run `tidegate certs` again", keyFile)
+	}
+	return cert, ec, nil
+}

@@ -1,0 +1,76 @@
+package pki
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestEnsure(t *testing.T) {
+	dir := t.TempDir()
+	first, err := Ensure(dir, []string{"gate.example.net", "192.0.2.7"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(first) != 1+len(Services) {
+		t.Fatalf("made %d files, want %d", len(first), 1+len(Services))
+	}
+	for _, m := range first {
+		if !m.New {
+			t.Errorf("%s is not new in an empty folder", m.File)
+		}
+	}
+	caPEM, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(caPEM)
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "classify.pem"), filepath.Join(dir, "classify-key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(pair.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"classify", "localhost", "127.0.0.1", "gate.example.net", "192.0.2.7"} {
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: name}); err != nil {
+			t.Errorf("the certificate does not stand for %s: %v", name, err)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(dir, "classify-key.pem")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("key mode %v, error %v: want 0600", info.Mode(), err)
+	}
+
+	again, err := Ensure(dir, []string{"gate.example.net"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range again {
+		if m.New {
+			t.Errorf("%s was made again though it is valid", m.File)
+		}
+	}
+	more, err := Ensure(dir, []string{"other.example.net"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if more[0].New || !more[1].New {
+		t.Errorf("a new host name must keep the authority and renew the certificates: %+v", more[:2])
+	}
+}
+
+func TestEnsureDamaged(t *testing.T) {
+	dir := t.TempDir()
+	for _, f := range []string{"ca.pem", "ca-key.pem"} {
+		if err := os.WriteFile(filepath.Join(dir, f), []byte("no PEM"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Ensure(dir, nil, false); err == nil {
+		t.Fatal("a damaged authority was replaced silently")
+	}
+}
