@@ -185,13 +185,14 @@ func (r *Reader) data(buf []byte, size uint32) ([]byte, error) {
 		return nil, fmt.Errorf("record of %d bytes, at most %d are accepted: %w", size, MaxRecord, ErrFormat)
 	}
 	n := int(size)
-	if buf == nil {
-		// Grown as the bytes arrive: a length that lies costs no more memory than the file has.
+	own := buf == nil
+	if own {
 		buf = r.own
 	}
 	buf = buf[:0]
 	for len(buf) < n {
 		if cap(buf) < n {
+			// Grown as the bytes arrive: a length that lies costs no more memory than the file has bytes.
 			grown := make([]byte, len(buf), min(n, max(2*cap(buf), 64<<10)))
 			copy(grown, buf)
 			buf = grown
@@ -202,7 +203,7 @@ func (r *Reader) data(buf []byte, size uint32) ([]byte, error) {
 			return nil, fmt.Errorf("record data: %w", early(err))
 		}
 	}
-	if cap(buf) > cap(r.own) {
+	if own {
 		r.own = buf
 	}
 	return buf, nil
