@@ -1,0 +1,80 @@
+package telemetry
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Check adds a readiness check under a name. f returns nil when ready, else an error whose text is one sentence for
+// the operator. It is called at every /readyz, from several goroutines, and should answer at once from known state.
+// A later check of the same name replaces the earlier.
+func (t *Telemetry) Check(name string, f func() error) {
+	t.core.mu.Lock()
+	defer t.core.mu.Unlock()
+	for i := range t.core.checks {
+		if t.core.checks[i].name == name {
+			t.core.checks[i].f = f
+			return
+		}
+	}
+	t.core.checks = append(t.core.checks, check{name, f})
+}
+
+// Ready runs all checks and returns one "name: sentence" for each that fails, in order of Check.
+func (t *Telemetry) Ready() []string {
+	t.core.mu.Lock()
+	checks := append([]check(nil), t.core.checks...)
+	t.core.mu.Unlock()
+	var failing []string
+	for _, c := range checks {
+		if err := c.f(); err != nil {
+			failing = append(failing, c.name+": "+err.Error())
+		}
+	}
+	return failing
+}
+
+// Handler serves /metrics, /healthz and /readyz, and /debug/pprof when the metrics address is a loopback one: profiles
+// show memory contents.
+func (t *Telemetry) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(t.Registry, promhttp.HandlerOpts{
+		Registry:          t.Registry,
+		EnableOpenMetrics: true,
+		ErrorHandling:     promhttp.ContinueOnError,
+	}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = fmt.Fprintln(w, "alive")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		failing := t.Ready()
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		if len(failing) == 0 {
+			_, _ = fmt.Fprintln(w, "ready")
+			return
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+		for _, sentence := range failing {
+			_, _ = fmt.Fprintln(w, sentence)
+		}
+	})
+	if loopback(t.Addr()) {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
+	return mux
+}
+
+func loopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
