@@ -1,0 +1,205 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+)
+
+// TLS names PEM files. All empty means plain text.
+//
+// A server needs Cert and Key; with CA it demands a client certificate signed by CA (mutual TLS). A client needs CA
+// to verify a server of a private authority, and Cert and Key when the server demands them. The files are read
+// again at the first handshake after any of them has changed; connections that exist live on. TLS 1.2 is the least.
+type TLS struct {
+	CA   string `name:"tls-ca" help:"PEM file of the certificate authority that signs the peers."`
+	Cert string `name:"tls-cert" help:"PEM file of the own certificate, chain included."`
+	Key  string `name:"tls-key" help:"PEM file of the own private key."`
+}
+
+// nextProtos is what gRPC requires both sides to negotiate by ALPN.
+var nextProtos = []string{"h2"}
+
+// identity is what the files held when last read.
+type identity struct {
+	cert *tls.Certificate // nil: none configured
+	pool *x509.CertPool   // nil: none configured
+}
+
+// store keeps the identity current. It may be used by several goroutines.
+type store struct {
+	t     *telemetry.Telemetry
+	files TLS
+
+	mu     sync.Mutex
+	stamps [3]stamp
+	now    identity
+}
+
+// stamp tells one version of a file from another. A rename over the file changes modification time or size as well.
+type stamp struct {
+	modified time.Time
+	size     int64
+}
+
+func openStore(t *telemetry.Telemetry, files TLS) (*store, error) {
+	if (files.Cert == "") != (files.Key == "") {
+		return nil, errors.New("TLS: certificate and key files belong together: set both or none")
+	}
+	s := &store{t: t, files: files}
+	stamps, err := files.stamps()
+	if err != nil {
+		return nil, err
+	}
+	if s.now, err = files.read(); err != nil {
+		return nil, err
+	}
+	s.stamps = stamps
+	return s, nil
+}
+
+// current gives the identity, read again if a file has changed. While the files are unreadable or do not fit together,
+// as between the writes of a rotation, the former identity stays; the error is counted as tls_reload and the next
+// handshake tries again.
+func (s *store) current() identity {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Stamps are taken before the content: a change between the two is seen at the next handshake.
+	stamps, err := s.files.stamps()
+	if err == nil && stamps == s.stamps {
+		return s.now
+	}
+	var next identity
+	if err == nil {
+		next, err = s.files.read()
+	}
+	if err != nil {
+		s.t.CountError("tls_reload")
+		s.t.Log.Warn("certificate files changed but cannot be used, the former ones stay", "error", err)
+		return s.now
+	}
+	s.now, s.stamps = next, stamps
+	s.t.Log.Info("certificates reloaded", "cert", s.files.Cert, "ca", s.files.CA)
+	return s.now
+}
+
+func (f *TLS) stamps() (all [3]stamp, err error) {
+	for i, path := range []string{f.CA, f.Cert, f.Key} {
+		if path == "" {
+			continue
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return all, fmt.Errorf("TLS: %w", err)
+		}
+		all[i] = stamp{info.ModTime(), info.Size()}
+	}
+	return all, nil
+}
+
+func (f *TLS) read() (identity, error) {
+	var id identity
+	if f.Cert != "" {
+		cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+		if err != nil {
+			return id, fmt.Errorf("TLS: load certificate %s with key %s: %w", f.Cert, f.Key, err)
+		}
+		id.cert = &cert
+	}
+	if f.CA != "" {
+		pem, err := os.ReadFile(f.CA)
+		if err != nil {
+			return id, fmt.Errorf("TLS: read authority: %w", err)
+		}
+		id.pool = x509.NewCertPool()
+		if !id.pool.AppendCertsFromPEM(pem) {
+			return id, fmt.Errorf("TLS: authority file %s holds no PEM certificate", f.CA)
+		}
+	}
+	return id, nil
+}
+
+// serverCredentials takes the identity anew for each handshake.
+func serverCredentials(t *telemetry.Telemetry, files TLS) (credentials.TransportCredentials, error) {
+	if files.Cert == "" {
+		return nil, errors.New("TLS: a server needs a certificate and a key file, not only an authority")
+	}
+	s, err := openStore(t, files)
+	if err != nil {
+		return nil, err
+	}
+	return credentials.NewTLS(&tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: nextProtos,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			id := s.current()
+			cfg := &tls.Config{
+				MinVersion:   tls.VersionTLS12,
+				NextProtos:   nextProtos,
+				Certificates: []tls.Certificate{*id.cert},
+				// Resumption would let a client of a replaced authority back in.
+				SessionTicketsDisabled: true,
+			}
+			if id.pool != nil {
+				cfg.ClientAuth = tls.RequireAndVerifyClientCert
+				cfg.ClientCAs = id.pool
+			}
+			return cfg, nil
+		},
+	}), nil
+}
+
+// clientCredentials wraps gRPC's own TLS credentials, whose authority pool is fixed once made.
+func clientCredentials(t *telemetry.Telemetry, files TLS) (credentials.TransportCredentials, error) {
+	s, err := openStore(t, files)
+	if err != nil {
+		return nil, err
+	}
+	return &reloading{store: s}, nil
+}
+
+type reloading struct {
+	store *store
+	name  string // set by OverrideServerName
+}
+
+func (r *reloading) fresh() credentials.TransportCredentials {
+	id := r.store.current()
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: nextProtos, ServerName: r.name, RootCAs: id.pool}
+	if id.cert != nil {
+		cfg.Certificates = []tls.Certificate{*id.cert}
+	}
+	return credentials.NewTLS(cfg)
+}
+
+func (r *reloading) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return r.fresh().ClientHandshake(ctx, authority, conn)
+}
+
+func (r *reloading) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("TLS: these credentials are a client's")
+}
+
+func (r *reloading) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls", ServerName: r.name}
+}
+
+func (r *reloading) Clone() credentials.TransportCredentials {
+	return &reloading{store: r.store, name: r.name}
+}
+
+// OverrideServerName is part of the interface, deprecated there.
+func (r *reloading) OverrideServerName(name string) error {
+	r.name = name
+	return nil
+}
