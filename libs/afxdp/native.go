@@ -1,0 +1,318 @@
+package afxdp
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// native is the backend with rings of our own.
+//
+// Frame memory: frames [0, Frames) belong to the receive half and wander fill ring → kernel → receive ring →
+// held → fill ring; frames [Frames, Frames+TxRing) belong to the transmit half and wander free → transmit
+// ring → kernel → completion ring → free. No frame changes sides, so the halves share no state.
+type native struct {
+	fd       int
+	umem     []byte
+	mask     uint64 // clears the offset within a frame
+	size     int    // of a frame
+	wakeup   bool   // need-wakeup was asked for
+	zeroCopy bool
+
+	fill ring[uint64]
+	rx   ring[unix.XDPDesc]
+	held []uint64 // received, not yet released
+
+	tx         ring[unix.XDPDesc]
+	completion ring[uint64]
+	spare      []uint64 // transmit frames that are free
+	kicks      int      // most calls one Flush makes
+}
+
+// xdpMaxTxSkbBudget is XDP_MAX_TX_SKB_BUDGET of linux/if_xdp.h (kernel 6.17): how many frames one call
+// transmits in copy mode; 32 without it.
+const xdpMaxTxSkbBudget = 9
+
+// copyBudget is the kernel's default number of frames a transmit call moves in copy mode.
+const copyBudget = 32
+
+// Socket options of busy polling (asm-generic/socket.h).
+const busyPollBudget = 64
+
+func openNative(cfg Config, ifindex int) (_ Socket, err error) {
+	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, explain("socket", err)
+	}
+	s := &native{fd: fd, size: cfg.FrameSize, mask: ^uint64(cfg.FrameSize - 1), wakeup: cfg.NeedWakeup} //nolint:gosec // a checked size
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if err = s.mapMemory(cfg); err != nil {
+		return nil, err
+	}
+	if err = s.mapRings(cfg); err != nil {
+		return nil, err
+	}
+	s.held = make([]uint64, 0, cfg.Frames)
+	s.spare = make([]uint64, 0, cfg.TxRing)
+	for i := range cfg.Frames {
+		s.held = append(s.held, uint64(i*cfg.FrameSize)) //nolint:gosec // within the mapping
+	}
+	for i := range cfg.TxRing {
+		s.spare = append(s.spare, uint64((cfg.Frames+i)*cfg.FrameSize)) //nolint:gosec // within the mapping
+	}
+	// The kernel must own frames before the first one arrives.
+	s.Release()
+
+	budget := copyBudget
+	if unix.SetsockoptInt(fd, unix.SOL_XDP, xdpMaxTxSkbBudget, cfg.TxRing) == nil {
+		budget = cfg.TxRing
+	}
+	s.kicks = cfg.TxRing/budget + 1
+	if cfg.BusyPoll > 0 {
+		if err = busyPoll(fd, cfg.BusyPoll); err != nil {
+			return nil, err
+		}
+	}
+	if err = s.bind(cfg, ifindex); err != nil {
+		return nil, err
+	}
+	if v, err := unix.GetsockoptInt(fd, unix.SOL_XDP, unix.XDP_OPTIONS); err == nil {
+		s.zeroCopy = v&unix.XDP_OPTIONS_ZEROCOPY != 0
+	}
+	return s, nil
+}
+
+func (s *native) mapMemory(cfg Config) error {
+	length := (cfg.Frames + cfg.TxRing) * cfg.FrameSize
+	m, err := unix.Mmap(-1, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return fmt.Errorf("map %d bytes of frame memory: %w", length, err)
+	}
+	s.umem = m
+	preferNode(m, cfg.Iface)
+	// Touched now, after the NUMA preference: not one page fault at a time in the hot loop.
+	if err := unix.Madvise(m, unix.MADV_POPULATE_WRITE); err != nil {
+		for i := 0; i < len(m); i += 4096 {
+			m[i] = 0
+		}
+	}
+	reg := unix.XDPUmemReg{
+		Addr: uint64(uintptr(unsafe.Pointer(&m[0]))), //nolint:gosec // address of a mapping, which does not move
+		Len:  uint64(length),                         //nolint:gosec // positive
+		Size: uint32(cfg.FrameSize),                  //nolint:gosec // checked
+	}
+	if err := setsockopt(s.fd, unix.XDP_UMEM_REG, unsafe.Pointer(&reg), unsafe.Sizeof(reg)); err != nil {
+		return explain("register frame memory", err)
+	}
+	return nil
+}
+
+func (s *native) mapRings(cfg Config) error {
+	for _, r := range []struct {
+		name         string
+		option, size int
+	}{
+		{"fill", unix.XDP_UMEM_FILL_RING, cfg.Frames},
+		{"completion", unix.XDP_UMEM_COMPLETION_RING, cfg.TxRing},
+		{"rx", unix.XDP_RX_RING, cfg.RxRing},
+		{"tx", unix.XDP_TX_RING, cfg.TxRing},
+	} {
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_XDP, r.option, r.size); err != nil {
+			return explain("create "+r.name+" ring", err)
+		}
+	}
+	var o unix.XDPMmapOffsets
+	if err := getsockopt(s.fd, unix.XDP_MMAP_OFFSETS, unsafe.Pointer(&o), unsafe.Sizeof(o)); err != nil {
+		return explain("read ring offsets", err)
+	}
+	var err error
+	if s.fill, err = mapRing[uint64](s.fd, unix.XDP_UMEM_PGOFF_FILL_RING, &o.Fr, cfg.Frames); err != nil {
+		return fmt.Errorf("map fill ring: %w", err)
+	}
+	if s.completion, err = mapRing[uint64](s.fd, unix.XDP_UMEM_PGOFF_COMPLETION_RING, &o.Cr, cfg.TxRing); err != nil {
+		return fmt.Errorf("map completion ring: %w", err)
+	}
+	if s.rx, err = mapRing[unix.XDPDesc](s.fd, unix.XDP_PGOFF_RX_RING, &o.Rx, cfg.RxRing); err != nil {
+		return fmt.Errorf("map rx ring: %w", err)
+	}
+	if s.tx, err = mapRing[unix.XDPDesc](s.fd, unix.XDP_PGOFF_TX_RING, &o.Tx, cfg.TxRing); err != nil {
+		return fmt.Errorf("map tx ring: %w", err)
+	}
+	return nil
+}
+
+// bind asks for zero-copy unless told otherwise: without a mode flag the kernel tries it and falls back.
+func (s *native) bind(cfg Config, ifindex int) error {
+	sa := unix.SockaddrXDP{Ifindex: uint32(ifindex), QueueID: uint32(cfg.Queue)} //nolint:gosec // both checked non-negative
+	switch cfg.ZeroCopy {
+	case ZeroCopyNever:
+		sa.Flags = unix.XDP_COPY
+	case ZeroCopyRequire:
+		sa.Flags = unix.XDP_ZEROCOPY
+	case ZeroCopyAuto:
+	}
+	if cfg.NeedWakeup {
+		sa.Flags |= unix.XDP_USE_NEED_WAKEUP
+	}
+	// A queue stays bound for a moment after its last socket is closed: the kernel frees it in the
+	// background.
+	var err error
+	for range 40 {
+		if err = unix.Bind(s.fd, &sa); !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err != nil {
+		return explainBind(err)
+	}
+	return nil
+}
+
+func (s *native) Receive(frames []Frame) int {
+	n := s.rx.available(uint32(len(frames))) //nolint:gosec // callers pass short slices
+	if n == 0 {
+		if s.wakeup && s.fill.needsWakeup() {
+			s.wakeReceive()
+		}
+		return 0
+	}
+	n = min(n, uint32(len(frames))) //nolint:gosec // as above
+	cons, mask := s.rx.cons, s.rx.mask
+	for i := range n {
+		d := &s.rx.entries[(cons+i)&mask]
+		s.held = append(s.held, d.Addr&s.mask)
+		frames[i].Data = s.umem[d.Addr : d.Addr+uint64(d.Len) : d.Addr+uint64(d.Len)]
+	}
+	s.rx.cons += n
+	s.rx.consume()
+	return int(n)
+}
+
+func (s *native) Release() {
+	n := uint32(len(s.held)) //nolint:gosec // at most Frames
+	if n == 0 {
+		return
+	}
+	// There are as many receive frames as fill entries, so this always has room.
+	s.fill.free(n)
+	prod, mask := s.fill.prod, s.fill.mask
+	for i, addr := range s.held {
+		s.fill.entries[(prod+uint32(i))&mask] = addr //nolint:gosec // as above
+	}
+	s.held = s.held[:0]
+	s.fill.prod += n
+	s.fill.publish()
+	if s.wakeup && s.fill.needsWakeup() {
+		s.wakeReceive()
+	}
+}
+
+// wakeReceive makes the driver look at the fill ring again. Errors say that the link is down or nothing
+// is there: Wait reports the former.
+func (s *native) wakeReceive() {
+	_, _, _ = unix.Syscall6(unix.SYS_RECVFROM, uintptr(s.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
+}
+
+func (s *native) Send(frames [][]byte) (int, error) {
+	want := uint32(len(frames)) //nolint:gosec // callers pass short slices
+	if uint32(len(s.spare)) < want {
+		s.reclaim()
+	}
+	room := min(s.tx.free(want), uint32(len(s.spare)), want) //nolint:gosec // spare has at most TxRing
+	var err error
+	n := uint32(0)
+	for ; n < room; n++ {
+		f := frames[n]
+		if len(f) > s.size {
+			err = fmt.Errorf("send %d bytes: %w (%d)", len(f), ErrFrameTooLarge, s.size)
+			break
+		}
+		last := len(s.spare) - 1
+		addr := s.spare[last]
+		s.spare = s.spare[:last]
+		copy(s.umem[addr:addr+uint64(s.size)], f)                                                         //nolint:gosec // a checked size
+		s.tx.entries[(s.tx.prod+n)&s.tx.mask] = unix.XDPDesc{Addr: addr, Len: uint32(len(f)), Options: 0} //nolint:gosec // at most size
+	}
+	if n > 0 {
+		s.tx.prod += n
+		s.tx.publish()
+	}
+	return int(n), err
+}
+
+// reclaim takes transmitted frames from the completion ring.
+func (s *native) reclaim() {
+	n := s.completion.available(s.completion.mask + 1)
+	if n == 0 {
+		return
+	}
+	cons, mask := s.completion.cons, s.completion.mask
+	for i := range n {
+		s.spare = append(s.spare, s.completion.entries[(cons+i)&mask])
+	}
+	s.completion.cons += n
+	s.completion.consume()
+}
+
+func (s *native) Flush() error {
+	if s.wakeup && !s.tx.needsWakeup() {
+		s.reclaim()
+		return nil
+	}
+	// In copy mode one call moves a limited number of frames and says EAGAIN while more wait.
+	for range s.kicks {
+		if atomic.LoadUint32(s.tx.consumer) == s.tx.prod {
+			break
+		}
+		_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(s.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
+		if errno == 0 || errno == unix.EAGAIN || errno == unix.EINTR {
+			continue
+		}
+		s.reclaim()
+		// EBUSY: the driver's queue is full; ENOBUFS: no memory for it now. The frames stay in the ring.
+		if errno == unix.EBUSY || errno == unix.ENOBUFS {
+			return nil
+		}
+		return fmt.Errorf("transmit on AF_XDP socket: %w", errno)
+	}
+	s.reclaim()
+	return nil
+}
+
+func (s *native) Wait(timeout time.Duration) (bool, error) {
+	if s.rx.available(1) > 0 {
+		return true, nil
+	}
+	return waitReadable(s.fd, timeout)
+}
+
+func (s *native) Stats() (Stats, error) { return readStats(s.fd) }
+func (s *native) FD() int               { return s.fd }
+func (s *native) ZeroCopy() bool        { return s.zeroCopy }
+
+func (s *native) Close() error {
+	if s.fd < 0 {
+		return nil
+	}
+	// The mappings hold the socket too: the queue is free only after all of them are gone.
+	errs := []error{s.fill.unmap(), s.completion.unmap(), s.rx.unmap(), s.tx.unmap(), unix.Close(s.fd)}
+	s.fd = -1
+	if s.umem != nil {
+		errs = append(errs, unix.Munmap(s.umem))
+		s.umem = nil
+	}
+	s.held, s.spare = nil, nil
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close AF_XDP socket: %w", err)
+	}
+	return nil
+}
