@@ -101,6 +101,14 @@ func (b *Bus) publishEvent(ctx context.Context, subject, id, traceparent string,
 	}
 }
 
+// Raw stores bytes under a subject of the streams, without a message id: for tools and tests.
+func (b *Bus) Raw(ctx context.Context, subject string, data []byte) error {
+	if _, err := b.js.Publish(ctx, subject, data); err != nil {
+		return fmt.Errorf("publish %s: %w", subject, unavailable(err))
+	}
+	return nil
+}
+
 // store is one attempt, acknowledged.
 func (b *Bus) store(ctx context.Context, subject, id, traceparent string, data []byte) error {
 	m := &nats.Msg{Subject: subject, Data: data, Header: nats.Header{jetstream.MsgIDHeader: []string{id}}}
