@@ -42,6 +42,9 @@ func oracle(link int, frame []byte) (s seen, ok bool) {
 	}
 	p := gopacket.NewPacket(frame, first, gopacket.DecodeOptions{Lazy: true, NoCopy: true})
 	all := p.Layers()
+	if p.ErrorLayer() != nil && p.TransportLayer() == nil {
+		return s, false
+	}
 	found := false
 	for i, l := range all {
 		switch l := l.(type) {
@@ -54,6 +57,9 @@ func oracle(link int, frame []byte) (s seen, ok bool) {
 		case *layers.IPv4:
 			if found {
 				return s, false
+			}
+			if l.Version != 4 {
+				return s, false // not looked at by gopacket
 			}
 			found = true
 			s.src, s.dst = addr(l.SrcIP), addr(l.DstIP)
@@ -75,6 +81,9 @@ func oracle(link int, frame []byte) (s seen, ok bool) {
 		case *layers.IPv6Fragment:
 			return s, false
 		case *layers.TCP:
+			if l.DataOffset < 5 || int(l.DataOffset)*4 > len(l.Contents) {
+				return s, false // gopacket keeps the ports of a header it could not read
+			}
 			s.proto = ProtoTCP
 			s.sport, s.dport = uint16(l.SrcPort), uint16(l.DstPort)
 			s.payload = len(l.Payload)
