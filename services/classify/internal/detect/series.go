@@ -1,0 +1,216 @@
+package detect
+
+import (
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/sketch"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
+
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+)
+
+// Slot is the length of a window; Slots of them are the second that detectors judge.
+const (
+	Slot  = 100 * time.Millisecond
+	Slots = 10
+)
+
+// Sums are a destination's counters over some slots, all sensors together.
+type Sums struct {
+	Packets, Bytes            uint64
+	TCP, UDP, ICMP            uint64
+	SYN, Handshakes           uint64
+	Fragments                 uint64
+	DNS, DNSBytes             uint64 // unsolicited answers from port 53
+	NTP, NTPBytes, NTPMonlist uint64 // unsolicited packets from port 123
+	Reflected                 uint64 // unsolicited packets from any reflector port
+	Sources                   float64
+	// Of the header samples taken in these slots:
+	Samples Shares
+}
+
+// Shares say what the samples are, because counters do not tell it. Counts of samples.
+type Shares struct {
+	SYN, SYNScan     uint32 // SYN; of them, those of a lone source that walks over ports
+	UDP, UDPGood     uint32 // UDP; of them, those of peers that the destination talks with
+	ICMP, ICMPFlood  uint32 // ICMP; of them, echo requests and unreachables
+	Length, UDPBytes uint64 // IP bytes of all samples, and of the UDP ones
+}
+
+func (a *Shares) add(b *Shares) {
+	a.SYN += b.SYN
+	a.SYNScan += b.SYNScan
+	a.UDP += b.UDP
+	a.UDPGood += b.UDPGood
+	a.ICMP += b.ICMP
+	a.ICMPFlood += b.ICMPFlood
+	a.Length += b.Length
+	a.UDPBytes += b.UDPBytes
+}
+
+// ratio is part of whole, or def when nothing was sampled.
+func ratio(part, whole uint32, def float64) float64 {
+	if whole == 0 {
+		return def
+	}
+	return float64(part) / float64(whole)
+}
+
+// add adds o's counters; Sources is not a counter.
+func (s *Sums) add(o *Sums) {
+	s.Packets += o.Packets
+	s.Bytes += o.Bytes
+	s.TCP += o.TCP
+	s.UDP += o.UDP
+	s.ICMP += o.ICMP
+	s.SYN += o.SYN
+	s.Handshakes += o.Handshakes
+	s.Fragments += o.Fragments
+	s.DNS += o.DNS
+	s.DNSBytes += o.DNSBytes
+	s.NTP += o.NTP
+	s.NTPBytes += o.NTPBytes
+	s.NTPMonlist += o.NTPMonlist
+	s.Reflected += o.Reflected
+	s.Samples.add(&o.Samples)
+}
+
+// FromTarget reads the counters of a window's target.
+func FromTarget(t *flowv1.Target) Sums {
+	c := t.GetCounters()
+	s := Sums{
+		Packets: c.GetPackets(), Bytes: c.GetBytes(), TCP: c.GetTcp(), UDP: c.GetUdp(), ICMP: c.GetIcmp(),
+		SYN: c.GetSyn(), Handshakes: c.GetHandshakes(), Fragments: c.GetFragments(),
+	}
+	for _, r := range t.GetReflectors() {
+		s.Reflected += r.GetPackets()
+		switch r.GetPort() {
+		case 53:
+			s.DNS += r.GetMarked()
+			if r.GetPackets() > 0 {
+				s.DNSBytes += scaled(r.GetBytes(), float64(r.GetMarked())/float64(r.GetPackets()))
+			}
+		case 123:
+			s.NTP += r.GetPackets()
+			s.NTPBytes += r.GetBytes()
+			s.NTPMonlist += r.GetMarked()
+		}
+	}
+	return s
+}
+
+// CountSamples says what kinds the samples are of; good tells peers of the destination.
+func CountSamples(samples []header.Facts, good func(f *header.Facts) bool) Shares {
+	var c Shares
+	var syn []*header.Facts
+	for i := range samples {
+		f := &samples[i]
+		c.Length += uint64(f.Length)
+		switch {
+		case isSYN(f):
+			c.SYN++
+			syn = append(syn, f)
+		case f.Protocol == 17:
+			c.UDP++
+			c.UDPBytes += uint64(f.Length)
+			if good(f) {
+				c.UDPGood++
+			}
+		case f.Protocol == 1 || f.Protocol == 58:
+			c.ICMP++
+			if isICMPFlood(f) {
+				c.ICMPFlood++
+			}
+		}
+	}
+	c.SYNScan = loneScanner(syn)
+	return c
+}
+
+// loneScanner returns how many of the SYN samples come from one source that makes nearly all of them and
+// walks over ports: that is a port scan, however fast.
+func loneScanner(syn []*header.Facts) uint32 {
+	if len(syn) < 4 {
+		return 0
+	}
+	counts := make(map[[16]byte]int, len(syn))
+	var top [16]byte
+	for _, f := range syn {
+		counts[f.Src]++
+		if counts[f.Src] > counts[top] {
+			top = f.Src
+		}
+	}
+	ports := make(map[uint16]struct{}, len(syn))
+	for _, f := range syn {
+		if f.Src == top {
+			ports[f.DstPort] = struct{}{}
+		}
+	}
+	if n := counts[top]; n*10 >= len(syn)*9 && len(ports)*2 >= n {
+		return uint32(n) //nolint:gosec // at most the samples of a window
+	}
+	return 0
+}
+
+// Series is a destination's last second, in slots. The zero value is empty; one goroutine owns it.
+type Series struct {
+	slots   [Slots]Sums
+	sources [Slots]sketch.HLL
+	newest  int64 // slot number: Unix time over Slot
+}
+
+// Add puts a window's sums and source registers into the slot of its start. Windows of several sensors fall
+// into one slot. A window older than the second, as after a clock that was set back, starts the series anew.
+func (s *Series) Add(startNs int64, sums *Sums, registers []byte) {
+	n := startNs / int64(Slot)
+	switch {
+	case n > s.newest+Slots || n <= s.newest-Slots:
+		s.slots, s.sources, s.newest = [Slots]Sums{}, [Slots]sketch.HLL{}, n
+	case n > s.newest:
+		s.clear(n)
+	}
+	i := index(n)
+	s.slots[i].add(sums)
+	s.sources[i].Merge(registers)
+}
+
+// Advance moves the series to now, so that slots without traffic count as empty.
+func (s *Series) Advance(startNs int64) {
+	n := startNs / int64(Slot)
+	if n > s.newest+Slots {
+		s.slots, s.sources, s.newest = [Slots]Sums{}, [Slots]sketch.HLL{}, n
+	} else if n > s.newest {
+		s.clear(n)
+	}
+}
+
+func (s *Series) clear(n int64) {
+	for k := s.newest + 1; k <= n; k++ {
+		s.slots[index(k)] = Sums{}
+		s.sources[index(k)].Reset()
+	}
+	s.newest = n
+}
+
+func index(n int64) int { return int(((n % Slots) + Slots) % Slots) }
+
+// Sum adds up the newest k slots, 1 … Slots.
+func (s *Series) Sum(k int) Sums {
+	var out Sums
+	var h sketch.HLL
+	for d := range int64(min(k, Slots)) {
+		i := index(s.newest - d)
+		out.add(&s.slots[i])
+		h.Merge(s.sources[i][:])
+	}
+	out.Sources = h.Estimate()
+	return out
+}
+
+// Registers merges the sources of the newest k slots into h.
+func (s *Series) Registers(k int, h *sketch.HLL) {
+	for d := range int64(min(k, Slots)) {
+		h.Merge(s.sources[index(s.newest-d)][:])
+	}
+}

@@ -1,0 +1,33 @@
+package detect
+
+import (
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
+)
+
+// synFlood: syn − 2·handshakes ≥ SYN. A completed handshake pays for its own SYN and for one retransmission,
+// so a busy server stays below zero while SYNs that lead nowhere add up. SYNs of a lone source that walks
+// over ports are taken out: they are a port scan.
+var synFlood = Flood{
+	Type: SYNFlood,
+	Measure: func(s *Sums, t *Thresholds) Measure {
+		scan := ratio(s.Samples.SYNScan, s.Samples.SYN, 0)
+		syn := float64(s.SYN) * (1 - scan)
+		excess := max(0, syn-2*float64(s.Handshakes))
+		size := 60.0
+		if s.Packets > 0 {
+			size = min(size, float64(s.Bytes)/float64(s.Packets))
+		}
+		return Measure{
+			Level: excess / t.SYN, Packets: uint64(excess), Bytes: uint64(excess * size),
+			Features: map[string]float64{"syn": float64(s.SYN), "handshakes": float64(s.Handshakes), "excess_syn": excess,
+				"sources": s.Sources, "scan_share": scan},
+			Limits: map[string]float64{"excess_syn": t.SYN},
+		}
+	},
+	Kind: isSYN,
+}
+
+func isSYN(f *header.Facts) bool {
+	return f.Protocol == 6 && !f.Later && f.Flags&(policy.SYN|policy.ACK|policy.RST|policy.FIN) == policy.SYN
+}
