@@ -1,0 +1,160 @@
+package flowtable
+
+import (
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+)
+
+// Account counts an IP packet in its flow and appends what has to be told of it to out. payload is what follows
+// the transport header and is copied. port is the sensor's interface. Times are Unix ns.
+func (t *Table) Account(p *packet.Packet, payload []byte, nowNs int64, port uint8, out *flowv1.FlowBatch) Observation {
+	t.clock(nowNs)
+	k := p.Key()
+	tag := t.hash(&k)
+	i, e, reverse, ok := t.find(tag, &k)
+	if ok && e.state&(closing|handshake) == closing|handshake && p.Proto == packet.ProtoTCP &&
+		p.TCPFlags&(packet.FlagSYN|packet.FlagACK|packet.FlagRST) == packet.FlagSYN {
+		// The ports are used again after the connection was closed.
+		t.finish(i, e, endReason(e), out)
+		ok = false
+	}
+	o := Observation{Key: k}
+	d := 0
+	if ok {
+		o.ID, o.Key, o.Reverse = t.id(i, e), e.key, reverse
+		o.Solicited = reverse || e.state&answered != 0
+		if reverse {
+			d = 1
+		}
+		if e.state&opened == 0 {
+			t.open(i, e, out)
+		}
+		if nowNs > e.last {
+			e.last = nowNs
+		}
+	} else {
+		i, e, ok = t.begin(tag, &k, p, payload, nowNs, port, out, &o)
+		if !ok {
+			t.stats.Untracked++
+			o.Untracked = true
+			return o
+		}
+	}
+	e.packets[d]++
+	e.bytes[d] += uint64(p.IPLen)
+	if p.Proto == packet.ProtoTCP {
+		t.tcp(i, e, d, p, nowNs, len(payload) > 0, &o)
+	}
+	if d == 1 {
+		e.state |= answered
+	}
+	if len(payload) > 0 {
+		if p.Proto != packet.ProtoTCP || p.TCPFlags&packet.FlagSYN == 0 {
+			e.state |= data
+		}
+		if e.state&(doneFwd<<d) == 0 && !p.LaterFragment {
+			t.segment(i, e, d, p, payload, nowNs, out)
+		}
+	}
+	if p.Proto == packet.ProtoICMP && p.ICMPType == 3 && p.ICMPCode != 4 ||
+		p.Proto == packet.ProtoICMPv6 && p.ICMPType == 1 {
+		t.unreachable(p, payload, nowNs, &o)
+	}
+	return o
+}
+
+// begin makes the entry of a new flow.
+func (t *Table) begin(tag uint32, k *flow.Key, p *packet.Packet, payload []byte, nowNs int64, port uint8, out *flowv1.FlowBatch, o *Observation) (uint32, *entry, bool) {
+	i, e, ok := t.take(func(i uint32, e *entry) { t.finish(i, e, flowv1.EndReason_END_REASON_EVICTED, out) })
+	if !ok {
+		return 0, nil, false
+	}
+	if 2*(t.stats.Active+1) > uint64(len(t.index)) {
+		t.grow()
+	}
+	gen := e.gen + 1
+	if gen == 0 {
+		gen = 1
+	}
+	*e = entry{
+		key: *k, last: nowNs, tag: tag, state: used, first: nowNs, gen: gen,
+		update: nowNs + int64(t.cfg.Update), ttl: p.TTL, port: port,
+	}
+	t.insert(tag, i)
+	t.stats.Created++
+	t.stats.Active++
+	o.ID, o.New = t.id(i, e), true
+	o.Attempt, o.Invalid, o.OutOfState = kind(p, len(payload) > 0)
+	deadline := nowNs + int64(t.idle(e))
+	if o.Attempt {
+		e.state |= attempt
+		deadline = min(deadline, nowNs+int64(t.cfg.AnswerTimeout))
+	}
+	if o.Invalid {
+		e.state |= invalid
+	}
+	if p.Proto == packet.ProtoTCP && !o.OutOfState && !o.Invalid {
+		e.state |= syn
+	}
+	if t.cfg.Update > 0 {
+		deadline = min(deadline, e.update)
+	}
+	t.link(i, e, deadline)
+	return i, e, true
+}
+
+// tcp follows the handshake and the close.
+func (t *Table) tcp(i uint32, e *entry, d int, p *packet.Packet, nowNs int64, payload bool, o *Observation) {
+	f := p.TCPFlags
+	switch {
+	case f&packet.FlagSYN != 0 && e.state&(baseFwd<<d) == 0:
+		e.state |= baseFwd << d
+		t.streams(i)[d] = stream{base: p.Seq + 1}
+	case d == 0 && e.state&(syn|handshake) == syn && !o.New && f&(packet.FlagRST|packet.FlagSYN) == 0 &&
+		(f&packet.FlagACK != 0 || payload):
+		e.state |= handshake
+		o.Handshake = true
+	case d == 1 && f&packet.FlagRST != 0 && e.state&(attempt|handshake|failed|data) == attempt && e.flags[1]&packet.FlagSYN == 0:
+		t.fail(i, e, Refused, nowNs)
+		o.Failed, o.Failure = true, &t.failure
+	}
+	e.flags[d] |= f
+	if e.state&closing == 0 && (f&packet.FlagRST != 0 || f&packet.FlagFIN != 0 &&
+		(e.flags[1-d]&packet.FlagFIN != 0 || e.packets[1-d] == 0)) {
+		e.state |= closing
+		t.unlink(e)
+		t.link(i, e, t.deadline(e))
+	}
+}
+
+// fail fills in t.failure and marks the attempt as reported.
+func (t *Table) fail(i uint32, e *entry, r FailureReason, nowNs int64) {
+	e.state |= failed
+	t.failure = Failure{
+		ID: t.id(i, e), Key: e.key, FirstNs: e.first, AtNs: nowNs, TCPFlags: e.flags[0],
+		Invalid: e.state&invalid != 0, Reason: r,
+	}
+}
+
+// Meter adds what the kernel forwarded of a flow in k's direction. ok is false when the table has no such flow.
+func (t *Table) Meter(k flow.Key, packets, bytes uint64, lastNs int64) (Observation, bool) {
+	i, e, reverse, ok := t.find(t.hash(&k), &k)
+	if !ok {
+		return Observation{Key: k}, false
+	}
+	o := Observation{ID: t.id(i, e), Key: e.key, Reverse: reverse, Solicited: reverse || e.state&answered != 0}
+	d := 0
+	if reverse {
+		d = 1
+		e.state |= answered
+	}
+	// The open, if it was not sent yet, is left out: ends are complete in themselves.
+	e.state |= opened
+	e.packets[d] += packets
+	e.bytes[d] += bytes
+	if lastNs > e.last {
+		e.last = lastNs
+	}
+	return o, true
+}

@@ -1,0 +1,240 @@
+package flowtable
+
+import (
+	"encoding/binary"
+	"math/bits"
+
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/sketch"
+)
+
+// Bits of entry.state.
+const (
+	used      = 1 << iota
+	opened    // its open record was sent
+	attempt   // see Observation.Attempt
+	syn       // begun by a plain SYN
+	handshake // completed
+	failed    // reported, or not to be reported any more
+	answered  // a packet came from the other side
+	data      // payload was seen, other than in a SYN
+	closing   // RST or both FIN seen
+	invalid   // see Observation.Invalid
+	doneFwd   // no more segments wanted
+	doneRev
+	baseFwd // the stream's first sequence number is known
+	baseRev
+)
+
+// entry is one flow in two cache lines: what every packet reads, then what it counts.
+type entry struct {
+	key        flow.Key
+	last       int64
+	tag        uint32 // low half of the hash, the index's home position
+	state      uint16
+	flags      [2]uint8
+	next, prev uint32 // wheel list or free list, entry number + 1, 0 = none
+
+	packets     [2]uint64
+	bytes       [2]uint64
+	first       int64 // of this part
+	gen         uint32
+	part        uint16
+	slot        uint16 // wheel slot
+	update      int64  // when the next update is due
+	sentPackets [2]uint8
+	sentBytes   [2]uint16
+	ttl, port   uint8 // of the first packet
+}
+
+const (
+	chunkBits = 12
+	chunkSize = 1 << chunkBits
+)
+
+type chunk struct {
+	entries [chunkSize]entry
+	streams [chunkSize][2]stream
+}
+
+// Table holds the flows of one queue.
+type Table struct {
+	cfg   Config
+	queue uint64
+	k     [4]uint64
+
+	// index is an open-addressing hash table with linear probing: tag in the high half, entry number + 1 in
+	// the low half, 0 = empty. At most half of it is in use.
+	index []uint64
+	mask  uint32
+
+	chunks []*chunk
+	high   uint32 // entries ever used
+	free   uint32 // list of entries given back
+	hand   uint32 // where the search for an eviction goes on
+
+	flushed uint32 // where Flush goes on
+
+	now   int64
+	wheel wheel
+	sums  summaries
+
+	interval int64 // number of the current 100 ms
+	exported int   // one-packet flows exported one by one in it
+	sent     int   // payload bytes sent in it
+
+	failure Failure
+	stats   Stats
+}
+
+// New returns an empty table. queue is in the top byte of every flow id, so that tables with different numbers
+// never give the same id.
+func New(cfg Config, queue uint8) *Table {
+	cfg.normalise()
+	t := &Table{cfg: cfg, queue: uint64(queue) << 56}
+	for i := range t.k {
+		t.k[i] = sketch.Mix(cfg.Seed+uint64(i+1)*0x9e3779b97f4a7c15) | 1 //nolint:gosec // i is small
+	}
+	size := 1 << bits.Len(uint(2*cfg.InitialFlows-1)) //nolint:gosec // positive after normalise
+	t.index = make([]uint64, size)
+	t.mask = uint32(size - 1) //nolint:gosec // at most 2^26
+	t.sums.init()
+	return t
+}
+
+// Stats returns the counts.
+func (t *Table) Stats() Stats { return t.stats }
+
+func (t *Table) entry(i uint32) *entry { return &t.chunks[i>>chunkBits].entries[i&(chunkSize-1)] }
+
+func (t *Table) streams(i uint32) *[2]stream { return &t.chunks[i>>chunkBits].streams[i&(chunkSize-1)] }
+
+// id numbers a flow: queue, generation of the entry, entry.
+func (t *Table) id(i uint32, e *entry) uint64 { return t.queue | uint64(e.gen)<<24 | uint64(i) }
+
+func fold(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	return hi ^ lo
+}
+
+// hash is the same for both directions: the two ends are hashed alike and added.
+func (t *Table) hash(k *flow.Key) uint32 {
+	s := fold(binary.LittleEndian.Uint64(k.Src[:8])^t.k[0]^uint64(k.SrcPort)<<17, binary.LittleEndian.Uint64(k.Src[8:])^t.k[1])
+	d := fold(binary.LittleEndian.Uint64(k.Dst[:8])^t.k[0]^uint64(k.DstPort)<<17, binary.LittleEndian.Uint64(k.Dst[8:])^t.k[1])
+	return uint32(fold(s+d^t.k[2], uint64(k.Protocol)|uint64(k.VLAN)<<8^t.k[3])) //nolint:gosec // the low half is wanted
+}
+
+// find returns the entry number of k's flow and whether k is its reverse.
+func (t *Table) find(tag uint32, k *flow.Key) (i uint32, e *entry, reverse, ok bool) {
+	for pos := tag & t.mask; ; pos = (pos + 1) & t.mask {
+		s := t.index[pos]
+		if s == 0 {
+			return 0, nil, false, false
+		}
+		if uint32(s>>32) != tag { //nolint:gosec // the high half is wanted
+			continue
+		}
+		i = uint32(s) - 1 //nolint:gosec // the low half is wanted
+		e = t.entry(i)
+		if e.key.Protocol != k.Protocol || e.key.VLAN != k.VLAN {
+			continue
+		}
+		if e.key.SrcPort == k.SrcPort && e.key.DstPort == k.DstPort && e.key.Src == k.Src && e.key.Dst == k.Dst {
+			return i, e, false, true
+		}
+		if e.key.SrcPort == k.DstPort && e.key.DstPort == k.SrcPort && e.key.Src == k.Dst && e.key.Dst == k.Src {
+			return i, e, true, true
+		}
+	}
+}
+
+// insert puts an entry into the index.
+func (t *Table) insert(tag, i uint32) {
+	pos := tag & t.mask
+	for t.index[pos] != 0 {
+		pos = (pos + 1) & t.mask
+	}
+	t.index[pos] = uint64(tag)<<32 | uint64(i+1)
+}
+
+// remove takes an entry out of the index and closes the gap, so that no tombstones build up.
+func (t *Table) remove(tag, i uint32) {
+	pos := tag & t.mask
+	for uint32(t.index[pos]) != i+1 { //nolint:gosec // the low half is wanted
+		pos = (pos + 1) & t.mask
+	}
+	for gap := pos; ; {
+		pos = (pos + 1) & t.mask
+		s := t.index[pos]
+		if s == 0 {
+			t.index[gap] = 0
+			return
+		}
+		home := uint32(s>>32) & t.mask //nolint:gosec // the high half is wanted
+		if (pos-home)&t.mask >= (pos-gap)&t.mask {
+			t.index[gap] = s
+			gap = pos
+		}
+	}
+}
+
+// grow doubles the index.
+func (t *Table) grow() {
+	old := t.index
+	t.index = make([]uint64, 2*len(old))
+	t.mask = uint32(len(t.index) - 1) //nolint:gosec // at most 2^26
+	for _, s := range old {
+		if s != 0 {
+			t.insert(uint32(s>>32), uint32(s)-1) //nolint:gosec // the halves are wanted
+		}
+	}
+}
+
+// take returns a free entry, evicting one if need be; ok is false when none may be evicted.
+func (t *Table) take(evicted func(i uint32, e *entry)) (i uint32, e *entry, ok bool) {
+	if t.free != 0 {
+		i = t.free - 1
+		e = t.entry(i)
+		t.free = e.next
+		e.next = 0
+		return i, e, true
+	}
+	if int(t.high) < t.cfg.MaxFlows {
+		if int(t.high)>>chunkBits == len(t.chunks) {
+			t.chunks = append(t.chunks, new(chunk))
+		}
+		i = t.high
+		t.high++
+		return i, t.entry(i), true
+	}
+	// Flows that went past their first packet are worth more than those that never did.
+	for range 16 {
+		i = t.hand
+		if t.hand++; t.hand == t.high {
+			t.hand = 0
+		}
+		if e = t.entry(i); e.state&used != 0 && e.part == 0 && e.packets[0]+e.packets[1] == 1 {
+			evicted(i, e)
+			i = t.free - 1
+			t.free = e.next
+			e.next = 0
+			return i, e, true
+		}
+	}
+	return 0, nil, false
+}
+
+// Enough says that a flow's label is final: no more payload is sent. It returns the flow's key in the direction
+// of its first packet; ok is false when the flow is no longer there.
+func (t *Table) Enough(id uint64) (k flow.Key, ok bool) {
+	i := uint32(id & 0xFFFFFF) //nolint:gosec // masked
+	if id>>56<<56 != t.queue || i >= t.high {
+		return flow.Key{}, false
+	}
+	e := t.entry(i)
+	if e.state&used == 0 || t.id(i, e) != id {
+		return flow.Key{}, false
+	}
+	e.state |= doneFwd | doneRev
+	return e.key, true
+}
