@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pin keeps the calling goroutine on one CPU until the returned function runs; where the CPU is missing it
+// Pin keeps the calling goroutine on one CPU until the returned function runs; where the CPU is missing it
 // only locks the thread.
-func pin(t testing.TB, cpu int) func() {
+func Pin(t testing.TB, cpu int) func() {
 	t.Helper()
 	runtime.LockOSThread()
 	var before, one unix.CPUSet

@@ -30,6 +30,7 @@ type Link struct {
 	Near string
 	peer int // AF_PACKET socket in the far namespace
 	far  int // ifindex of the far end
+	ns   *netlab.NS
 	xsks *ebpf.Map
 }
 
@@ -51,7 +52,7 @@ func NewLink(t testing.TB, queues int) *Link {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &Link{Near: netlab.Ifname("tgx", "n"), peer: -1}
+	l := &Link{Near: netlab.Ifname("tgx", "n"), peer: -1, ns: ns}
 	if err := lab.Veth(netlab.End{Name: l.Near}, netlab.End{NS: ns, Name: "far"}, queues); err != nil {
 		t.Fatal(err)
 	}

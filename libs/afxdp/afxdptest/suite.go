@@ -419,7 +419,7 @@ func queues(t *testing.T, l *Link, cfg afxdp.Config) {
 	frames := make([]afxdp.Frame, 64)
 	for q := range sockets {
 		// The peer's frames arrive on the queue of the CPU they were sent on.
-		unpin := pin(t, q)
+		unpin := Pin(t, q)
 		if err := l.Inject(Frame(buf[:], q, 100)); err != nil {
 			t.Fatal(err)
 		}
