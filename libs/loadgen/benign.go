@@ -163,6 +163,9 @@ func (c *Client) SetMark() *Mark {
 	return m
 }
 
+// ClearMark ends the count: connections begun later are not in it.
+func (c *Client) ClearMark() { c.marked.Store(nil) }
+
 // Run makes connections until ctx ends and then waits for those under way.
 func (c *Client) Run(ctx context.Context) error {
 	var wg sync.WaitGroup

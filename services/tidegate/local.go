@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/services/tidegate/internal/doctor"
+	"github.com/tidegate-mesh/tidegate/services/tidegate/internal/pki"
+)
+
+type certsCmd struct {
+	Dir   string   `help:"folder of the certificates" default:"/etc/tidegate/certs" type:"path"`
+	Hosts []string `name:"host" help:"further host name or address that the services are reached by; repeat or separate by commas"`
+	Renew bool     `help:"make the services' certificates anew though they are valid"`
+	JSON  bool     `help:"print one JSON object a line"`
+}
+
+func (c *certsCmd) Run() error {
+	made, err := pki.Ensure(c.Dir, c.Hosts, c.Renew)
+	for _, m := range made {
+		if c.JSON {
+			if err := printJSON(os.Stdout, map[string]any{"file": m.File, "expires": m.Expires.UTC(), "new": m.New}); err != nil {
+				return err
+			}
+			continue
+		}
+		what := "kept"
+		if m.New {
+			what = "made"
+		}
+		fmt.Printf("%s %s (expires %s)\n", what, m.File, m.Expires.Format(time.DateOnly))
+	}
+	return err
+}
+
+type doctorCmd struct {
+	Ifaces []string `name:"iface" help:"interface to check; repeat or separate by commas"`
+	BPFFS  string   `name:"bpffs" help:"mount point of the BPF file system" default:"/sys/fs/bpf"`
+	JSON   bool     `help:"print one JSON object a line"`
+}
+
+func (c *doctorCmd) Run() error {
+	failed := 0
+	for _, f := range doctor.Run(c.BPFFS, c.Ifaces) {
+		if f.Level == doctor.Fail {
+			failed++
+		}
+		if c.JSON {
+			if err := printJSON(os.Stdout, f); err != nil {
+				return err
+			}
+			continue
+		}
+		fmt.Printf("%-4s  %s: %s\n", strings.ToUpper(string(f.Level)), f.Name, f.Found)
+		if f.Advice != "" {
+			fmt.Printf("      -> %s\n", f.Advice)
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of the checks failed: Tidegate cannot capture or enforce here as it is", failed)
+	}
+	return nil
+}
+
+func openFile(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return config.Usagef("capture: %w", err)
+	}
+	return f.Close()
+}
