@@ -4,21 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
-	"github.com/tidegate-mesh/tidegate/libs/netlab"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
@@ -38,146 +32,26 @@ type demoCmd struct {
 // labPrefix marks what the demo makes, so that the next start finds what a crash left.
 const labPrefix = "tgdemo"
 
-// The demo's addresses are documentation ranges (RFC 5737) and one private prefix for the benign clients.
-var (
-	victimAddr    = netip.MustParseAddr("198.51.100.10")
-	generatorAddr = netip.MustParseAddr("198.51.100.1")
-	benignPrefix  = netip.MustParsePrefix("10.20.0.0/16")
-	generatorMAC  = net.HardwareAddr{0x02, 0x54, 0x47, 0, 0, 1}
-	victimMAC     = net.HardwareAddr{0x02, 0x54, 0x47, 0, 0, 2}
-)
-
-const benignClients = 16
-
-// link is generator namespace → Tidegate's two ports → victim namespace.
-type testLink struct {
-	lab            *netlab.Lab
-	gen, victim    *netlab.NS
-	portA, portB   string
-	bpffs          string
-	unmount        func() error
-	servers        *loadgen.Servers
-	counter        *loadgen.Counter
-	sender         *loadgen.Sender
-	genIface       string
-	clientsAddress []netip.Addr
-}
-
-// newTestLink removes what a crashed demo left and builds the link with its servers and counters.
-func newTestLink() (_ *testLink, err error) {
-	if os.Geteuid() != 0 {
-		return nil, errors.New("the demo builds network namespaces and loads XDP programs: run it as root (sudo tidegate demo)")
-	}
-	if _, err := netlab.Sweep(labPrefix); err != nil {
-		return nil, fmt.Errorf("clean up after an earlier demo: %w", err)
-	}
-	lab, err := netlab.New(labPrefix)
-	if err != nil {
-		return nil, err
-	}
-	l := &testLink{lab: lab, genIface: "gen0", portA: netlab.Ifname(labPrefix, "a"), portB: netlab.Ifname(labPrefix, "b")}
-	defer func() {
-		if err != nil {
-			_ = l.close()
-		}
-	}()
-	l.bpffs = filepath.Join(os.TempDir(), lab.Name("bpf"))
-	if l.unmount, err = netlab.BPFFS(l.bpffs); err != nil {
-		return nil, err
-	}
-	if l.gen, err = lab.Namespace("gen"); err != nil {
-		return nil, err
-	}
-	if l.victim, err = lab.Namespace("victim"); err != nil {
-		return nil, err
-	}
-	genAddrs := []netip.Prefix{netip.PrefixFrom(generatorAddr, 24)}
-	client := benignPrefix.Addr()
-	for range benignClients {
-		client = client.Next()
-		l.clientsAddress = append(l.clientsAddress, client)
-		genAddrs = append(genAddrs, netip.PrefixFrom(client, 32))
-	}
-	if err := lab.Veth(netlab.End{NS: l.gen, Name: l.genIface, Addrs: genAddrs, MAC: generatorMAC}, netlab.End{Name: l.portA}, 1); err != nil {
-		return nil, err
-	}
-	if err := lab.Veth(netlab.End{Name: l.portB}, netlab.End{NS: l.victim, Name: "victim0", Addrs: []netip.Prefix{netip.PrefixFrom(victimAddr, 24)}, MAC: victimMAC}, 1); err != nil {
-		return nil, err
-	}
-	// Static neighbours: the flood's answers must find their way without ARP for every random source.
-	if err := l.gen.Neigh(l.genIface, victimAddr, victimMAC); err != nil {
-		return nil, err
-	}
-	if err := l.victim.Neigh("victim0", generatorAddr, generatorMAC); err != nil {
-		return nil, err
-	}
-	if err := l.victim.DefaultRoute("victim0", generatorAddr); err != nil {
-		return nil, err
-	}
-	if l.servers, err = loadgen.StartServers(l.victim, victimAddr); err != nil {
-		return nil, err
-	}
-	if l.counter, err = loadgen.NewCounter(l.victim, "victim0", benignPrefix, false); err != nil {
-		return nil, err
-	}
-	err = l.gen.Do(func() error {
-		l.sender, err = loadgen.NewSender(l.genIface, 0)
-		return err
-	})
-	return l, err
-}
-
-// close removes the link; pinned programs of its ports go with the BPF file system.
-func (l *testLink) close() error {
-	var errs []error
-	if l.sender != nil {
-		errs = append(errs, l.sender.Close())
-	}
-	if l.counter != nil {
-		errs = append(errs, l.counter.Close())
-	}
-	if l.servers != nil {
-		errs = append(errs, l.servers.Close())
-	}
-	errs = append(errs, l.lab.Close())
-	if l.unmount != nil {
-		errs = append(errs, l.unmount())
-	}
-	return errors.Join(errs...)
-}
-
-// txPackets is how many packets left the generator's interface, of every kind.
-func (l *testLink) txPackets() (n uint64, err error) {
-	err = l.gen.Do(func() error {
-		link, err := netlink.LinkByName(l.genIface)
-		if err != nil {
-			return fmt.Errorf("read the generator's counters: %w", err)
-		}
-		n = link.Attrs().Statistics.TxPackets
-		return nil
-	})
-	return n, err
-}
-
 // attackRun is what became known of one attack the demo sent.
 type attackRun struct {
-	kind                   string
-	seed                   uint64
-	started, ended         time.Time
-	firstNs                uint64 // monotonic, just before the first frame
-	sent                   uint64
-	id                     string
-	detectedNs, firstDrop  int64 // Unix ns
-	traceID                string
-	atDetection, atEnd     loadgen.Counts
-	sentAtDetection        uint64
-	mark                   *loadgen.Mark // connections begun after the first drop, while the attack went on
+	kind                  string
+	seed                  uint64
+	started, ended        time.Time
+	firstNs               uint64 // monotonic, just before the first frame
+	sent                  uint64
+	id                    string
+	detectedNs, firstDrop int64 // Unix ns
+	traceID               string
+	atDetection, atEnd    loadgen.Counts
+	sentAtDetection       uint64
+	mark                  *loadgen.Mark // connections begun after the first drop, while the attack went on
 }
 
 // demo is the state that the scenario writes and the view reads.
 type demo struct {
 	cmd    *demoCmd
-	link   *testLink
+	link   *loadgen.Link
+	sender *loadgen.Sender
 	stack  *stack
 	client *loadgen.Client
 
@@ -190,7 +64,7 @@ type demo struct {
 
 func (c *demoCmd) Run() (err error) {
 	for _, k := range c.Attacks {
-		if _, err := loadgen.NewFrames(loadgen.Attack{Kind: k, Target: victimAddr}); err != nil {
+		if _, err := loadgen.NewFrames(loadgen.Attack{Kind: k, Target: loadgen.VictimAddr}); err != nil {
 			return config.Usagef("--attacks: %w", err)
 		}
 	}
@@ -199,11 +73,16 @@ func (c *demoCmd) Run() (err error) {
 	if !c.JSON {
 		fmt.Println("building the test link: generator namespace → Tidegate (inline, XDP) → victim namespace")
 	}
-	link, err := newTestLink()
+	link, err := loadgen.NewLink(loadgen.LinkOptions{Prefix: labPrefix})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, link.close()) }()
+	defer func() { err = errors.Join(err, link.Close()) }()
+	sender, err := link.Sender()
+	if err != nil {
+		return err
+	}
+	defer sender.Close()
 	data := c.Data
 	if data == "" {
 		if data, err = os.MkdirTemp("", labPrefix+strconv.Itoa(os.Getpid())+"-"); err != nil {
@@ -215,8 +94,7 @@ func (c *demoCmd) Run() (err error) {
 	if err != nil {
 		return err
 	}
-	d := &demo{cmd: c, link: link, stack: s, started: time.Now()}
-	d.client = loadgen.NewClient(link.gen, link.servers, link.clientsAddress, victimAddr, c.Rate, c.Seed)
+	d := &demo{cmd: c, link: link, sender: sender, stack: s, client: link.Client(c.Rate, c.Seed), started: time.Now()}
 
 	runCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -299,10 +177,7 @@ func (d *demo) scenario(ctx context.Context) error {
 }
 
 func (d *demo) attack(ctx context.Context, kind string, seed uint64) error {
-	frames, err := loadgen.NewFrames(loadgen.Attack{
-		Kind: kind, Seed: seed, Target: victimAddr, Avoid: []netip.Prefix{benignPrefix, netip.PrefixFrom(generatorAddr, 24).Masked()},
-		SrcMAC: [6]byte(generatorMAC), DstMAC: [6]byte(victimMAC),
-	})
+	frames, err := d.link.Attack(kind, seed)
 	if err != nil {
 		return err
 	}
@@ -327,11 +202,11 @@ func (d *demo) attack(ctx context.Context, kind string, seed uint64) error {
 		d.mu.Unlock()
 		return frames.Next(b)
 	}
-	_, err = d.link.sender.Send(attackCtx, sentSoFar, pps, 0)
+	_, err = d.sender.Send(attackCtx, sentSoFar, pps, 0)
 	if err != nil {
 		return err
 	}
-	counts, err := d.link.counter.Counts()
+	counts, err := d.link.Counter.Counts()
 	if err != nil {
 		return err
 	}
@@ -357,7 +232,7 @@ func (d *demo) watch(ctx context.Context) {
 }
 
 func (d *demo) detected(a *eventv1.Attack) {
-	counts, _ := d.link.counter.Counts()
+	counts, _ := d.link.Counter.Counts()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	run := d.current
@@ -369,7 +244,7 @@ func (d *demo) detected(a *eventv1.Attack) {
 }
 
 func (d *demo) dropped(e *eventv1.Enforcement) {
-	counts, _ := d.link.counter.Counts()
+	counts, _ := d.link.Counter.Counts()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, run := range d.attacks {

@@ -42,11 +42,11 @@ type attackResult struct {
 // result reads all counters; the traffic has ended.
 func (d *demo) result() (demoResult, error) {
 	var r demoResult
-	counts, err := d.link.counter.Counts()
+	counts, err := d.link.Counter.Counts()
 	if err != nil {
 		return r, err
 	}
-	genTx, err := d.link.txPackets()
+	genTx, err := d.link.GeneratorPackets()
 	if err != nil {
 		return r, err
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 	"google.golang.org/grpc"
 
+	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
@@ -101,7 +102,7 @@ func (d *demo) fill(f *frame) {
 
 func (d *demo) draw(w io.Writer, f *frame) {
 	line := func(format string, a ...any) { fmt.Fprintf(w, format+"\x1b[K\n", a...) }
-	line("\x1b[1mTidegate demo\x1b[0m  %s   generator → [XDP, AF_XDP] → victim %s   Ctrl-C ends and cleans up", d.elapsed().Round(time.Second), victimAddr)
+	line("\x1b[1mTidegate demo\x1b[0m  %s   generator → [XDP, AF_XDP] → victim %s   Ctrl-C ends and cleans up", d.elapsed().Round(time.Second), loadgen.VictimAddr)
 	line("")
 	line("\x1b[1mpackets a second\x1b[0m")
 	for _, r := range f.rates {

@@ -1,0 +1,174 @@
+package loadgen
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/tidegate-mesh/tidegate/libs/netlab"
+)
+
+// The addresses of a Link: documentation ranges (RFC 5737) and one private prefix for benign clients.
+var (
+	VictimAddr    = netip.MustParseAddr("198.51.100.10")
+	GeneratorAddr = netip.MustParseAddr("198.51.100.1")
+	BenignPrefix  = netip.MustParsePrefix("10.20.0.0/16")
+	GeneratorMAC  = net.HardwareAddr{0x02, 0x54, 0x47, 0, 0, 1}
+	VictimMAC     = net.HardwareAddr{0x02, 0x54, 0x47, 0, 0, 2}
+)
+
+const (
+	generatorIface = "gen0"
+	victimIface    = "victim0"
+	benignClients  = 16
+)
+
+// Link is generator namespace → PortA | PortB → victim namespace. What bridges the two ports, which are in
+// the current namespace, is under test. The victim serves TLS, HTTP and DNS and counts what arrives.
+type Link struct {
+	PortA, PortB string
+	BPFFS        string // a BPF file system of the link's own
+	Gen, Victim  *netlab.NS
+	Clients      []netip.Addr // benign addresses of the generator, inside BenignPrefix
+	Servers      *Servers
+	Counter      *Counter
+
+	lab     *netlab.Lab
+	unmount func() error
+}
+
+// LinkOptions says what a Link is for.
+type LinkOptions struct {
+	Prefix string // of names: letters only; Sweep of netlab takes the same
+	Queues int    // rx and tx queues of each interface, at least 1
+	Sink   bool   // the victim counts and drops everything: no servers, and no stack that limits
+}
+
+// NewLink removes what dead processes left under the prefix and builds a link. It needs root.
+func NewLink(o LinkOptions) (_ *Link, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("a test link takes network namespaces and XDP programs: run as root")
+	}
+	if _, err := netlab.Sweep(o.Prefix); err != nil {
+		return nil, fmt.Errorf("clean up after an earlier run: %w", err)
+	}
+	lab, err := netlab.New(o.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	l := &Link{lab: lab, PortA: netlab.Ifname(o.Prefix, "a"), PortB: netlab.Ifname(o.Prefix, "b")}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	bpffs := filepath.Join(os.TempDir(), lab.Name("bpf"))
+	if l.unmount, err = netlab.BPFFS(bpffs); err != nil {
+		return nil, err
+	}
+	l.BPFFS = bpffs
+	if l.Gen, err = lab.Namespace("gen"); err != nil {
+		return nil, err
+	}
+	if l.Victim, err = lab.Namespace("victim"); err != nil {
+		return nil, err
+	}
+	addrs := []netip.Prefix{netip.PrefixFrom(GeneratorAddr, 24)}
+	client := BenignPrefix.Addr()
+	for range benignClients {
+		client = client.Next()
+		l.Clients = append(l.Clients, client)
+		addrs = append(addrs, netip.PrefixFrom(client, 32))
+	}
+	queues := max(1, o.Queues)
+	err = lab.Veth(netlab.End{NS: l.Gen, Name: generatorIface, Addrs: addrs, MAC: GeneratorMAC}, netlab.End{Name: l.PortA}, queues)
+	if err != nil {
+		return nil, err
+	}
+	err = lab.Veth(netlab.End{Name: l.PortB},
+		netlab.End{NS: l.Victim, Name: victimIface, Addrs: []netip.Prefix{netip.PrefixFrom(VictimAddr, 24)}, MAC: VictimMAC}, queues)
+	if err != nil {
+		return nil, err
+	}
+	// Static neighbours: answers to a flood must find their way without ARP for every random source.
+	if err := l.Gen.Neigh(generatorIface, VictimAddr, VictimMAC); err != nil {
+		return nil, err
+	}
+	if err := l.Victim.Neigh(victimIface, GeneratorAddr, GeneratorMAC); err != nil {
+		return nil, err
+	}
+	if err := l.Victim.DefaultRoute(victimIface, GeneratorAddr); err != nil {
+		return nil, err
+	}
+	if !o.Sink {
+		if l.Servers, err = StartServers(l.Victim, VictimAddr); err != nil {
+			return nil, err
+		}
+	}
+	l.Counter, err = NewCounter(l.Victim, victimIface, BenignPrefix, o.Sink)
+	return l, err
+}
+
+// Sender opens a sender on the generator's side.
+func (l *Link) Sender() (s *Sender, err error) {
+	err = l.Gen.Do(func() error {
+		s, err = NewSender(generatorIface, 0)
+		return err
+	})
+	return s, err
+}
+
+// Client makes a benign client on the generator's side; see NewClient.
+func (l *Link) Client(rate float64, seed uint64) *Client {
+	return NewClient(l.Gen, l.Servers, l.Clients, VictimAddr, rate, seed)
+}
+
+// Attack prepares an attack on the victim, from any source but benign ones.
+func (l *Link) Attack(kind string, seed uint64) (*Frames, error) {
+	return NewFrames(Attack{
+		Kind: kind, Seed: seed, Target: VictimAddr, Avoid: []netip.Prefix{BenignPrefix, netip.PrefixFrom(GeneratorAddr, 24).Masked()},
+		SrcMAC: [6]byte(GeneratorMAC), DstMAC: [6]byte(VictimMAC),
+	})
+}
+
+// Stream is an even stream from benign addresses through the link; see Stream.
+func (l *Link) Stream(flows, hosts, share uint32, size, cpu int) Stream {
+	return Stream{
+		NS: l.Gen, Iface: generatorIface, SrcMAC: [6]byte(GeneratorMAC), DstMAC: [6]byte(VictimMAC),
+		Source: BenignPrefix.Addr(), Target: netip.MustParseAddr("192.0.2.0"), Flows: flows, Hosts: hosts, Share: share, Size: size, CPU: cpu,
+	}
+}
+
+// GeneratorPackets is how many packets left the generator's interface, of every kind.
+func (l *Link) GeneratorPackets() (n uint64, err error) {
+	err = l.Gen.Do(func() error {
+		link, err := netlink.LinkByName(generatorIface)
+		if err != nil {
+			return fmt.Errorf("read the generator's counters: %w", err)
+		}
+		n = link.Attrs().Statistics.TxPackets
+		return nil
+	})
+	return n, err
+}
+
+// Close removes all that NewLink made; programs pinned on the link's BPF file system go with it.
+func (l *Link) Close() error {
+	var errs []error
+	if l.Counter != nil {
+		errs = append(errs, l.Counter.Close())
+	}
+	if l.Servers != nil {
+		errs = append(errs, l.Servers.Close())
+	}
+	errs = append(errs, l.lab.Close())
+	if l.unmount != nil {
+		errs = append(errs, l.unmount())
+	}
+	return errors.Join(errs...)
+}

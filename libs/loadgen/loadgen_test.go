@@ -1,0 +1,152 @@
+package loadgen
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/netlab"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+)
+
+func attack(t *testing.T, kind string, seed uint64) *Frames {
+	t.Helper()
+	f, err := NewFrames(Attack{Kind: kind, Seed: seed, Target: VictimAddr, Avoid: []netip.Prefix{BenignPrefix}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestFramesAreValidAndVary(t *testing.T) {
+	for _, kind := range Kinds() {
+		t.Run(kind, func(t *testing.T) {
+			var first [2][]byte
+			shapes := map[[4]uint16]bool{}
+			for seed := range uint64(12) {
+				f := attack(t, kind, seed)
+				var p packet.Packet
+				for i := range 200 {
+					b := f.Next(nil)
+					if r := p.Decode(b); r != 0 {
+						t.Fatalf("seed %d frame %d is undecodable: %v", seed, i, r)
+					}
+					src := netip.AddrFrom16(p.Src).Unmap()
+					if BenignPrefix.Contains(src) {
+						t.Fatalf("seed %d: attack source %s is a benign address", seed, src)
+					}
+					if i == 0 {
+						shapes[[4]uint16{p.IPLen, uint16(p.TTL), p.DstPort, p.Window}] = true
+						if seed < 2 {
+							first[seed] = b
+						}
+					}
+				}
+			}
+			if kind != SYNFloodLookalike && len(shapes) < 6 {
+				t.Errorf("12 seeds gave %d shapes only", len(shapes))
+			}
+			if bytes.Equal(first[0], first[1]) {
+				t.Error("two seeds gave the same frame")
+			}
+			if again := attack(t, kind, 0).Next(nil); !bytes.Equal(again, first[0]) {
+				t.Error("the same seed gave another frame")
+			}
+		})
+	}
+}
+
+func TestUnknownKind(t *testing.T) {
+	if _, err := NewFrames(Attack{Kind: "nonsense", Target: VictimAddr}); err == nil {
+		t.Fatal("an unknown attack was accepted")
+	}
+}
+
+// newTestLink joins the link's ports by the kernel's own bridge, so that the link is tested by itself.
+func newTestLink(t *testing.T, o LinkOptions) *Link {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("TIDEGATE_CI") != "" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root for network namespaces")
+	}
+	o.Prefix = "tglg"
+	l, err := NewLink(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("close the link: %v", err)
+		}
+	})
+	bridge(t, l.PortA, l.PortB, netlab.Ifname("tglg", "br"))
+	return l
+}
+
+func TestLinkCountsAndServes(t *testing.T) {
+	l := newTestLink(t, LinkOptions{})
+	client := l.Client(50, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := client.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	st := client.Stats()
+	if st.Begun < 50 || st.Completed != st.Begun {
+		t.Errorf("%d of %d benign connections completed, want all of at least 50", st.Completed, st.Begun)
+	}
+	sender, err := l.Sender()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sender.Close()
+	f, err := l.Attack(SYNFlood, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := l.Counter.Counts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, err := sender.Send(t.Context(), f.Next, 20000, 5000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sent.Frames != 5000 || sent.FirstNs == 0 || sent.LastNs < sent.FirstNs {
+		t.Errorf("sent %+v, want 5,000 frames with times", sent)
+	}
+	took := time.Duration(sent.LastNs - sent.FirstNs)
+	if took < 200*time.Millisecond || took > 500*time.Millisecond {
+		t.Errorf("5,000 frames at 20,000 a second took %v, want about 250 ms", took)
+	}
+	time.Sleep(100 * time.Millisecond)
+	after, err := l.Counter.Counts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := after.Attack - before.Attack; got != 5000 {
+		t.Errorf("the victim counted %d attack packets, want 5,000", got)
+	}
+}
+
+func TestStreamArrives(t *testing.T) {
+	l := newTestLink(t, LinkOptions{Sink: true})
+	n, err := l.Stream(1000, 100, 8, 18, 1).Run(t.Context(), 2*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	c, err := l.Counter.Counts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n == 0 || c.Benign == 0 || c.Benign > n {
+		t.Errorf("sent %d, the victim counted %+v", n, c)
+	}
+	t.Logf("%d frames sent, %d arrived over the kernel's bridge", n, c.Benign)
+}
