@@ -82,6 +82,7 @@ type core struct {
 	errors   *prometheus.CounterVec
 	provider trace.TracerProvider
 	sdk      *sdktrace.TracerProvider // nil: no export
+	giveUp   context.CancelFunc       // ends exports; nil without export
 	listener net.Listener             // nil: no endpoints
 
 	mu     sync.Mutex
@@ -280,8 +281,15 @@ func (t *Telemetry) Addr() net.Addr {
 	return t.core.listener.Addr()
 }
 
-// Run serves the endpoints until ctx ends, then stops the server and sends the spans that wait, within 5 s.
-// It returns nil after a clean end.
+// Spans that wait at the end get flushTime to be sent; then exports fail at once, so that the exporter itself ends
+// well within drainTime.
+const (
+	flushTime = 2 * time.Second
+	drainTime = 4 * time.Second
+)
+
+// Run serves the endpoints until ctx ends, then stops the server and sends the spans that wait, within 4 s.
+// It returns nil after a clean end; lost spans are counted and logged, they are no error.
 func (t *Telemetry) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	var server *http.Server
@@ -300,7 +308,7 @@ func (t *Telemetry) Run(ctx context.Context) error {
 	case err = <-failed:
 		err = fmt.Errorf("serve metrics: %w", err)
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
 	if server != nil {
 		if stop := server.Shutdown(drain); stop != nil { // a scrape or profile still runs
@@ -308,6 +316,8 @@ func (t *Telemetry) Run(ctx context.Context) error {
 		}
 	}
 	if t.core.sdk != nil {
+		defer t.core.giveUp()
+		defer time.AfterFunc(flushTime, t.core.giveUp).Stop()
 		if flush := t.core.sdk.Shutdown(drain); flush != nil {
 			t.CountError("otlp_export")
 			t.Log.Warn("spans were lost at the end", "error", flush)

@@ -2,7 +2,6 @@ package telemetry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -98,6 +97,8 @@ func exportEndpoint(cfg Config) string {
 
 // newProvider exports in batches to an OTLP gRPC receiver; plain text unless the endpoint begins with https://.
 func newProvider(ctx context.Context, cfg Config, endpoint string, t *Telemetry) (*sdktrace.TracerProvider, error) {
+	giveUp, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	t.core.giveUp = cancel
 	var options []otlptracegrpc.Option
 	switch scheme, _, ok := strings.Cut(endpoint, "://"); {
 	case !ok:
@@ -122,7 +123,7 @@ func newProvider(ctx context.Context, cfg Config, endpoint string, t *Telemetry)
 	return sdktrace.NewTracerProvider(
 		sdktrace.WithSampler(newSampler(cfg.SampleRatio)),
 		sdktrace.WithResource(described),
-		sdktrace.WithBatcher(&countingExporter{SpanExporter: exporter, t: t, endpoint: endpoint},
+		sdktrace.WithBatcher(&countingExporter{SpanExporter: exporter, t: t, endpoint: endpoint, giveUp: giveUp},
 			sdktrace.WithBatchTimeout(time.Second),
 			sdktrace.WithExportTimeout(10*time.Second)),
 	), nil
@@ -134,13 +135,17 @@ type countingExporter struct {
 	sdktrace.SpanExporter
 	t        *Telemetry
 	endpoint string
-	lastLog  atomic.Int64 // Unix seconds
+	giveUp   context.Context // ended by Run: exports that still try then fail at once
+	lastLog  atomic.Int64    // Unix seconds
 }
 
 func (e *countingExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(e.giveUp, cancel)()
 	err := e.SpanExporter.ExportSpans(ctx, spans)
-	if err == nil || errors.Is(err, context.Canceled) {
-		return err
+	if err == nil {
+		return nil
 	}
 	e.t.CountError("otlp_export")
 	now, last := time.Now().Unix(), e.lastLog.Load()
