@@ -1,0 +1,199 @@
+package xdp
+
+import (
+	"encoding/binary"
+	"hash/fnv"
+)
+
+// gateABI changes with the layout or the meaning of any map in bpf/state.h.
+const gateABI = 1
+
+// The bounds of bpf/state.h.
+const (
+	maxMasks  = 32
+	maskSets  = 8
+	maxQueues = 256
+	maxLists  = 1024
+)
+
+const (
+	ruleWouldDrop = 1 << iota
+	ruleRateBits
+)
+
+const (
+	neverSource = 1 << iota
+	neverDestination
+)
+
+// The types below mirror bpf/state.h field by field; TestLayout compares them with the object's BTF.
+// Ports are bytes in network order.
+
+type config struct {
+	Mode         uint32
+	FailClosed   uint32
+	MaskSet      uint32
+	NeverUsed    uint32
+	HostsUsed    uint32
+	PrefixesUsed uint32
+	FlowsUsed    uint32
+	NextMask     uint32
+	RulesVersion uint64
+}
+
+type mask struct {
+	SrcMask, DstMask         [16]byte
+	ID                       uint16
+	Specificity              uint16
+	LenMin, LenMax           uint16
+	SrcPortMask, DstPortMask uint16
+	ProtocolMask             uint8
+	TCPMask                  uint8
+	TTLMin, TTLMax           uint8
+	Family                   uint8
+	Fragment                 uint8
+	SrcBits, DstBits         uint8
+	Variant                  uint8
+	Pad                      [3]uint8
+}
+
+type maskSet struct {
+	Count uint32
+	Pad   uint32
+	Masks [maxMasks]mask
+}
+
+type ruleKey struct {
+	Src, Dst         [16]byte
+	Mask             uint16
+	SrcPort, DstPort [2]byte
+	Protocol         uint8
+	TCPFlags         uint8
+}
+
+type ruleValue struct {
+	ID        uint64
+	ExpiresNs uint64
+	Rate      uint64
+	BurstNs   uint64
+	Slot      uint32
+	Priority  int32
+	Action    uint8
+	Flags     uint8
+	Pad       [6]uint8
+}
+
+type hits struct {
+	Packets, Bytes, Dropped, LastNs uint64
+}
+
+func (h *hits) add(o *hits) {
+	h.Packets += o.Packets
+	h.Bytes += o.Bytes
+	h.Dropped += o.Dropped
+	h.LastNs = max(h.LastNs, o.LastNs)
+}
+
+type ruleState struct {
+	FirstDropNs uint64
+	Due         uint64
+	Lock        uint32
+	Pad         uint32
+}
+
+type prefixKey struct {
+	Bits uint32
+	Addr [16]byte
+}
+
+type neverValue struct {
+	Own, Flags uint32
+}
+
+type hostKey struct {
+	Addr [16]byte
+}
+
+type listed struct {
+	ExpiresNs uint64
+	List      uint32
+	Action    uint8
+	Pad       [3]uint8
+}
+
+type flowKey struct {
+	Src, Dst         [16]byte
+	SrcPort, DstPort [2]byte
+	VLAN             uint16
+	Protocol         uint8
+	Pad              uint8
+}
+
+type flowMeter struct {
+	Packets, Bytes, LastNs uint64
+}
+
+type meta struct {
+	ABI         uint32
+	Ifindex     uint32
+	NetnsInode  uint64
+	NetnsCookie uint64
+	Build       uint64
+	Rules       uint32
+	RuleBuckets uint32
+	Hosts       uint32
+	Prefixes    uint32
+	Flows       uint32
+	Never       uint32
+}
+
+// Geometry is the size of the maps, in entries. A zero field takes what is pinned already, else the
+// default. Processes that share an interface must name the same numbers or none.
+type Geometry struct {
+	Rules    int // rules in force at a time, 1 to 1,048,576
+	Hosts    int // single addresses of all lists
+	Prefixes int // prefixes of all lists
+	Flows    int // flows forwarded in the kernel
+	Never    int // never-block prefixes
+}
+
+// DefaultGeometry returns 16,384 rules, 65,536 hosts, 65,536 prefixes, 131,072 flows and 4,096 never-block
+// prefixes. The maps take about 45 MB of kernel memory and 0.5 MB more for each CPU.
+func DefaultGeometry() Geometry {
+	return Geometry{Rules: 16384, Hosts: 65536, Prefixes: 65536, Flows: 131072, Never: 4096}
+}
+
+// or fills zero fields from o.
+func (g Geometry) or(o Geometry) Geometry {
+	pick := func(a, b int) int {
+		if a > 0 {
+			return a
+		}
+		return b
+	}
+	return Geometry{
+		Rules: pick(g.Rules, o.Rules), Hosts: pick(g.Hosts, o.Hosts), Prefixes: pick(g.Prefixes, o.Prefixes),
+		Flows: pick(g.Flows, o.Flows), Never: pick(g.Never, o.Never),
+	}
+}
+
+// ruleBuckets is the size of the rule hash: four times the rules, as half-empty buckets are faster.
+func (g Geometry) ruleBuckets() int { return 4 * g.Rules }
+
+func (m *meta) geometry() Geometry {
+	return Geometry{Rules: int(m.Rules), Hosts: int(m.Hosts), Prefixes: int(m.Prefixes), Flows: int(m.Flows), Never: int(m.Never)}
+}
+
+// build tells one object from another.
+func build() uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write(_GateBytes)
+	return h.Sum64()
+}
+
+func portBytes(p uint16) (b [2]byte) {
+	binary.BigEndian.PutUint16(b[:], p)
+	return b
+}
+
+func bytesPort(b [2]byte) uint16 { return binary.BigEndian.Uint16(b[:]) }

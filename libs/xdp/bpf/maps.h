@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The maps. Sizes are defaults: Go sets them from Geometry before loading. */
+#ifndef TIDEGATE_MAPS_H
+#define TIDEGATE_MAPS_H
+
+#include "state.h"
+
+#define MAP(name, map_type, key_type, value_type, entries)                                                             \
+	struct {                                                                                                       \
+		MAP_UINT(type, map_type);                                                                              \
+		MAP_TYPE(key, key_type);                                                                               \
+		MAP_TYPE(value, value_type);                                                                           \
+		MAP_UINT(max_entries, entries);                                                                        \
+	} name SEC(".maps")
+
+#define TRIE(name, value_type, entries)                                                                                \
+	struct {                                                                                                       \
+		MAP_UINT(type, BPF_MAP_TYPE_LPM_TRIE);                                                                 \
+		MAP_TYPE(key, struct prefix_key);                                                                      \
+		MAP_TYPE(value, value_type);                                                                           \
+		MAP_UINT(max_entries, entries);                                                                        \
+		MAP_UINT(map_flags, BPF_F_NO_PREALLOC);                                                                \
+	} name SEC(".maps")
+
+MAP(gate_meta, BPF_MAP_TYPE_ARRAY, __u32, struct meta, 1);
+MAP(gate_config, BPF_MAP_TYPE_ARRAY, __u32, struct config, 1);
+MAP(gate_masks, BPF_MAP_TYPE_ARRAY, __u32, struct mask_set, MASK_SETS);
+MAP(gate_rules, BPF_MAP_TYPE_HASH, struct rule_key, struct rule, 65536);
+MAP(gate_hits, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct hits, 16384);
+MAP(gate_state, BPF_MAP_TYPE_ARRAY, __u32, struct rule_state, 16384);
+MAP(gate_hosts, BPF_MAP_TYPE_HASH, struct host_key, struct listed, 65536);
+MAP(gate_lists, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct hits, MAX_LISTS);
+MAP(gate_flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow_meter, 131072);
+MAP(gate_counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counters, MAX_QUEUES);
+MAP(gate_sockets, BPF_MAP_TYPE_XSKMAP, __u32, __u32, MAX_QUEUES);
+MAP(gate_peer, BPF_MAP_TYPE_DEVMAP, __u32, __u32, 1);
+TRIE(gate_never, struct never, 4096);
+TRIE(gate_prefixes, struct listed, 65536);
+
+#endif

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Never-block entries, rules and address lists. */
+#ifndef TIDEGATE_RULES_H
+#define TIDEGATE_RULES_H
+
+#include "maps.h"
+#include "parse.h"
+
+/* What the stages before the mode's decision say about a packet. */
+enum verdict { UNDECIDED, ALLOWED, DROPPED, RATE_LIMITED };
+
+inline_always int never_blocked(const struct packet *p)
+{
+	struct prefix_key key = {.bits = 128};
+	struct never *found;
+
+	key.addr[0] = p->src[0];
+	key.addr[1] = p->src[1];
+	found = bpf_map_lookup_elem(&gate_never, &key);
+	if (found && found->flags & NEVER_SOURCE)
+		return 1;
+	key.addr[0] = p->dst[0];
+	key.addr[1] = p->dst[1];
+	found = bpf_map_lookup_elem(&gate_never, &key);
+	return found && found->flags & NEVER_DESTINATION;
+}
+
+inline_always void hit(struct hits *h, __u64 size, __u64 now, int dropped)
+{
+	h->packets++;
+	h->bytes += size;
+	h->dropped += dropped;
+	h->last_ns = now;
+}
+
+/* Nanoseconds are shifted so that a rate of 15 M packets/s keeps three digits of its 66.7 ns. */
+enum { DUE_SHIFT = 4 };
+
+/*
+ * Virtual scheduling: each packet moves the time at which the next one is due by its share of the rate; a
+ * packet that comes more than the burst too early exceeds the rate. The burst is several ticks of the
+ * coarse clock, so that clock's steps do not show in the rate.
+ */
+inline_always int exceeds(struct rule_state *s, const struct rule *r, __u64 size, __u64 now)
+{
+	__u64 second = 1000000000ULL << DUE_SHIFT;
+	__u64 cost = second * (r->flags & RULE_RATE_BITS ? size * 8 : 1);
+	__u64 burst = r->burst_ns << DUE_SHIFT;
+	int over = 0;
+
+	cost = r->rate ? cost / r->rate : second;
+	now <<= DUE_SHIFT;
+	bpf_spin_lock(&s->lock);
+	if (s->due > now + burst)
+		over = 1;
+	else
+		s->due = (s->due > now ? s->due : now) + cost;
+	bpf_spin_unlock(&s->lock);
+	return over;
+}
+
+/*
+ * Applies the action of the rule that decides. The first drop's time is exact and is taken once: the test
+ * in front keeps the clock and the exchange off every later drop.
+ */
+inline_always enum verdict apply(const struct rule *r, __u64 size, __u64 now)
+{
+	__u32 slot = r->slot;
+	struct hits *h = bpf_map_lookup_elem(&gate_hits, &slot);
+	struct rule_state *s = bpf_map_lookup_elem(&gate_state, &slot);
+	enum verdict v = UNDECIDED;
+
+	if (!h || !s)
+		return UNDECIDED;
+	if (r->action == ACTION_ALLOW)
+		v = ALLOWED;
+	else if (r->action == ACTION_DROP)
+		v = DROPPED;
+	else if (r->action == ACTION_RATE_LIMIT && exceeds(s, r, size, now))
+		v = RATE_LIMITED;
+	hit(h, size, now, v == DROPPED || v == RATE_LIMITED);
+	if ((v == DROPPED || v == RATE_LIMITED) && unlikely(!s->first_drop_ns))
+		__sync_val_compare_and_swap(&s->first_drop_ns, 0, bpf_ktime_get_ns());
+	return v;
+}
+
+/* Whether the packet lies in the mask's ranges and has the fields that the mask looks at. */
+inline_always int in_range(const struct mask *m, const struct packet *p)
+{
+	if (m->family && m->family != p->family)
+		return 0;
+	if (p->length < m->len_min || p->length > m->len_max || p->ttl < m->ttl_min || p->ttl > m->ttl_max)
+		return 0;
+	if (m->fragment != FRAGMENT_ANY && (m->fragment == FRAGMENT_ONLY) != p->fragment)
+		return 0;
+	return p->ports_known || !(m->tcp_mask | m->src_port_mask | m->dst_port_mask);
+}
+
+/*
+ * Rules that only observe (count, shadow, and all that would stop a packet in tap mode) are counted wherever
+ * they match and never end the search: a rule in shadow must not shield a packet from one in force. Among
+ * the others the most specific mask decides, then the priority.
+ */
+checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
+{
+	struct mask_set *set = bpf_map_lookup_elem(&gate_masks, &set_index);
+	struct rule *best = NULL;
+	__u16 specificity = 0;
+	__u64 now;
+	__u32 count;
+
+	if (!p || !set || !set->count)
+		return UNDECIDED;
+	count = set->count;
+	now = bpf_ktime_get_coarse_ns();
+	for (__u32 i = 0; i < MAX_MASKS; i++) {
+		struct mask *m = &set->masks[i];
+		struct rule_key key = {};
+		struct rule *r;
+
+		if (i >= count || (best && m->specificity < specificity))
+			break;
+		if (!in_range(m, p))
+			continue;
+		key.mask = m->id;
+		key.src[0] = p->src[0] & m->src_mask[0];
+		key.src[1] = p->src[1] & m->src_mask[1];
+		key.dst[0] = p->dst[0] & m->dst_mask[0];
+		key.dst[1] = p->dst[1] & m->dst_mask[1];
+		key.src_port = p->src_port & m->src_port_mask;
+		key.dst_port = p->dst_port & m->dst_port_mask;
+		key.protocol = p->protocol & m->protocol_mask;
+		key.tcp_flags = p->tcp_flags & m->tcp_mask;
+		r = bpf_map_lookup_elem(&gate_rules, &key);
+		if (!r || (r->expires_ns && r->expires_ns <= now))
+			continue;
+		if (r->action == ACTION_COUNT || r->flags & RULE_WOULD_DROP ||
+		    (mode == MODE_TAP && r->action != ACTION_ALLOW)) {
+			__u32 slot = r->slot;
+			struct hits *h = bpf_map_lookup_elem(&gate_hits, &slot);
+
+			if (h)
+				hit(h, p->size, now, 0);
+			p->observed = 1;
+			continue;
+		}
+		if (!best || r->priority > best->priority) {
+			best = r;
+			specificity = m->specificity;
+		}
+	}
+	return best ? apply(best, p->size, now) : UNDECIDED;
+}
+
+inline_always enum verdict apply_listed(const struct listed *l, struct packet *p, __u32 mode)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	enum verdict v = UNDECIDED;
+	__u32 list = l->list;
+	struct hits *h;
+
+	if (l->expires_ns && l->expires_ns <= now)
+		return UNDECIDED;
+	if (l->action == ACTION_ALLOW)
+		v = ALLOWED;
+	else if (l->action == ACTION_DROP && mode != MODE_TAP)
+		v = DROPPED;
+	else
+		p->observed = 1;
+	h = bpf_map_lookup_elem(&gate_lists, &list);
+	if (h)
+		hit(h, p->size, now, v == DROPPED);
+	return v;
+}
+
+/* Address lists look at the source: single addresses first, then the longest prefix. */
+inline_always enum verdict match_lists(const struct config *cfg, struct packet *p)
+{
+	enum verdict v = UNDECIDED;
+	struct listed *l;
+
+	if (cfg->hosts_used) {
+		struct host_key key = {.addr = {p->src[0], p->src[1]}};
+
+		l = bpf_map_lookup_elem(&gate_hosts, &key);
+		if (l)
+			v = apply_listed(l, p, cfg->mode);
+	}
+	if (v == UNDECIDED && cfg->prefixes_used) {
+		struct prefix_key key = {.bits = 128};
+
+		key.addr[0] = p->src[0];
+		key.addr[1] = p->src[1];
+		l = bpf_map_lookup_elem(&gate_prefixes, &key);
+		if (l)
+			v = apply_listed(l, p, cfg->mode);
+	}
+	return v;
+}
+
+#endif

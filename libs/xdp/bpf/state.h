@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What the program and libs/xdp's Go share: the layout of every map. A change of a layout or of a meaning
+ * raises GATE_ABI in Go (abi.go), which makes the next Open replace maps that an older build pinned.
+ */
+#ifndef TIDEGATE_STATE_H
+#define TIDEGATE_STATE_H
+
+#include "kernel.h"
+
+enum { MAX_MASKS = 32, MASK_SETS = 8, MAX_QUEUES = 256, MAX_LISTS = 1024 };
+
+enum mode { MODE_HOST, MODE_INLINE, MODE_TAP };
+
+/* The numbers of libs/policy. */
+enum action { ACTION_ALLOW = 1, ACTION_DROP, ACTION_RATE_LIMIT, ACTION_COUNT };
+
+enum { RULE_WOULD_DROP = 1, RULE_RATE_BITS = 2 };
+enum { NEVER_SOURCE = 1, NEVER_DESTINATION = 2 };
+enum { FRAGMENT_ANY, FRAGMENT_ONLY, FRAGMENT_WHOLE };
+
+/* Written by user space under the pin directory's lock; every field is read on its own. */
+struct config {
+	__u32 mode;
+	__u32 fail_closed;
+	__u32 mask_set; /* which entry of mask_sets is in force */
+	__u32 never_used; /* 0: the map is empty, its lookup is skipped; so below */
+	__u32 hosts_used;
+	__u32 prefixes_used;
+	__u32 flows_used;
+	__u32 next_mask; /* next mask id to give out */
+	__u64 rules_version; /* rises with every change of rules, for caches of other processes */
+};
+
+/*
+ * A mask says which parts of a packet go into the lookup key and which ranges the packet must lie in.
+ * Rules of one shape share a mask. A set is sorted by falling specificity.
+ */
+struct mask {
+	__u64 src_mask[2]; /* network byte order */
+	__u64 dst_mask[2];
+	__u16 id;
+	__u16 specificity;
+	__u16 len_min;
+	__u16 len_max;
+	__u16 src_port_mask; /* all ones or 0; so below */
+	__u16 dst_port_mask;
+	__u8 protocol_mask;
+	__u8 tcp_mask;
+	__u8 ttl_min;
+	__u8 ttl_max;
+	__u8 family; /* 0 any, 4, 6 */
+	__u8 fragment;
+	__u8 src_bits; /* of the 16-byte address */
+	__u8 dst_bits;
+	__u8 variant; /* the same shape again, for rules that match the same packets */
+	__u8 pad[3];
+};
+
+struct mask_set {
+	__u32 count;
+	__u32 pad;
+	struct mask masks[MAX_MASKS];
+};
+
+struct rule_key {
+	__u64 src[2];
+	__u64 dst[2];
+	__u16 mask;
+	__u16 src_port; /* network byte order */
+	__u16 dst_port;
+	__u8 protocol;
+	__u8 tcp_flags;
+};
+
+struct rule {
+	__u64 id;
+	__u64 expires_ns; /* CLOCK_MONOTONIC; 0 = never */
+	__u64 rate; /* packets or bits per second */
+	__u64 burst_ns; /* how far ahead of its rate a rule may run */
+	__u32 slot;
+	__s32 priority;
+	__u8 action;
+	__u8 flags;
+	__u8 pad[6];
+};
+
+/* Per CPU and slot. */
+struct hits {
+	__u64 packets;
+	__u64 bytes;
+	__u64 dropped;
+	__u64 last_ns; /* coarse CLOCK_MONOTONIC */
+};
+
+/* Per slot. */
+struct rule_state {
+	__u64 first_drop_ns; /* CLOCK_MONOTONIC, written once */
+	__u64 due; /* rate limit: when the next packet is due, in 1/16 ns */
+	struct bpf_spin_lock lock;
+	__u32 pad;
+};
+
+struct prefix_key {
+	__u32 bits;
+	__u64 addr[2];
+} __attribute__((packed));
+
+struct never {
+	__u32 own; /* what was asked for this prefix */
+	__u32 flags; /* own and those of all wider prefixes around it */
+};
+
+struct host_key {
+	__u64 addr[2];
+};
+
+struct listed {
+	__u64 expires_ns;
+	__u32 list;
+	__u8 action;
+	__u8 pad[3];
+};
+
+struct flow_key {
+	__u64 src[2];
+	__u64 dst[2];
+	__u16 src_port; /* network byte order */
+	__u16 dst_port;
+	__u16 vlan; /* host byte order */
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct flow_meter {
+	__u64 packets;
+	__u64 bytes;
+	__u64 last_ns;
+};
+
+/* Per CPU and rx queue. seen is the sum of drop, rate_limited, pass, forward, redirect and no_reader. */
+struct counters {
+	__u64 seen;
+	__u64 drop;
+	__u64 rate_limited;
+	__u64 pass;
+	__u64 forward;
+	__u64 redirect;
+	__u64 no_reader;
+	__u64 count; /* from here on beside the ledger */
+	__u64 allow;
+	__u64 unread;
+	__u64 never;
+	__u64 metered;
+};
+
+/* Who made the pins. */
+struct meta {
+	__u32 abi;
+	__u32 ifindex;
+	__u64 netns_inode;
+	__u64 netns_cookie; /* 0: the kernel does not tell */
+	__u64 build; /* which object is attached */
+	__u32 rules;
+	__u32 rule_buckets;
+	__u32 hosts;
+	__u32 prefixes;
+	__u32 flows;
+	__u32 nevers;
+};
+
+#endif
