@@ -21,6 +21,7 @@ import (
 //go:generate go tool -modfile=../../tools/bpf2go/go.mod bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package loadgen -cflags "-O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu" loadgen bpf/loadgen.c
 
 // Stream is an even stream of UDP frames made in the kernel: the fastest sender there is without hardware.
+// The interface's peer must run an XDP program, else the kernel takes no redirected frames.
 // Each flow has a source address and port of its own; destinations are Hosts addresses from Target on.
 type Stream struct {
 	NS             *netlab.NS
@@ -109,7 +110,7 @@ type Counter struct {
 	link link.Link
 }
 
-// NewCounter attaches to iface inside ns. drop discards what was counted.
+// NewCounter attaches to iface inside ns (nil: the current namespace). drop discards what was counted.
 func NewCounter(ns *netlab.NS, iface string, benign netip.Prefix, drop bool) (*Counter, error) {
 	c := &Counter{}
 	if err := loadLoadgenObjects(&c.objs, nil); err != nil {
@@ -123,14 +124,19 @@ func NewCounter(ns *netlab.NS, iface string, benign netip.Prefix, drop bool) (*C
 	}
 	err := c.objs.CountConfig.Put(uint32(0), cfg)
 	if err == nil {
-		err = ns.Do(func() error {
+		attach := func() error {
 			i, err := net.InterfaceByName(iface)
 			if err != nil {
 				return err
 			}
 			c.link, err = link.AttachXDP(link.XDPOptions{Program: c.objs.Count, Interface: i.Index})
 			return err
-		})
+		}
+		if ns != nil {
+			err = ns.Do(attach)
+		} else {
+			err = attach()
+		}
 	}
 	if err != nil {
 		c.objs.Close()
