@@ -1,0 +1,285 @@
+// Package app labels flows by what their payload says: tls, quic, http, dns, ssh, icmp, icmpv6, dhcp, ntp,
+// ssdp, mdns, and host names where they are in clear. A port never makes a label; it decides only between
+// protocols of the same shape (DNS, mDNS, LLMNR) and backs a weak shape (old NTP).
+//
+// Each protocol is one file with one entry in the table in protocol.go.
+package app
+
+import (
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+)
+
+// Unknown is the label of a flow that nothing recognised.
+const Unknown = "unknown"
+
+// Limits of the work a flow may cost, each for one direction. Ingest sends no more than this either.
+const (
+	MaxPackets = 8
+	MaxBytes   = 4096
+)
+
+// Result is what is known of a flow so far.
+type Result struct {
+	App   string // a label of the table, or Unknown
+	Host  string // server name (SNI), Host field or DNS question, lower case; "" = none seen
+	ALPN  string // the client's first protocol (RFC 7301)
+	Final bool   // further segments change nothing
+}
+
+// Engine opens flows and owns their memory. One goroutine at a time may use it and its flows; a second
+// goroutine uses a second Engine.
+type Engine struct {
+	free    *Flow
+	buffers [][]byte
+	quic    []*quicState
+	names   names
+	scratch [MaxBytes]byte // a handshake message without its record headers
+	name    [256]byte      // a name under construction
+}
+
+// NewEngine returns an Engine with no flow.
+func NewEngine() *Engine {
+	e := &Engine{}
+	e.names.reset()
+	return e
+}
+
+// Flow is the state of one flow. It comes from Engine.Open and goes back by Release; in between it holds at
+// most one buffer of MaxBytes a direction, and none once it is final.
+type Flow struct {
+	engine *Engine
+	next   *Flow
+	key    flow.Key
+	dirs   [2]direction
+	quic   *quicState
+	app    int8 // index into protocols, -1 = unknown
+	proto  uint8
+	final  bool
+	host   string
+	alpn   string
+}
+
+// Open begins a flow; key is in the direction of its first packet. It does not allocate once as many flows
+// were released as are in use.
+func (e *Engine) Open(key flow.Key) *Flow {
+	f := e.free
+	if f == nil {
+		f = &Flow{}
+	} else {
+		e.free = f.next
+	}
+	*f = Flow{engine: e, key: key, app: -1, proto: key.Protocol}
+	switch f.proto {
+	case packet.ProtoICMP:
+		f.label("icmp", true)
+	case packet.ProtoICMPv6:
+		f.label("icmpv6", true)
+	case packet.ProtoTCP:
+		f.dirs[0].alive, f.dirs[1].alive = streamProtocols, streamProtocols
+	case packet.ProtoUDP:
+	default:
+		f.final = true
+	}
+	return f
+}
+
+// Release gives the flow's memory back to its engine; f must not be used afterwards. Strings of its Result
+// stay valid.
+func (f *Flow) Release() {
+	e := f.engine
+	f.drop()
+	*f = Flow{next: e.free}
+	e.free = f
+}
+
+// Result returns what is known so far.
+func (f *Flow) Result() Result {
+	r := Result{App: Unknown, Host: f.host, ALPN: f.alpn, Final: f.final}
+	if f.app >= 0 {
+		r.App = protocols[f.app].label
+	}
+	return r
+}
+
+// Segment takes the next payload of one direction: dir 0 is the flow's source, 1 its destination; offset is
+// the position in the direction's TCP stream (0 = first byte after the SYN) and is not read for other
+// protocols. Segments may be lost, repeated, out of order and overlapping; the first copy of a byte counts.
+// data is not kept. It returns true when the result is final, also on every later call.
+func (f *Flow) Segment(dir uint8, offset uint32, data []byte) bool {
+	if f.final || len(data) == 0 {
+		return f.final
+	}
+	dir &= 1
+	d := &f.dirs[dir]
+	if d.exhausted() {
+		return f.giveUp()
+	}
+	d.packets++
+	first := d.bytes == 0
+	d.bytes = min(d.bytes+len(data), MaxBytes)
+	if f.proto == packet.ProtoTCP {
+		f.stream(dir, offset, data, first)
+	} else {
+		f.datagram(dir, data)
+	}
+	if f.final {
+		f.drop()
+		return true
+	}
+	return f.giveUp()
+}
+
+// stream looks at a TCP segment.
+func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
+	d := &f.dirs[dir]
+	if first && offset == 1 {
+		d.base = 1 // a sender that counts the SYN
+	}
+	offset -= d.base
+	if d.alive == 0 && f.app < 0 {
+		f.late(dir, data)
+		return
+	}
+	view := data
+	if d.buf != nil || offset != 0 {
+		d.insert(f.engine, offset, data)
+		view = d.prefix()
+		if len(view) == 0 {
+			return
+		}
+	}
+	view = view[:min(len(view), MaxBytes)]
+	in := input{dir: dir, data: view, first: first}
+	if f.app >= 0 {
+		f.run(int(f.app), &in)
+	} else {
+		for i := range protocols {
+			if d.alive&(1<<i) == 0 {
+				continue
+			}
+			if f.run(i, &in) == no {
+				d.alive &^= 1 << i
+			}
+			if f.app >= 0 {
+				break
+			}
+		}
+		if f.app < 0 && d.alive == 0 {
+			d.drop(f.engine)
+			return
+		}
+	}
+	if !f.final && d.buf == nil {
+		d.insert(f.engine, offset, data)
+	}
+}
+
+// late looks at a segment behind a stream's unknown beginning: captures that begin inside a connection show
+// messages that begin with a segment.
+func (f *Flow) late(dir uint8, data []byte) {
+	in := input{dir: dir, data: data[:min(len(data), MaxBytes)], late: true}
+	for i := range protocols {
+		if protocols[i].late && f.run(i, &in) != no && f.app >= 0 {
+			return
+		}
+	}
+}
+
+// datagram looks at a UDP payload.
+func (f *Flow) datagram(dir uint8, data []byte) {
+	in := input{dir: dir, data: data}
+	if f.app >= 0 {
+		f.run(int(f.app), &in)
+		return
+	}
+	for i := range protocols {
+		if protocols[i].datagram == nil {
+			continue
+		}
+		f.run(i, &in)
+		if f.app >= 0 {
+			return
+		}
+	}
+}
+
+// run asks one protocol and records its answer.
+func (f *Flow) run(i int, in *input) outcome {
+	p := &protocols[i]
+	match := p.stream
+	if f.proto == packet.ProtoUDP {
+		match = p.datagram
+	}
+	if match == nil {
+		return no
+	}
+	o := match(f, in)
+	switch o {
+	case label:
+		f.app = int8(i) //nolint:gosec // the table is short
+	case final:
+		f.app = int8(i) //nolint:gosec // the table is short
+		f.final = true
+	case foreign:
+		f.app = -1
+		f.final = true
+	}
+	return o
+}
+
+// giveUp ends a flow whose directions are both used up, or whose first bytes match nothing on both sides.
+func (f *Flow) giveUp() bool {
+	a, b := &f.dirs[0], &f.dirs[1]
+	if a.exhausted() && b.exhausted() {
+		f.final = true
+	}
+	if f.final {
+		f.drop()
+	}
+	return f.final
+}
+
+// drop gives buffers back.
+func (f *Flow) drop() {
+	f.dirs[0].drop(f.engine)
+	f.dirs[1].drop(f.engine)
+	if f.quic != nil {
+		f.quic.drop(f.engine)
+		f.quic = nil
+	}
+}
+
+// label sets a label by name; for protocols known by their IP protocol number.
+func (f *Flow) label(name string, isFinal bool) {
+	for i := range protocols {
+		if protocols[i].label == name {
+			f.app, f.final = int8(i), isFinal //nolint:gosec // the table is short
+			return
+		}
+	}
+}
+
+// setHost keeps a lower-case copy of a host name without its trailing dot and port.
+func (f *Flow) setHost(b []byte) {
+	n := 0
+	for _, c := range b {
+		if n == len(f.engine.name) || c <= ' ' || c == 0x7F {
+			return // not a name: leave none rather than a part
+		}
+		if c >= 'A' && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		f.engine.name[n] = c
+		n++
+	}
+	for n > 0 && f.engine.name[n-1] == '.' {
+		n--
+	}
+	if n > 0 {
+		f.host = f.engine.names.get(f.engine.name[:n])
+	}
+}
+
+// hasPort tells whether either side of the flow uses the port; only for breaking ties.
+func (f *Flow) hasPort(port uint16) bool { return f.key.SrcPort == port || f.key.DstPort == port }

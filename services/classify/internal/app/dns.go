@@ -1,0 +1,197 @@
+package app
+
+import "encoding/binary"
+
+// Ports that tell apart protocols whose messages have DNS's shape.
+const (
+	portDNS     = 53
+	portNetBIOS = 137
+	portMDNS    = 5353
+	portLLMNR   = 5355
+)
+
+// dnsDatagram recognises DNS over UDP (RFC 1035 4).
+func dnsDatagram(f *Flow, in *input) outcome {
+	if f.hasPort(portMDNS) || f.hasPort(portLLMNR) || f.hasPort(portNetBIOS) {
+		return no
+	}
+	return dnsMessage(f, in.data, !f.hasPort(portDNS))
+}
+
+// dnsStream recognises DNS over TCP: messages behind a 2-byte length (RFC 1035 4.2.2).
+func dnsStream(f *Flow, in *input) outcome {
+	b := in.data
+	if len(b) < 2 {
+		return more
+	}
+	size := int(binary.BigEndian.Uint16(b))
+	if size < 17 {
+		return no
+	}
+	b = b[2:]
+	if len(b) < 12 {
+		if len(b) >= 4 && !dnsHeader(b, false) {
+			return no
+		}
+		return more
+	}
+	if len(b) < size && len(b) < 300 {
+		var q question
+		if !dnsHeader(b, true) || !q.skip(b) && !q.short {
+			return no
+		}
+		if q.short {
+			return more
+		}
+	}
+	return dnsMessage(f, b[:min(size, len(b))], true)
+}
+
+// mdnsDatagram recognises multicast DNS (RFC 6762 18): DNS's shape on port 5353 of either side.
+func mdnsDatagram(f *Flow, in *input) outcome {
+	if !f.hasPort(portMDNS) {
+		return no
+	}
+	b := in.data
+	if !dnsHeader(b, false) {
+		return no
+	}
+	var q question
+	if binary.BigEndian.Uint16(b[4:]) > 0 && !q.skip(b) && !q.short {
+		return no
+	}
+	if q.ok {
+		f.setHost(q.name(f.engine, b))
+	}
+	return final
+}
+
+// dnsHeader checks what a header can say (RFC 1035 4.1.1). b has at least 4 bytes; with fewer than 12, or
+// without counts, only the flags are looked at.
+func dnsHeader(b []byte, counts bool) bool {
+	if len(b) < 4 {
+		return false
+	}
+	flags := binary.BigEndian.Uint16(b[2:])
+	opcode := flags >> 11 & 0xF
+	if opcode == 3 || opcode > 6 || flags&0x0040 != 0 || flags&0xF > 10 {
+		return false // unassigned opcode, the bit that must be zero, unassigned code
+	}
+	response := flags&0x8000 != 0
+	if !response && flags&0xF != 0 {
+		return false
+	}
+	if len(b) < 12 {
+		return !counts
+	}
+	if !counts {
+		return true
+	}
+	qd, an := binary.BigEndian.Uint16(b[4:]), binary.BigEndian.Uint16(b[6:])
+	ns, ar := binary.BigEndian.Uint16(b[8:]), binary.BigEndian.Uint16(b[10:])
+	if response {
+		return qd <= 4 && an <= 512 && ns <= 128 && ar <= 128 && (qd > 0 || an > 0 || flags&0xF != 0)
+	}
+	return qd >= 1 && qd <= 8 && an <= 16 && ns <= 32 && ar <= 8
+}
+
+// dnsMessage checks header and first question. A strict check also wants a class in use and, in a plain
+// query, nothing but the question and its extensions.
+func dnsMessage(f *Flow, b []byte, strict bool) outcome {
+	if len(b) < 12 || !dnsHeader(b, true) {
+		return no
+	}
+	var q question
+	if binary.BigEndian.Uint16(b[4:]) == 0 {
+		if strict {
+			return no
+		}
+		return final
+	}
+	if !q.skip(b) {
+		if q.short && !strict {
+			return final // cut by the capture
+		}
+		return no
+	}
+	if strict && !q.plausible(b) {
+		return no
+	}
+	f.setHost(q.name(f.engine, b))
+	return final
+}
+
+// question is the first question of a message.
+type question struct {
+	end       int // behind type and class
+	typ       uint16
+	class     uint16
+	ok, short bool
+}
+
+// skip walks over the first question; false with short set when the bytes end inside it.
+func (q *question) skip(b []byte) bool {
+	at, total := 12, 0
+	for {
+		if at >= len(b) {
+			q.short = true
+			return false
+		}
+		n := int(b[at])
+		if n > 63 {
+			return false // pointers have nothing to point at yet
+		}
+		total += n + 1
+		if total > 255 {
+			return false
+		}
+		at += n + 1
+		if n == 0 {
+			break
+		}
+	}
+	if at+4 > len(b) {
+		q.short = true
+		return false
+	}
+	q.typ = binary.BigEndian.Uint16(b[at:])
+	q.class = binary.BigEndian.Uint16(b[at+2:])
+	q.end = at + 4
+	q.ok = q.typ != 0
+	return q.ok
+}
+
+// plausible is the check for messages on other ports than DNS's own.
+func (q *question) plausible(b []byte) bool {
+	switch q.class {
+	case 1, 3, 4, 254, 255:
+	default:
+		return false
+	}
+	if q.typ > 260 && q.typ < 32768 || q.typ > 32770 && q.typ < 65280 {
+		return false
+	}
+	if binary.BigEndian.Uint16(b[2:])&0xF800 == 0 && binary.BigEndian.Uint16(b[4:]) == 1 &&
+		binary.BigEndian.Uint16(b[6:]) == 0 && binary.BigEndian.Uint16(b[8:]) == 0 &&
+		binary.BigEndian.Uint16(b[10:]) == 0 && q.end != len(b) {
+		return false
+	}
+	return true
+}
+
+// name writes the question's name with dots; nil when it has bytes that are not printable.
+func (q *question) name(e *Engine, b []byte) []byte {
+	out := e.scratch[:0]
+	for at := 12; b[at] != 0; at += int(b[at]) + 1 {
+		if len(out) > 0 {
+			out = append(out, '.')
+		}
+		out = append(out, b[at+1:at+1+int(b[at])]...)
+	}
+	for _, c := range out {
+		if c <= ' ' || c >= 0x7F {
+			return nil
+		}
+	}
+	return out
+}

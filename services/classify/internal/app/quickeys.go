@@ -1,0 +1,149 @@
+package app
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/sha256"
+	"encoding/binary"
+)
+
+// quicSecret is how a version derives the secrets of Initial packets.
+type quicSecret struct {
+	salt          [20]byte
+	key, iv, mask string // labels of HKDF-Expand-Label
+}
+
+var (
+	// RFC 9001 5.2.
+	quicSecretV1 = quicSecret{
+		salt: [20]byte{0x38, 0x76, 0x2c, 0xf7, 0xf5, 0x59, 0x34, 0xb3, 0x4d, 0x17, 0x9a, 0xe6, 0xa4, 0xc8, 0x0c, 0xad, 0xcc, 0xbb, 0x7f, 0x0a},
+		key:  "quic key", iv: "quic iv", mask: "quic hp",
+	}
+	// RFC 9369 3.3.
+	quicSecretV2 = quicSecret{
+		salt: [20]byte{0x0d, 0xed, 0xe3, 0xde, 0xf7, 0x00, 0xa6, 0xdb, 0x81, 0x93, 0x81, 0xbe, 0x6e, 0x26, 0x9d, 0xcb, 0xf9, 0xbd, 0x2e, 0xd9},
+		key:  "quicv2 key", iv: "quicv2 iv", mask: "quicv2 hp",
+	}
+	// draft-ietf-quic-tls-29 5.2, for drafts 29 to 32.
+	quicSecret29 = quicSecret{
+		salt: [20]byte{0xaf, 0xbf, 0xec, 0x28, 0x99, 0x93, 0xd2, 0x4c, 0x9e, 0x97, 0x86, 0xf1, 0x9c, 0x61, 0x11, 0xe0, 0x43, 0x90, 0xa8, 0x99},
+		key:  "quic key", iv: "quic iv", mask: "quic hp",
+	}
+	// draft-ietf-quic-tls-23 5.2, for drafts 23 to 28.
+	quicSecret23 = quicSecret{
+		salt: [20]byte{0xc3, 0xee, 0xf7, 0x12, 0xc7, 0x2e, 0xbb, 0x5a, 0x11, 0xa7, 0xd2, 0x43, 0x2b, 0xb4, 0x63, 0x65, 0xbe, 0xf9, 0xf5, 0x02},
+		key:  "quic key", iv: "quic iv", mask: "quic hp",
+	}
+)
+
+// secretOf chooses by version; nil where the derivation is not known.
+func secretOf(version uint32) *quicSecret {
+	switch {
+	case version == quicV2:
+		return &quicSecretV2
+	case version == quicV1:
+		return &quicSecretV1
+	case version&0xFFFFFF00 == quicDraft:
+		switch draft := version & 0xFF; {
+		case draft >= 33 && draft <= 34:
+			return &quicSecretV1
+		case draft >= 29 && draft < 33:
+			return &quicSecret29
+		case draft >= 23 && draft < 29:
+			return &quicSecret23
+		}
+	case version == quicMvfst|0x2: // Facebook's name for draft 27
+		return &quicSecret23
+	}
+	return nil
+}
+
+// quicKeys open a client's Initial packets.
+type quicKeys struct {
+	aead cipher.AEAD
+	mask cipher.Block
+	iv   [12]byte
+}
+
+// derive computes the keys from the connection id that the client chose (RFC 9001 5.2). The AES objects are
+// the only memory it takes: the standard library cannot give them new keys.
+func (k *quicKeys) derive(version uint32, dcid []byte) bool {
+	s := secretOf(version)
+	if s == nil {
+		return false
+	}
+	initial := hmacSHA256(s.salt[:], dcid)
+	client := expandLabel(initial, "client in", 32)
+	key := expandLabel(client, s.key, 16)
+	mask := expandLabel(client, s.mask, 16)
+	iv := expandLabel(client, s.iv, 12)
+	copy(k.iv[:], iv[:])
+	block, err := aes.NewCipher(key[:16])
+	if err != nil {
+		return false
+	}
+	if k.aead, err = cipher.NewGCM(block); err != nil {
+		return false
+	}
+	k.mask, err = aes.NewCipher(mask[:16])
+	return err == nil
+}
+
+// open removes header and packet protection (RFC 9001 5.3 and 5.4) of the packet whose number begins at at.
+// It returns the frames in dst's memory, which has room for the packet, or nil when the keys are not this
+// packet's.
+func (k *quicKeys) open(dst, packet []byte, at int) []byte {
+	if k.aead == nil || len(packet) < at+4+16 {
+		return nil
+	}
+	var sample [16]byte
+	k.mask.Encrypt(sample[:], packet[at+4:at+20])
+	// A copy: the AEAD's associated data is the header without its protection, and the packet is borrowed.
+	head := append(dst[:0], packet...)
+	head[0] ^= sample[0] & 0x0F
+	size := int(head[0]&3) + 1
+	number := uint64(0)
+	for i := range size {
+		head[at+i] ^= sample[1+i]
+		number = number<<8 | uint64(head[at+i])
+	}
+	nonce := k.iv
+	for i := range 8 {
+		nonce[4+i] ^= byte(number >> (56 - 8*i))
+	}
+	body := head[at+size:]
+	out, err := k.aead.Open(body[:0], nonce[:], body, head[:at+size])
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+// hmacSHA256 is HMAC (RFC 2104) over messages of at most 64 bytes with keys of at most 64 bytes; here it is
+// both HKDF-Extract and the one block of HKDF-Expand (RFC 5869), without the allocations of crypto/hkdf.
+func hmacSHA256(key, message []byte) [32]byte {
+	var inner [128]byte
+	var outer [96]byte
+	copy(inner[:64], key)
+	copy(outer[:64], key)
+	for i := range 64 {
+		inner[i] ^= 0x36
+		outer[i] ^= 0x5C
+	}
+	n := copy(inner[64:], message)
+	sum := sha256.Sum256(inner[:64+n])
+	copy(outer[64:], sum[:])
+	return sha256.Sum256(outer[:])
+}
+
+// expandLabel is HKDF-Expand-Label (RFC 8446 7.1) with an empty context, for up to 32 bytes; the rest of the
+// result is to be ignored.
+func expandLabel(secret [32]byte, name string, size uint16) [32]byte {
+	var info [64]byte
+	b := binary.BigEndian.AppendUint16(info[:0], size)
+	b = append(b, byte(6+len(name)))
+	b = append(b, "tls13 "...)
+	b = append(b, name...)
+	b = append(b, 0, 1)
+	return hmacSHA256(secret[:], b)
+}

@@ -1,0 +1,109 @@
+package app
+
+// maxPieces bounds the pieces of a stream that wait for what is missing before them.
+const maxPieces = 6
+
+// piece is a half-open range of bytes that arrived.
+type piece struct{ from, to uint16 }
+
+// pieces is what has arrived of a byte stream of at most MaxBytes: sorted, disjoint, never adjacent.
+type pieces struct {
+	n    uint8
+	list [maxPieces]piece
+}
+
+// prefix is how many bytes there are from the stream's beginning without a gap.
+func (p *pieces) prefix() int {
+	if p.n == 0 || p.list[0].from != 0 {
+		return 0
+	}
+	return int(p.list[0].to)
+}
+
+// insert copies the bytes of data that are new at offset into buf, which has MaxBytes; a byte that arrived
+// before stays. Bytes beyond MaxBytes, and pieces beyond maxPieces, are ignored.
+func (p *pieces) insert(buf []byte, offset uint32, data []byte) {
+	if offset >= MaxBytes {
+		return
+	}
+	from := int(offset)
+	data = data[:min(len(data), MaxBytes-from)]
+	to := from + len(data)
+	if from == to {
+		return
+	}
+	// first is the first piece that touches the new range, last the one behind the last that does.
+	first := 0
+	for first < int(p.n) && int(p.list[first].to) < from {
+		first++
+	}
+	last := first
+	for last < int(p.n) && int(p.list[last].from) <= to {
+		last++
+	}
+	if first == last && int(p.n) == maxPieces {
+		return
+	}
+	at := from
+	for _, have := range p.list[first:last] {
+		if int(have.from) > at {
+			copy(buf[at:have.from], data[at-from:])
+		}
+		at = max(at, int(have.to))
+	}
+	if at < to {
+		copy(buf[at:to], data[at-from:])
+	}
+	joined := piece{uint16(from), uint16(to)} //nolint:gosec // at most MaxBytes
+	if first < last {
+		joined.from = min(joined.from, p.list[first].from)
+		joined.to = max(joined.to, p.list[last-1].to)
+		copy(p.list[first+1:], p.list[last:p.n])
+		p.n -= uint8(last - first - 1) //nolint:gosec // at most maxPieces
+	} else {
+		copy(p.list[first+1:], p.list[first:p.n])
+		p.n++
+	}
+	p.list[first] = joined
+}
+
+// direction is one side's payload.
+type direction struct {
+	buf     []byte // nil until a segment has to wait
+	pieces  pieces
+	alive   uint32 // bit set over protocols: still possible for this stream's beginning
+	base    uint32 // offset of the stream's first byte
+	bytes   int
+	packets uint8
+}
+
+func (d *direction) exhausted() bool { return d.packets >= MaxPackets || d.bytes >= MaxBytes }
+
+// insert keeps a segment for later.
+func (d *direction) insert(e *Engine, offset uint32, data []byte) {
+	if d.buf == nil {
+		d.buf = e.buffer()
+	}
+	d.pieces.insert(d.buf, offset, data)
+}
+
+// prefix is the stream from its beginning to the first gap.
+func (d *direction) prefix() []byte { return d.buf[:d.pieces.prefix()] }
+
+func (d *direction) drop(e *Engine) {
+	if d.buf != nil {
+		e.buffers = append(e.buffers, d.buf)
+		d.buf = nil
+		d.pieces.n = 0
+	}
+}
+
+// buffer takes a buffer of MaxBytes from the pool.
+func (e *Engine) buffer() []byte {
+	if n := len(e.buffers); n > 0 {
+		b := e.buffers[n-1]
+		e.buffers = e.buffers[:n-1]
+		return b
+	}
+	return make([]byte, MaxBytes)
+}

@@ -1,0 +1,260 @@
+package app
+
+import "encoding/binary"
+
+// TLS record content types (RFC 8446 B.1, RFC 6520).
+const (
+	recordChangeCipher = 20
+	recordAlert        = 21
+	recordHandshake    = 22
+	recordData         = 23
+	recordHeartbeat    = 24
+)
+
+// Handshake types (RFC 8446 B.3 and the registry's older ones).
+const (
+	helloRequest = 0
+	clientHello  = 1
+	serverHello  = 2
+)
+
+// tlsStream recognises TLS by its record layer and reads server name and ALPN from the ClientHello, which
+// may span records and segments.
+func tlsStream(f *Flow, in *input) outcome {
+	b := in.data
+	if b[0]&0x80 != 0 {
+		return tlsOldHello(b)
+	}
+	if b[0] < recordChangeCipher || b[0] > recordHeartbeat {
+		return no
+	}
+	if len(b) >= 2 && b[1] != 3 || len(b) >= 3 && b[2] > 4 {
+		return no
+	}
+	if len(b) >= 5 {
+		size := int(binary.BigEndian.Uint16(b[3:]))
+		if size == 0 || size > 1<<14+2048 {
+			return no
+		}
+		switch b[0] {
+		case recordChangeCipher:
+			if size != 1 {
+				return no
+			}
+		case recordHandshake:
+			if size < 4 {
+				// Fragments this small are not sent by anyone but to hide.
+				break
+			}
+		}
+	}
+	if len(b) < 6 {
+		return more
+	}
+	if b[0] != recordHandshake {
+		return tlsRecords(b)
+	}
+	message, whole := tlsMessage(f.engine, b)
+	if len(message) == 0 {
+		return more
+	}
+	switch message[0] {
+	case clientHello:
+		if len(message) >= 2 && message[1] != 0 {
+			return no // 64 KiB of ClientHello
+		}
+		var h hello
+		h.parse(message)
+		if h.bad {
+			return no
+		}
+		h.keep(f)
+		if whole {
+			return final
+		}
+		return label
+	case helloRequest, serverHello, 4, 8, 11, 12, 13, 14, 15, 16, 20, 22:
+		return label // the server's side; the client's says the name
+	}
+	// Behind ChangeCipherSpec handshake messages are encrypted: any first byte will do once records follow.
+	return tlsRecords(b)
+}
+
+// tlsRecords accepts a stream that begins inside a connection: every record in it must have a header that
+// fits, and one must be complete.
+func tlsRecords(b []byte) outcome {
+	whole := 0
+	for len(b) >= 5 {
+		size := int(binary.BigEndian.Uint16(b[3:]))
+		if b[0] < recordChangeCipher || b[0] > recordHeartbeat || b[1] != 3 || b[2] > 4 || size == 0 || size > 1<<14+2048 {
+			return no
+		}
+		if len(b) < 5+size {
+			break
+		}
+		whole++
+		b = b[5+size:]
+	}
+	if whole == 0 {
+		return more
+	}
+	return label
+}
+
+// tlsOldHello recognises a ClientHello in the record form of SSL 2.0 that offers SSL 3.0 or TLS
+// (RFC 5246 E.2).
+func tlsOldHello(b []byte) outcome {
+	if len(b) < 11 {
+		if len(b) > 2 && b[2] != clientHello || len(b) > 3 && b[3] != 3 {
+			return no
+		}
+		return more
+	}
+	size := int(binary.BigEndian.Uint16(b) & 0x7FFF)
+	ciphers := int(binary.BigEndian.Uint16(b[5:]))
+	session := int(binary.BigEndian.Uint16(b[7:]))
+	challenge := int(binary.BigEndian.Uint16(b[9:]))
+	if b[2] != clientHello || b[3] != 3 || b[4] > 4 || ciphers == 0 || ciphers%3 != 0 || challenge < 16 || challenge > 32 ||
+		size != 9+ciphers+session+challenge {
+		return no
+	}
+	return final
+}
+
+// tlsMessage joins the first handshake message of a stream of records in the engine's scratch memory, as far
+// as the stream goes. whole tells whether it is complete.
+func tlsMessage(e *Engine, b []byte) (message []byte, whole bool) {
+	message = e.scratch[:0]
+	need := 4
+	for len(b) >= 5 && len(message) < need {
+		if b[0] != recordHandshake || b[1] != 3 {
+			break
+		}
+		size := int(binary.BigEndian.Uint16(b[3:]))
+		b = b[5:]
+		n := min(size, len(b), cap(message)-len(message))
+		message = append(message, b[:n]...)
+		if len(message) >= 4 {
+			need = 4 + int(message[1])<<16 + int(message[2])<<8 + int(message[3])
+		}
+		if n < size {
+			break
+		}
+		b = b[n:]
+	}
+	if len(message) >= 4 && len(message) >= need {
+		return message[:need], true
+	}
+	return message, false
+}
+
+// hello is what a ClientHello says in clear.
+type hello struct {
+	host, alpn []byte
+	bad        bool // a length that cannot be
+	short      bool // the bytes end before the message does
+}
+
+// take cuts n bytes off *b.
+func (h *hello) take(b *[]byte, n int) []byte {
+	if n > len(*b) {
+		h.short = true
+		n = len(*b)
+	}
+	out := (*b)[:n]
+	*b = (*b)[n:]
+	return out
+}
+
+// number takes a big-endian number of n bytes.
+func (h *hello) number(b *[]byte, n int) int {
+	v := 0
+	for _, c := range h.take(b, n) {
+		v = v<<8 | int(c)
+	}
+	return v
+}
+
+// parse reads a ClientHello (RFC 8446 4.1.2) with its handshake header, of which the end may be missing.
+func (h *hello) parse(m []byte) {
+	b := m
+	if h.number(&b, 1) != clientHello {
+		h.bad = true
+		return
+	}
+	size := h.number(&b, 3)
+	if !h.short && size < 38 {
+		h.bad = true
+		return
+	}
+	if version := h.number(&b, 2); !h.short && version>>8 != 3 {
+		h.bad = true
+		return
+	}
+	h.take(&b, 32)
+	session := h.number(&b, 1)
+	if session > 32 {
+		h.bad = true
+		return
+	}
+	h.take(&b, session)
+	ciphers := h.number(&b, 2)
+	if !h.short && (ciphers == 0 || ciphers%2 != 0 || 38+session+ciphers > size) {
+		h.bad = true
+		return
+	}
+	h.take(&b, ciphers)
+	h.take(&b, h.number(&b, 1))
+	if h.short || len(b) == 0 {
+		return
+	}
+	rest := h.number(&b, 2)
+	b = b[:min(rest, len(b))]
+	for len(b) >= 4 {
+		kind := h.number(&b, 2)
+		value := h.take(&b, h.number(&b, 2))
+		switch kind {
+		case 0: // server_name (RFC 6066 3)
+			h.serverName(value)
+		case 16: // application_layer_protocol_negotiation (RFC 7301 3.1)
+			h.protocol(value)
+		}
+	}
+}
+
+// serverName reads the first name of type host_name.
+func (h *hello) serverName(b []byte) {
+	if len(b) < 5 || b[2] != 0 {
+		return
+	}
+	n := int(binary.BigEndian.Uint16(b[3:]))
+	if n <= len(b)-5 {
+		h.host = b[5 : 5+n]
+	}
+}
+
+// protocol reads the client's first protocol name.
+func (h *hello) protocol(b []byte) {
+	if len(b) < 3 {
+		return
+	}
+	n := int(b[2])
+	if n <= len(b)-3 {
+		h.alpn = b[3 : 3+n]
+	}
+}
+
+// keep copies what was found into the flow.
+func (h *hello) keep(f *Flow) {
+	if len(h.host) > 0 {
+		f.setHost(h.host)
+	}
+	for _, c := range h.alpn {
+		if c <= ' ' || c >= 0x7F {
+			return // GREASE (RFC 8701) and other binary
+		}
+	}
+	if len(h.alpn) > 0 {
+		f.alpn = f.engine.names.get(h.alpn)
+	}
+}
