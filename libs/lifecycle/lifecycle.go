@@ -35,7 +35,7 @@ type member struct {
 	run   func(ctx context.Context) error
 
 	cancel context.CancelFunc
-	done   chan struct{} // closed after err is set
+	done   chan struct{} // closed after err is set and the member is queued
 	err    error
 }
 
@@ -70,8 +70,8 @@ func (g *Group) Run(ctx context.Context) error {
 			if own.Err() != nil && errors.Is(m.err, context.Canceled) {
 				m.err = nil
 			}
+			ended <- m // before done, so that whoever sees done finds the error in the queue
 			close(m.done)
-			ended <- m
 		}()
 	}
 

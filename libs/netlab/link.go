@@ -57,10 +57,10 @@ func (l *Lab) Veth(a, b End, queues int) error {
 	}
 	spaceB, err := b.open()
 	if err != nil {
-		_ = spaceA.Close()
+		release(spaceA)
 		return err
 	}
-	defer spaceB.Close()
+	defer release(spaceB)
 
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = a.Name
@@ -72,12 +72,12 @@ func (l *Lab) Veth(a, b End, queues int) error {
 	pair.PeerNumRxQueues, pair.PeerNumTxQueues = uint32(queues), uint32(queues) //nolint:gosec // 1 to 4096, checked above
 	pair.PeerNamespace = netlink.NsFd(int(spaceB))
 	if err := inside(spaceA, func() error { return netlink.LinkAdd(pair) }); err != nil {
-		_ = spaceA.Close()
+		release(spaceA)
 		return fmt.Errorf("create veth %s - %s: %w", a.Name, b.Name, err)
 	}
 	if err := errors.Join(a.configure(spaceA), b.configure(spaceB)); err != nil {
 		err = errors.Join(err, deleteLink(spaceA, a.Name))
-		_ = spaceA.Close()
+		release(spaceA)
 		return err
 	}
 	l.links = append(l.links, madeLink{space: spaceA, name: a.Name})

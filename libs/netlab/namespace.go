@@ -92,9 +92,9 @@ func createNamespace(name string) (*NS, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer here.Close()
+	defer release(here)
 
-	ns := &NS{name: name}
+	ns := &NS{name: name, handle: netns.None()}
 	// The creation moves the thread into the new namespace; inside takes it back.
 	err = inside(here, func() error {
 		handle, err := netns.NewNamed(name)
@@ -116,7 +116,7 @@ func createNamespace(name string) (*NS, error) {
 		return nil
 	})
 	if err != nil {
-		if ns.handle.IsOpen() && ns.handle > 0 {
+		if ns.handle.IsOpen() {
 			_ = ns.remove()
 		}
 		return nil, err
@@ -135,6 +135,9 @@ func current() (netns.NsHandle, error) {
 	return h, nil
 }
 
+// release closes a handle that was only read from: a failing close loses nothing.
+func release(h netns.NsHandle) { _ = h.Close() }
+
 // inside runs f on a locked thread within space. When the way back fails the thread stays locked, so that the Go
 // runtime ends it together with its goroutine instead of running others in the wrong namespace.
 func inside(space netns.NsHandle, f func() error) (err error) {
@@ -145,7 +148,7 @@ func inside(space netns.NsHandle, f func() error) (err error) {
 		return fmt.Errorf("open the current network namespace: %w", err)
 	}
 	defer func() {
-		defer back.Close()
+		defer release(back)
 		if failed := netns.Set(back); failed != nil {
 			err = errors.Join(err, fmt.Errorf("return to the former network namespace: %w", failed))
 			return

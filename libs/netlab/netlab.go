@@ -93,7 +93,7 @@ func (l *Lab) Close() error {
 		if err := deleteLink(link.space, link.name); err != nil {
 			errs = append(errs, err)
 		}
-		_ = link.space.Close()
+		release(link.space)
 	}
 	l.links = nil
 	for i := len(l.spaces) - 1; i >= 0; i-- {
