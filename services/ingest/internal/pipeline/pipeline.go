@@ -1,0 +1,301 @@
+// Package pipeline runs one rx queue: frame, decode, flow table, window, batch. All of it is plain function calls
+// in the goroutine that owns the queue; other goroutines may only read the counts.
+package pipeline
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/flowtable"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/window"
+)
+
+// MaxBatchBytes is the largest batch: what fits a 1 MiB message with room for its sensor and trace context.
+const MaxBatchBytes = 1<<20 - 1<<12
+
+// Headroom below MaxBatchBytes at which a batch is handed over: one call of the flow table adds at most about
+// 2,048 ends, or one packet's segment.
+const headroom = 1 << 18
+
+// Config of a Queue.
+type Config struct {
+	Flow   flowtable.Config
+	Window window.Config
+	// BatchAge is how old a batch may grow before it is handed over. 0 = 4 ms, so that with the time between two
+	// calls of Poll the delay stays below 5 ms. Negative = never because of age.
+	BatchAge time.Duration
+	// WindowLength is the time between window boundaries, which are multiples of it. 0 = 100 ms.
+	WindowLength time.Duration
+
+	// OnBatch takes a batch over and returns an empty one for what follows; it must not block. Required.
+	OnBatch func(*flowv1.FlowBatch) *flowv1.FlowBatch
+	// OnWindow takes the builder of a window that ended, with StartNs, EndNs and Flows set, and returns an empty
+	// one; it must not block. When it returns nil it took nothing, and the window goes on to the next boundary.
+	// Required.
+	OnWindow func(*window.Builder) *window.Builder
+}
+
+// DefaultConfig returns the defaults for live traffic; the callbacks are the caller's.
+func DefaultConfig() Config {
+	return Config{
+		Flow: flowtable.DefaultConfig(), Window: window.DefaultConfig(),
+		BatchAge: 4 * time.Millisecond, WindowLength: 100 * time.Millisecond,
+	}
+}
+
+// Queue is one rx queue's pipeline. Its methods, but for Counts and Flows, belong to one goroutine.
+type Queue struct {
+	cfg   Config
+	p     packet.Packet
+	table *flowtable.Table
+	w     *window.Builder
+	batch *flowv1.FlowBatch
+
+	batchNs     int64 // when the batch got its first record
+	batchBegun  bool
+	windowStart int64
+	windowEnd   int64
+	atWindow    flowtable.Stats // when the window began
+	failed      func(*flowtable.Failure)
+
+	// Plain counts of the owner; publish makes them visible.
+	received, accounted, bytes uint64
+	undecodable                [packet.NumReasons]uint64
+	public                     struct {
+		received, accounted, bytes atomic.Uint64
+		undecodable                [packet.NumReasons]atomic.Uint64
+		flows                      [7]atomic.Uint64
+	}
+}
+
+// Counts are packets since New: Received = Accounted + the sum of Undecodable. Frames that are not IP are
+// accounted.
+type Counts struct {
+	Received, Accounted, Bytes uint64
+	Undecodable                [packet.NumReasons]uint64 // by packet.Reason; those of OK and NotIP stay 0
+}
+
+// New returns a queue with an empty batch and window. queue must differ between the queues of a sensor.
+func New(cfg Config, queue uint8) *Queue {
+	if cfg.BatchAge == 0 {
+		cfg.BatchAge = 4 * time.Millisecond
+	}
+	if cfg.WindowLength <= 0 {
+		cfg.WindowLength = 100 * time.Millisecond
+	}
+	q := &Queue{
+		cfg: cfg, table: flowtable.New(cfg.Flow, queue), w: window.New(cfg.Window), batch: &flowv1.FlowBatch{},
+	}
+	q.failed = func(f *flowtable.Failure) { q.w.Failure(f) }
+	return q
+}
+
+// Packet is what the last frame decoded to, valid until the next.
+func (q *Queue) Packet() *packet.Packet { return &q.p }
+
+// Frames takes a batch of frames that arrived at nowNs (Unix ns) on the sensor's interface port, after running
+// timers and boundaries up to nowNs. The frames are borrowed for the call.
+func (q *Queue) Frames(frames [][]byte, nowNs int64, port uint8) {
+	q.Poll(nowNs)
+	for _, f := range frames {
+		q.Frame(f, nowNs, port)
+	}
+	q.publish()
+}
+
+// Frame takes one Ethernet frame, borrowed for the call. Poll must be called at least once per rx batch.
+func (q *Queue) Frame(frame []byte, nowNs int64, port uint8) packet.Reason {
+	r := q.p.Decode(frame)
+	q.decoded(r, frame, nowNs, port)
+	return r
+}
+
+// FrameLink is Frame for another link type of capture files.
+func (q *Queue) FrameLink(linkType int, frame []byte, nowNs int64, port uint8) packet.Reason {
+	r := q.p.DecodeLink(linkType, frame)
+	q.decoded(r, frame, nowNs, port)
+	return r
+}
+
+func (q *Queue) decoded(r packet.Reason, frame []byte, nowNs int64, port uint8) {
+	q.received++
+	p := &q.p
+	if r != packet.OK {
+		if r.Undecodable() {
+			q.undecodable[r]++
+			return
+		}
+		q.accounted++
+		q.w.Add(p, nil, nowNs, &noFlow)
+		return
+	}
+	q.accounted++
+	q.bytes += uint64(p.IPLen)
+	o := q.table.Account(p, frame[p.Payload:p.Payload+p.PayloadLen], nowNs, port, q.batch)
+	q.w.Add(p, frame[p.L3:], nowNs, &o)
+	if !q.batchBegun || size(q.batch) > MaxBatchBytes-headroom {
+		q.age(nowNs)
+	}
+}
+
+// noFlow is what frames that are not IP mean to a flow.
+var noFlow flowtable.Observation
+
+// age notes when a batch begins and hands it over when it is old or large.
+func (q *Queue) age(nowNs int64) {
+	n := size(q.batch)
+	if n == 0 {
+		return
+	}
+	if !q.batchBegun {
+		q.batchBegun, q.batchNs = true, nowNs
+	}
+	if n > MaxBatchBytes-headroom || q.cfg.BatchAge > 0 && nowNs-q.batchNs >= int64(q.cfg.BatchAge) {
+		q.cut()
+	}
+}
+
+func (q *Queue) cut() {
+	q.batchBegun = false
+	q.batch = q.cfg.OnBatch(q.batch)
+}
+
+// size is about how many bytes a batch takes on the wire; never less than it does.
+func size(b *flowv1.FlowBatch) int {
+	n := 0
+	if c := b.Opens; c != nil {
+		n += int(c.Count) * 62
+	}
+	if c := b.Segments; c != nil {
+		n += int(c.Count)*24 + len(c.Data)
+	}
+	if c := b.Updates; c != nil {
+		n += int(c.Count) * 48
+	}
+	if c := b.Ends; c != nil {
+		n += int(c.Count) * 100
+	}
+	return n + len(b.Summaries)*56
+}
+
+// Poll runs timers and window boundaries up to nowNs and hands the batch over when it is time. Call it at least
+// every few milliseconds, also when no frames arrive.
+func (q *Queue) Poll(nowNs int64) {
+	if q.windowEnd == 0 {
+		q.begin(nowNs)
+	}
+	for nowNs >= q.windowEnd {
+		q.table.Advance(q.windowEnd-1, q.batch, q.failed)
+		q.boundary(nowNs)
+	}
+	q.table.Advance(nowNs, q.batch, q.failed)
+	q.age(nowNs)
+	q.publish()
+}
+
+// begin sets the bounds of the window that nowNs is in.
+func (q *Queue) begin(nowNs int64) {
+	length := int64(q.cfg.WindowLength)
+	q.windowStart = nowNs - (nowNs%length+length)%length
+	q.windowEnd = q.windowStart + length
+	q.atWindow = q.table.Stats()
+}
+
+// boundary hands the window over; the next is the one that nowNs is in, so that a pause gives one window.
+func (q *Queue) boundary(nowNs int64) {
+	s := q.table.Stats()
+	w := q.w
+	w.StartNs, w.EndNs = q.windowStart, q.windowEnd
+	w.Flows = window.Flows{
+		Opened: s.Created - q.atWindow.Created, Active: s.Active, Summarised: s.Summarised - q.atWindow.Summarised,
+	}
+	fresh := q.cfg.OnWindow(w)
+	if fresh == nil {
+		q.windowEnd = nowNs - nowNs%int64(q.cfg.WindowLength) + int64(q.cfg.WindowLength)
+		return
+	}
+	q.w = fresh
+	q.begin(max(nowNs, q.windowEnd))
+}
+
+// WindowEnd is the next window boundary, 0 before the first Poll.
+func (q *Queue) WindowEnd() int64 { return q.windowEnd }
+
+// Idle tells whether no flow is active and the window is empty: time may jump.
+func (q *Queue) Idle() bool { return q.table.Stats().Active == 0 && q.w.Empty() }
+
+// Settle runs timers up to nowNs without a bound on the work, handing over batches as they fill. It is for
+// captures, whose clock jumps.
+func (q *Queue) Settle(nowNs int64) {
+	for q.table.Advance(nowNs, q.batch, q.failed) {
+		q.age(nowNs)
+	}
+	q.age(nowNs)
+}
+
+// Meter adds what the kernel forwarded of a flow in k's direction to the flow and the window. It reports whether
+// the flow is in the table.
+func (q *Queue) Meter(k flow.Key, packets, bytes uint64, lastNs int64) bool {
+	_, ok := q.table.Meter(k, packets, bytes, lastNs)
+	q.w.Metered(k, packets, bytes)
+	return ok
+}
+
+// Enough says that a flow's label is final; see flowtable.Table.Enough.
+func (q *Queue) Enough(id uint64) (flow.Key, bool) { return q.table.Enough(id) }
+
+// Close ends all flows, hands over the last batches, and the last window with what the flush found. The queue
+// must not be used afterwards; counts stay readable.
+func (q *Queue) Close(nowNs int64) {
+	if q.windowEnd == 0 {
+		q.begin(nowNs)
+	}
+	for q.table.Flush(nowNs, q.batch, q.failed) {
+		q.cut()
+	}
+	if size(q.batch) > 0 {
+		q.cut()
+	}
+	q.boundary(q.windowEnd)
+	q.publish()
+}
+
+// publish makes the counts visible to other goroutines.
+func (q *Queue) publish() {
+	q.public.received.Store(q.received)
+	q.public.accounted.Store(q.accounted)
+	q.public.bytes.Store(q.bytes)
+	for i := range q.undecodable {
+		if n := q.undecodable[i]; n != 0 {
+			q.public.undecodable[i].Store(n)
+		}
+	}
+	s := q.table.Stats()
+	for i, n := range [...]uint64{s.Created, s.Ended, s.Active, s.Summarised, s.Evicted, s.Untracked, s.Withheld} {
+		q.public.flows[i].Store(n)
+	}
+}
+
+// Counts returns the packet counts as of the last Poll or Frames. Any goroutine may call it.
+func (q *Queue) Counts() Counts {
+	c := Counts{
+		Received: q.public.received.Load(), Accounted: q.public.accounted.Load(), Bytes: q.public.bytes.Load(),
+	}
+	for i := range c.Undecodable {
+		c.Undecodable[i] = q.public.undecodable[i].Load()
+	}
+	return c
+}
+
+// Flows returns the flow counts as of the last Poll or Frames. Any goroutine may call it; between two Polls the
+// terms may be of different moments.
+func (q *Queue) Flows() flowtable.Stats {
+	f := &q.public.flows
+	return flowtable.Stats{
+		Created: f[0].Load(), Ended: f[1].Load(), Active: f[2].Load(), Summarised: f[3].Load(),
+		Evicted: f[4].Load(), Untracked: f[5].Load(), Withheld: f[6].Load(),
+	}
+}
