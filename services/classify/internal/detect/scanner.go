@@ -212,6 +212,7 @@ type Scan struct {
 	Target           netip.Prefix // the scanned host, or the narrowest of /24, /16, /8 (v6 /64, /48, /32) or all
 	Host             netip.Addr   // the destination tried most
 	Measure          Measure
+	Fast             bool // found by what was tried within a second
 	Packets, Sources uint64
 }
 
@@ -249,7 +250,7 @@ func (s *Scanner) PortScan(t *Thresholds) (Scan, bool) {
 	}
 	host := flow.Addr(addr)
 	return Scan{
-		Type: PortScan, Target: netip.PrefixFrom(host, host.BitLen()), Host: host, Packets: s.Attempts, Sources: 1,
+		Type: PortScan, Target: netip.PrefixFrom(host, host.BitLen()), Host: host, Fast: fast >= t.FastPorts, Packets: s.Attempts, Sources: 1,
 		Measure: Measure{
 			Level: level, Packets: s.Attempts,
 			Features: map[string]float64{"failed_ports": failed, "ports_in_a_second": fast, "invalid_flags": float64(s.Invalid),
@@ -289,7 +290,7 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 			"attempts": float64(s.Attempts), "failed": float64(s.Failed), "top_port": float64(port), "top_port_share": share},
 		Limits: map[string]float64{"failed_hosts": t.ScanHosts, "hosts_in_a_second": t.FastHosts, "arp_hosts": t.ARPHosts},
 	}
-	return Scan{Type: HostSweep, Target: s.swept(), Host: flow.Addr(s.TopHost), Measure: m, Packets: s.Attempts, Sources: 1}, level >= 1
+	return Scan{Type: HostSweep, Target: s.swept(), Host: flow.Addr(s.TopHost), Measure: m, Fast: fast >= t.FastHosts, Packets: s.Attempts, Sources: 1}, level >= 1
 }
 
 // benign: most samples are servers' answers, or traceroute walks its port range.

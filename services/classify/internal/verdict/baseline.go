@@ -118,3 +118,15 @@ func (b *Baseline) Good(kind func(f *header.Facts) bool) (samples []header.Facts
 	}
 	return samples, rate
 }
+
+// Fragments reports whether fragments belong to the destination's usual traffic.
+func (b *Baseline) Fragments() bool {
+	for c := range b.rings {
+		for i := range b.rings[c].facts {
+			if b.rings[c].facts[i].Fragment {
+				return true
+			}
+		}
+	}
+	return false
+}

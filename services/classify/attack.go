@@ -1,0 +1,251 @@
+package classify
+
+import (
+	"net/netip"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/sketch"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
+)
+
+// attackKey: there is one attack of a type and target at a time.
+type attackKey struct{ typ, target string }
+
+// attack is one that is on.
+type attack struct {
+	key                 attackKey
+	id                  string
+	target              netip.Addr    // of floods
+	flood               *detect.Flood // nil for scans
+	sensor              string
+	firstNs, detectedNs int64
+	updatedNs           int64 // last published
+	lastOver, lastHit   int64 // newest window over half the threshold; newest drop by a rule
+	packets, bytes      uint64
+	pps, bps            float64
+	hitPackets          uint64 // dropped since the last update
+	hitBytes            uint64
+	sources             sketch.HLL
+	sourceCount         uint64 // of scans
+	top                 []string
+	revision            uint32
+	verdicts            int
+	verdictNs           int64          // the last verdict's window end
+	matches             []policy.Match // what its rules drop
+	scanners            map[netip.Addr]bool
+	fresh               fresh
+}
+
+// ruleState is one rule of an attack.
+type ruleState struct {
+	attack *attack
+	drops  bool
+	seen   map[string]counters // by node
+}
+
+type counters struct{ packets, bytes uint64 }
+
+const (
+	bucket      = time.Minute    // attack ids change with it
+	updateEvery = time.Second    // while an attack is on
+	adopt       = 24 * time.Hour // how old an attack may be that a restart continues
+	maxAttacks  = 1_024          // at once
+	maxVerdicts = 8              // of one attack
+	reviseAfter = 300 * time.Millisecond
+)
+
+// begin makes an attack, or continues the one that rules of an earlier run name.
+func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64) *attack {
+	now := e.now(w)
+	a := &attack{
+		key: attackKey{typ, target}, sensor: w.GetSensor(), firstNs: startNs, detectedNs: now, updatedNs: now,
+		lastOver: w.GetEndNs(), scanners: make(map[netip.Addr]bool),
+	}
+	a.id = attackID(typ, target, a.firstNs)
+	if len(e.known) > 0 {
+		for back := int64(0); back <= int64(adopt/bucket); back++ {
+			id := attackID(typ, target, a.firstNs-back*int64(bucket))
+			first, ok := e.known[id]
+			if !ok {
+				continue
+			}
+			a.id = id
+			if first > 0 {
+				a.firstNs = first
+			}
+			// One update a second at most came before, so this revision is new.
+			a.revision = uint32(max(0, (now-a.firstNs)/int64(updateEvery))) + 120 //nolint:gosec // a day of seconds
+			delete(e.known, id)
+			break
+		}
+	}
+	if len(e.attacks) >= maxAttacks {
+		e.forgetOldest()
+	}
+	e.attacks[a.key] = a
+	return a
+}
+
+func attackID(typ, target string, firstNs int64) string {
+	return policy.DerivedID(typ, target, strconv.FormatInt(firstNs/int64(bucket), 10))
+}
+
+// forgetOldest makes room without an event: its rules expire by themselves.
+func (e *Engine) forgetOldest() {
+	var oldest *attack
+	for _, a := range e.attacks {
+		if oldest == nil || a.lastOver < oldest.lastOver {
+			oldest = a
+		}
+	}
+	e.remove(oldest)
+}
+
+func (e *Engine) remove(a *attack) {
+	delete(e.attacks, a.key)
+	for id, r := range e.rules {
+		if r.attack == a {
+			delete(e.rules, id)
+		}
+	}
+	if a.flood != nil {
+		if k := a.target.As16(); e.flooded[k] <= 1 {
+			delete(e.flooded, k)
+		} else {
+			e.flooded[k]--
+		}
+	}
+	for s := range a.scanners {
+		delete(e.scanners, s)
+	}
+}
+
+// account adds packets of the attack that reached the sensor.
+func (e *Engine) account(a *attack, packets, bytes uint64) {
+	a.packets += packets
+	a.bytes += bytes
+}
+
+// rate sets the attack's rate from sums of a second, or of less when it is younger.
+func (e *Engine) rate(a *attack, w *flowv1.Window, m *detect.Measure) {
+	age := min(1, max(0.1, float64(w.GetEndNs()-a.firstNs)/1e9))
+	a.pps, a.bps = float64(m.Packets)/age, 8*float64(m.Bytes)/age
+}
+
+// ordered returns the attacks by type and target, so that results do not depend on map order.
+func (e *Engine) ordered() []*attack {
+	list := make([]*attack, 0, len(e.attacks))
+	for _, a := range e.attacks {
+		list = append(list, a)
+	}
+	sort.Slice(list, func(i, j int) bool {
+		return list[i].key.typ < list[j].key.typ || list[i].key.typ == list[j].key.typ && list[i].key.target < list[j].key.target
+	})
+	return list
+}
+
+// tick publishes updates and ends attacks that are over.
+func (e *Engine) tick(w *flowv1.Window, out *WindowResult) {
+	if len(e.attacks) == 0 {
+		return
+	}
+	now := e.now(w)
+	for _, a := range e.ordered() {
+		alive := max(a.lastOver, a.lastHit)
+		switch {
+		case w.GetEndNs()-alive >= int64(e.cfg.Quiet):
+			e.finish(a, now, out)
+		case now-a.updatedNs >= int64(updateEvery):
+			if dt := float64(now-a.updatedNs) / 1e9; a.hitPackets > 0 {
+				a.pps, a.bps = a.pps+float64(a.hitPackets)/dt, a.bps+8*float64(a.hitBytes)/dt
+			}
+			a.hitPackets, a.hitBytes = 0, 0
+			e.publish(a, eventv1.AttackState_ATTACK_STATE_UPDATED, now, out)
+			a.pps, a.bps = 0, 0 // until the next window says otherwise
+		}
+	}
+}
+
+func (e *Engine) finish(a *attack, now int64, out *WindowResult) {
+	a.pps, a.bps = 0, 0
+	e.publish(a, eventv1.AttackState_ATTACK_STATE_ENDED, now, out)
+	e.remove(a)
+}
+
+func (e *Engine) publish(a *attack, state eventv1.AttackState, now int64, out *WindowResult) {
+	a.revision++
+	a.updatedNs = now
+	m := &eventv1.Attack{
+		Id: a.id, Type: a.key.typ, Target: a.key.target, State: state, Sensor: a.sensor, FirstNs: a.firstNs,
+		DetectedNs: a.detectedNs, UpdatedNs: now, Packets: a.packets, Bytes: a.bytes, Pps: a.pps, Bps: a.bps,
+		Sources: a.sourceEstimate(), TopSources: slices.Clone(a.top), Revision: a.revision,
+	}
+	if state == eventv1.AttackState_ATTACK_STATE_ENDED {
+		m.EndedNs = max(a.lastOver, a.lastHit)
+	}
+	out.Attacks = append(out.Attacks, m)
+}
+
+func (a *attack) sourceEstimate() uint64 {
+	if a.flood == nil {
+		return a.sourceCount
+	}
+	return uint64(a.sources.Estimate() + 0.5)
+}
+
+// Enforcement takes in what enforce nodes did: drops keep an attack alive whose packets no sensor sees.
+func (e *Engine) Enforcement(x *eventv1.Enforcement) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.rules[x.GetRuleId()]
+	if r == nil || !r.drops {
+		return
+	}
+	switch x.GetState() {
+	case eventv1.EnforcementState_ENFORCEMENT_STATE_HITS, eventv1.EnforcementState_ENFORCEMENT_STATE_FIRST_DROP:
+	default:
+		return
+	}
+	r.attack.lastHit = max(r.attack.lastHit, x.GetTimeNs())
+	last := r.seen[x.GetNode()]
+	if x.GetPackets() < last.packets || x.GetBytes() < last.bytes { // the node began anew
+		last = counters{}
+	}
+	r.seen[x.GetNode()] = counters{x.GetPackets(), x.GetBytes()}
+	if x.GetShadow() {
+		return // sensors have counted these already
+	}
+	packets, bytes := x.GetPackets()-last.packets, x.GetBytes()-last.bytes
+	e.account(r.attack, packets, bytes)
+	r.attack.hitPackets += packets
+	r.attack.hitBytes += bytes
+}
+
+// Adopt tells the engine of rules that are in force when it starts: an attack that one of them names is
+// continued under its id when it shows again.
+func (e *Engine) Adopt(rules []policy.Rule) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for i := range rules {
+		if r := &rules[i]; r.Origin == policy.OriginDetector && r.AttackID != "" {
+			e.known[r.AttackID] = r.AttackFirstNs
+		}
+	}
+}
+
+// matchIDs writes matches as one string.
+func matchIDs(matches []policy.Match) string {
+	var b strings.Builder
+	for i := range matches {
+		b.WriteString(matches[i].String())
+		b.WriteByte('\n')
+	}
+	return b.String()
+}

@@ -1,0 +1,207 @@
+package classify
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
+)
+
+// EngineConfig says what is protected and from when on traffic counts as an attack. Rates are per second and
+// destination.
+type EngineConfig struct {
+	Protected []string `name:"protected" help:"Prefix whose hosts are protected (repeatable); none: every address." placeholder:"CIDR"`
+	Groups    []Group  `name:"group" help:"Group of protected prefixes with thresholds of its own (repeatable): name;CIDR,CIDR;threshold=value;…" placeholder:"GROUP"`
+
+	SYN        float64 `name:"syn-threshold" default:"150" help:"syn_flood: SYNs beyond twice the completed handshakes."`
+	UDPPackets float64 `name:"udp-threshold" default:"20000" help:"udp_flood: packets."`
+	UDPBits    float64 `name:"udp-bits-threshold" default:"500000000" help:"udp_flood: bits."`
+	ICMP       float64 `name:"icmp-threshold" default:"500" help:"icmp_flood: echo requests and unreachables."`
+	DNSAnswers float64 `name:"dns-threshold" default:"300" help:"amp_dns: unsolicited DNS answers."`
+	NTPAnswers float64 `name:"ntp-threshold" default:"300" help:"amp_ntp: unsolicited packets from port 123."`
+	ScanPorts  float64 `name:"scan-ports" default:"8" help:"port_scan: distinct ports of a host that refused or did not answer."`
+	ScanHosts  float64 `name:"scan-hosts" default:"8" help:"host_sweep: distinct hosts that refused or did not answer."`
+
+	Lease      time.Duration `name:"lease" default:"15s" help:"How long a rule lives unless it is hit; enforce renews it while it is."`
+	Quiet      time.Duration `name:"quiet" default:"10s" help:"How long an attack must be below half its threshold and not be dropped to count as ended."`
+	MaxFlows   int           `name:"max-flows" default:"1000000" help:"Flows remembered; the one idle longest among a few makes room."`
+	MaxTargets int           `name:"max-targets" default:"2048" help:"Destinations whose traffic is watched."`
+	MaxSources int           `name:"max-sources" default:"8192" help:"Sources remembered for scans."`
+
+	// Now gives Unix ns for the times of decisions and leases; nil takes the windows' own clock, as for captures.
+	Now func() int64 `kong:"-" yaml:"-" json:"-"`
+}
+
+// DefaultEngineConfig is what the flags default to.
+func DefaultEngineConfig() EngineConfig {
+	return EngineConfig{
+		SYN: 150, UDPPackets: 20_000, UDPBits: 500e6, ICMP: 500, DNSAnswers: 300, NTPAnswers: 300, ScanPorts: 8, ScanHosts: 8,
+		Lease: 15 * time.Second, Quiet: 10 * time.Second, MaxFlows: 1_000_000, MaxTargets: 2_048, MaxSources: 8_192,
+	}
+}
+
+// Group is a set of protected prefixes with thresholds of its own. As text:
+// name;192.0.2.0/24,2001:db8::/32;syn=300;udp=50000. Thresholds left out are the engine's.
+type Group struct {
+	Name       string
+	Prefixes   []netip.Prefix
+	Thresholds map[string]float64
+}
+
+// thresholdNames are the keys of Group.Thresholds.
+var thresholdNames = map[string]func(t *detect.Thresholds) *float64{
+	"syn":         func(t *detect.Thresholds) *float64 { return &t.SYN },
+	"udp":         func(t *detect.Thresholds) *float64 { return &t.UDPPackets },
+	"udp-bits":    func(t *detect.Thresholds) *float64 { return &t.UDPBits },
+	"icmp":        func(t *detect.Thresholds) *float64 { return &t.ICMP },
+	"dns":         func(t *detect.Thresholds) *float64 { return &t.DNSAnswers },
+	"dns-sources": func(t *detect.Thresholds) *float64 { return &t.DNSSources },
+	"dns-bits":    func(t *detect.Thresholds) *float64 { return &t.DNSBits },
+	"ntp":         func(t *detect.Thresholds) *float64 { return &t.NTPAnswers },
+	"monlist":     func(t *detect.Thresholds) *float64 { return &t.NTPMonlist },
+	"ports":       func(t *detect.Thresholds) *float64 { return &t.ScanPorts },
+	"hosts":       func(t *detect.Thresholds) *float64 { return &t.ScanHosts },
+	"fast-ports":  func(t *detect.Thresholds) *float64 { return &t.FastPorts },
+	"fast-hosts":  func(t *detect.Thresholds) *float64 { return &t.FastHosts },
+	"arp-hosts":   func(t *detect.Thresholds) *float64 { return &t.ARPHosts },
+}
+
+// UnmarshalText reads a group from its text form.
+func (g *Group) UnmarshalText(text []byte) error {
+	parts := strings.Split(string(text), ";")
+	if len(parts) < 2 || parts[0] == "" {
+		return fmt.Errorf("group %q: write name;CIDR,CIDR;threshold=value", text)
+	}
+	out := Group{Name: parts[0], Thresholds: make(map[string]float64)}
+	for _, s := range strings.Split(parts[1], ",") {
+		p, err := policy.ParsePrefix(strings.TrimSpace(s))
+		if err != nil {
+			return fmt.Errorf("group %s: %w", out.Name, err)
+		}
+		out.Prefixes = append(out.Prefixes, p)
+	}
+	for _, s := range parts[2:] {
+		name, value, _ := strings.Cut(s, "=")
+		name = strings.TrimSpace(name)
+		if thresholdNames[name] == nil {
+			return fmt.Errorf("group %s: unknown threshold %q", out.Name, name)
+		}
+		v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+		if err != nil || !(v > 0) {
+			return fmt.Errorf("group %s: threshold %s: %q is not a number above 0", out.Name, name, value)
+		}
+		out.Thresholds[name] = v
+	}
+	*g = out
+	return nil
+}
+
+// group is a Group ready for use.
+type group struct {
+	name       string
+	prefixes   []netip.Prefix
+	thresholds detect.Thresholds
+}
+
+// groups finds the group of an address.
+type groups struct {
+	list []group
+	all  *group // when nothing is said to be protected
+}
+
+// thresholds are the engine's own.
+func (c *EngineConfig) thresholds() detect.Thresholds {
+	t := detect.DefaultThresholds()
+	t.SYN, t.UDPPackets, t.UDPBits, t.ICMP = c.SYN, c.UDPPackets, c.UDPBits, c.ICMP
+	t.DNSAnswers, t.NTPAnswers, t.ScanPorts, t.ScanHosts = c.DNSAnswers, c.NTPAnswers, c.ScanPorts, c.ScanHosts
+	return t
+}
+
+// Validate reports the first setting that cannot work.
+func (c *EngineConfig) Validate() error {
+	for _, v := range []struct {
+		name  string
+		value float64
+	}{
+		{"syn-threshold", c.SYN}, {"udp-threshold", c.UDPPackets}, {"udp-bits-threshold", c.UDPBits}, {"icmp-threshold", c.ICMP},
+		{"dns-threshold", c.DNSAnswers}, {"ntp-threshold", c.NTPAnswers}, {"scan-ports", c.ScanPorts}, {"scan-hosts", c.ScanHosts},
+		{"max-flows", float64(c.MaxFlows)}, {"max-targets", float64(c.MaxTargets)}, {"max-sources", float64(c.MaxSources)},
+	} {
+		if !(v.value > 0) {
+			return fmt.Errorf("%s must be above 0", v.name)
+		}
+	}
+	if c.Lease < time.Second || c.Quiet < time.Second {
+		return errors.New("lease and quiet must be at least 1s")
+	}
+	for _, s := range c.Protected {
+		if _, err := policy.ParsePrefix(s); err != nil {
+			return fmt.Errorf("protected: %w", err)
+		}
+	}
+	return nil
+}
+
+func (c *EngineConfig) groups() (*groups, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	g := &groups{}
+	for i := range c.Groups {
+		n := group{name: c.Groups[i].Name, prefixes: c.Groups[i].Prefixes, thresholds: c.thresholds()}
+		for name, v := range c.Groups[i].Thresholds {
+			*thresholdNames[name](&n.thresholds) = v
+		}
+		g.list = append(g.list, n)
+	}
+	own := group{name: "default", thresholds: c.thresholds()}
+	for _, s := range c.Protected {
+		p, err := policy.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("protected: %w", err)
+		}
+		own.prefixes = append(own.prefixes, p)
+	}
+	if len(own.prefixes) > 0 {
+		g.list = append(g.list, own)
+	}
+	if len(g.list) == 0 {
+		g.all = &own
+	}
+	return g, nil
+}
+
+// of is the group with the longest prefix that holds addr, or nil when it is not protected.
+func (g *groups) of(addr netip.Addr) *group {
+	if g.all != nil {
+		return g.all
+	}
+	var best *group
+	bits := -1
+	for i := range g.list {
+		for _, p := range g.list[i].prefixes {
+			if p.Bits() > bits && p.Contains(addr) {
+				best, bits = &g.list[i], p.Bits()
+			}
+		}
+	}
+	return best
+}
+
+// version is a short hash of everything that decides verdicts.
+func (c *EngineConfig) version() string {
+	b, err := json.Marshal(c)
+	if err != nil { // numbers, strings and prefixes always encode
+		return "unknown"
+	}
+	h := sha256.Sum256(b)
+	return hex.EncodeToString(h[:6])
+}

@@ -1,0 +1,314 @@
+// Package classify labels flows by payload, finds attacks in windows and decides what to block. The Engine is
+// pure: its only clock is the one handed in, so that captures give the same result each time. The Service
+// puts it behind gRPC and NATS.
+package classify
+
+import (
+	"net/netip"
+	"sync"
+
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/verdict"
+)
+
+// BatchResult is what a batch led to. Its slices are reused by the next call with the same result.
+type BatchResult struct {
+	Records    []*eventv1.FlowRecord // flows that ended; owned by the caller
+	Enough     []uint64              // ids of flows whose label is final
+	Summarised uint64                // flows that ingest summed up instead of telling one by one
+}
+
+// WindowResult is what a window led to. Verdicts carry their rules; trace ids are left to the caller.
+type WindowResult struct {
+	Attacks  []*eventv1.Attack
+	Verdicts []*eventv1.Verdict
+}
+
+// EngineStats are counts since the engine was made.
+type EngineStats struct {
+	Flows, FlowsEvicted, Targets, Sources, Attacks uint64
+}
+
+// Engine holds flows, destinations, sources and attacks, all of them bounded. Its methods may be called from
+// several goroutines; each call holds one lock.
+type Engine struct {
+	mu      sync.Mutex
+	cfg     EngineConfig
+	version string
+	groups  *groups
+	floods  []detect.Flood
+
+	newLabel     func(k flow.Key) labeller
+	flows        map[flowID]*flowState
+	flowsEvicted uint64
+	streams      map[string]uint32
+	streamCount  uint32
+
+	peers    *verdict.Peers
+	targets  map[netip.Addr]*target
+	scanners map[netip.Addr]*detect.Scanner
+	probes   map[[2]netip.Addr]*detect.ProtocolProbe
+
+	attacks map[attackKey]*attack
+	rules   map[string]*ruleState
+	flooded map[[16]byte]int // destinations under flood → how many kinds
+	known   map[string]int64 // ids of attacks that rules of an earlier run name → when they began
+
+	facts []header.Facts // of the window's target at hand
+	raw   [][]byte
+}
+
+// NewEngine makes an engine. The error says which setting cannot work.
+func NewEngine(cfg EngineConfig) (*Engine, error) {
+	g, err := cfg.groups()
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), newLabel: payloadLabels()}
+	e.reset()
+	e.streams, e.known = make(map[string]uint32), make(map[string]int64)
+	return e, nil
+}
+
+// reset empties all memory of traffic.
+func (e *Engine) reset() {
+	e.flows = make(map[flowID]*flowState)
+	e.peers = verdict.NewPeers()
+	e.targets = make(map[netip.Addr]*target)
+	e.scanners = make(map[netip.Addr]*detect.Scanner)
+	e.probes = make(map[[2]netip.Addr]*detect.ProtocolProbe)
+	e.attacks = make(map[attackKey]*attack)
+	e.rules = make(map[string]*ruleState)
+	e.flooded = make(map[[16]byte]int)
+}
+
+// Stats returns counts.
+func (e *Engine) Stats() EngineStats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return EngineStats{Flows: uint64(len(e.flows)), FlowsEvicted: e.flowsEvicted, Targets: uint64(len(e.targets)),
+		Sources: uint64(len(e.scanners)), Attacks: uint64(len(e.attacks))}
+}
+
+// target is a protected destination.
+type target struct {
+	series   detect.Series
+	baseline verdict.Baseline
+	lastNs   int64
+	rises    map[string]*rise
+}
+
+// rise is the beginning of what may become an attack: windows in which the rate alone would reach half the
+// threshold.
+type rise struct {
+	startNs int64
+	lastNs  int64
+	windows []uint64
+	ring    sampleRing // of the flood's kind
+	sampled int        // samples of any kind meanwhile
+	later   int        // of them, later fragments
+}
+
+// sampleRing keeps the newest samples with their bytes.
+type sampleRing struct {
+	facts []header.Facts
+	raw   [][]byte
+	next  int
+}
+
+const ringSize = 256
+
+func (r *sampleRing) add(f header.Facts, raw []byte) {
+	if len(r.facts) < ringSize {
+		r.facts = append(r.facts, f)
+		r.raw = append(r.raw, append([]byte(nil), raw...))
+		return
+	}
+	r.facts[r.next] = f
+	r.raw[r.next] = append(r.raw[r.next][:0], raw...)
+	r.next = (r.next + 1) % ringSize
+}
+
+// Window judges one window at once and fills out, which is overwritten.
+func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
+	*out = WindowResult{}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, t := range w.GetTargets() {
+		if t.GetPrefixLen() == 128 && len(t.GetAddr()) == 16 {
+			e.destination(w, t, out)
+		}
+	}
+	e.sources(w, out)
+	e.tick(w, out)
+	return nil
+}
+
+// now is the time of decisions: the caller's clock, or the window's end.
+func (e *Engine) now(w *flowv1.Window) int64 {
+	if e.cfg.Now != nil {
+		return e.cfg.Now()
+	}
+	return w.GetEndNs()
+}
+
+// destination judges one destination of a window by all flood detectors.
+func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowResult) {
+	addr16 := [16]byte(wt.GetAddr())
+	addr := flow.Addr(addr16)
+	e.read(wt)
+	e.protocolProbes(w, out)
+	g := e.groups.of(addr)
+	if g == nil {
+		return
+	}
+	t := e.target(addr, w)
+	sums := detect.FromTarget(wt)
+	sums.Samples = detect.CountSamples(e.facts, func(f *header.Facts) bool {
+		return e.peers.Trusted(addr16, f.Src, f.Protocol, f.SrcPort, w.GetStartNs())
+	})
+	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
+	second, slot := t.series.Sum(detect.Slots), t.series.Sum(1)
+	calm := true
+	for i := range e.floods {
+		d := &e.floods[i]
+		level := d.Measure(&second, &g.thresholds)
+		rate := d.Measure(&slot, &g.thresholds).Level * detect.Slots
+		a := e.attacks[attackKey{d.Type, addr.String()}]
+		r := t.rise(d, w, rate >= 0.5 || a != nil && rate > 0.05, e.facts, e.raw)
+		if r != nil || a != nil {
+			calm = false
+		}
+		switch {
+		case a == nil && level.Level >= 1:
+			t.baseline.Drop()
+			start := w.GetStartNs()
+			if r != nil {
+				start = e.riseNs(r, addr16)
+			}
+			a = e.begin(w, d.Type, addr.String(), start)
+			a.target, a.flood = addr, d
+			e.flooded[addr16]++
+			e.account(a, level.Packets, level.Bytes)
+			e.rate(a, w, &level)
+			t.series.Registers(detect.Slots, &a.sources)
+			e.floodVerdict(w, a, t, r, &level, &second, out)
+			e.publish(a, eventv1.AttackState_ATTACK_STATE_STARTED, e.now(w), out)
+		case a != nil:
+			own := d.Measure(&sums, &g.thresholds)
+			e.account(a, own.Packets, own.Bytes)
+			e.rate(a, w, &level)
+			t.series.Registers(1, &a.sources)
+			if level.Level >= 0.5 {
+				a.lastOver = w.GetEndNs()
+			}
+			e.reconsider(w, a, t, r, g, out)
+		}
+	}
+	if calm {
+		t.baseline.Stage(w.GetStartNs()/int64(detect.Slot), &sums, e.facts)
+	}
+}
+
+// read parses the samples of a window's target into e.facts and e.raw.
+func (e *Engine) read(wt *flowv1.Target) {
+	e.facts, e.raw = e.facts[:0], e.raw[:0]
+	for _, s := range wt.GetSamples() {
+		if f, ok := header.Parse(s); ok {
+			e.facts = append(e.facts, f)
+			e.raw = append(e.raw, s.GetHeader())
+		}
+	}
+}
+
+// target returns the destination's state; the one idle longest among a few makes room.
+func (e *Engine) target(addr netip.Addr, w *flowv1.Window) *target {
+	t := e.targets[addr]
+	if t == nil {
+		if len(e.targets) >= e.cfg.MaxTargets {
+			e.evictTarget()
+		}
+		t = &target{rises: make(map[string]*rise)}
+		e.targets[addr] = t
+	}
+	t.lastNs = max(t.lastNs, w.GetEndNs())
+	return t
+}
+
+func (e *Engine) evictTarget() {
+	var oldest netip.Addr
+	var found *target
+	n := 0
+	for a, t := range e.targets {
+		if e.flooded[a.As16()] > 0 {
+			continue
+		}
+		if found == nil || t.lastNs < found.lastNs {
+			oldest, found = a, t
+		}
+		if n++; n == evictTries {
+			break
+		}
+	}
+	delete(e.targets, oldest)
+}
+
+// rise notes the beginning of a possible attack and its samples; nil while the rate is low. It ends when the
+// rate was low for a second.
+func (t *target) rise(d *detect.Flood, w *flowv1.Window, high bool, facts []header.Facts, raw [][]byte) *rise {
+	r := t.rises[d.Type]
+	if r != nil && (w.GetStartNs()-r.lastNs > int64(detect.Slots*detect.Slot) || w.GetStartNs() < r.startNs-int64(detect.Slots*detect.Slot)) {
+		delete(t.rises, d.Type)
+		r = nil
+	}
+	if !high {
+		return r
+	}
+	if r == nil {
+		r = &rise{startNs: w.GetStartNs()}
+		t.rises[d.Type] = r
+	}
+	r.lastNs = max(r.lastNs, w.GetStartNs())
+	if len(r.windows) < maxWindows {
+		r.windows = append(r.windows, w.GetSequence())
+	}
+	for i := range facts {
+		r.sampled++
+		if facts[i].Later {
+			r.later++
+		}
+		if d.Kind(&facts[i]) {
+			r.ring.add(facts[i], raw[i])
+		}
+	}
+	return r
+}
+
+// maxWindows bounds the window numbers in evidence.
+const maxWindows = 32
+
+// Flush ends all attacks, as at the end of a capture, and forgets all traffic. Flows that did not end are
+// given up: a table that is flushed before has told all ends. Either argument may be nil.
+func (e *Engine) Flush(b *BatchResult, out *WindowResult) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if b != nil {
+		*b = BatchResult{}
+	}
+	var drop WindowResult
+	if out == nil {
+		out = &drop
+	}
+	*out = WindowResult{}
+	for _, a := range e.ordered() {
+		e.finish(a, a.updatedNs, out)
+	}
+	for _, f := range e.flows {
+		f.close()
+	}
+	e.reset()
+}

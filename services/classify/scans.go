@@ -1,0 +1,279 @@
+package classify
+
+import (
+	"fmt"
+	"net/netip"
+	"sort"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/verdict"
+)
+
+// crowd is how many sources may scan one host under flood in one window before they count as the flood.
+const crowd = 4
+
+// finding is a scan that a source was caught at.
+type finding struct {
+	scan    detect.Scan
+	source  netip.Addr
+	firstNs int64
+	facts   []header.Facts
+	raw     [][]byte
+}
+
+// sources judges a window's sources by the scan detectors.
+func (e *Engine) sources(w *flowv1.Window, out *WindowResult) {
+	var found []finding
+	perHost := make(map[netip.Addr]int)
+	for _, ws := range w.GetSources() {
+		if len(ws.GetAddr()) != 16 {
+			continue
+		}
+		addr := flow.AddrBytes(ws.GetAddr())
+		s := e.scanner(addr, w)
+		s.Add(ws, w.GetStartNs(), w.GetEndNs())
+		g := e.groups.of(flow.Addr(s.TopHost))
+		if g == nil {
+			continue
+		}
+		for _, judge := range []func(*detect.Thresholds) (detect.Scan, bool){s.PortScan, s.HostSweep} {
+			scan, ok := judge(&g.thresholds)
+			if !ok || e.partOfFlood(s, scan.Host) {
+				continue
+			}
+			perHost[scan.Host]++
+			found = append(found, finding{scan: scan, source: addr, firstNs: s.FirstNs, facts: s.Samples, raw: s.Raw})
+		}
+	}
+	kept := found[:0]
+	for _, f := range found {
+		if e.flooded[f.scan.Host.As16()] > 0 && perHost[f.scan.Host] > crowd {
+			continue
+		}
+		kept = append(kept, f)
+	}
+	e.report(w, kept, out)
+}
+
+// partOfFlood: most of the source's samples are what a flood's rules drop already.
+func (e *Engine) partOfFlood(s *detect.Scanner, host netip.Addr) bool {
+	if e.flooded[host.As16()] == 0 || len(s.Samples) == 0 {
+		return false
+	}
+	n := 0
+	for i := range s.Samples {
+		for j := range e.floods {
+			if a := e.attacks[attackKey{e.floods[j].Type, host.String()}]; a != nil && a.covers(&s.Samples[i]) {
+				n++
+				break
+			}
+		}
+	}
+	return 2*n >= len(s.Samples)
+}
+
+// scanner returns what is remembered of a source; the least telling of a few makes room.
+func (e *Engine) scanner(addr netip.Addr, w *flowv1.Window) *detect.Scanner {
+	if s := e.scanners[addr]; s != nil {
+		return s
+	}
+	if len(e.scanners) >= e.cfg.MaxSources {
+		var least netip.Addr
+		var found *detect.Scanner
+		n := 0
+		for a, s := range e.scanners {
+			if found == nil || s.Weight() < found.Weight() {
+				least, found = a, s
+			}
+			if n++; n == evictTries {
+				break
+			}
+		}
+		delete(e.scanners, least)
+	}
+	s := detect.NewScanner(addr, w.GetStartNs())
+	e.scanners[addr] = s
+	return s
+}
+
+// maxProbes bounds the pairs of hosts watched for protocol scans.
+const maxProbes = 256
+
+// protocolProbes looks for protocol scans in the unreachables among e.facts.
+func (e *Engine) protocolProbes(w *flowv1.Window, out *WindowResult) {
+	for i := range e.facts {
+		f := &e.facts[i]
+		if !detect.ProtocolUnreachable(f) {
+			continue
+		}
+		src, dst, protocol, ok := header.Inner(e.raw[i])
+		if !ok {
+			continue
+		}
+		scanner, host := flow.Addr(src), flow.Addr(dst)
+		g := e.groups.of(host)
+		if g == nil {
+			continue
+		}
+		k := [2]netip.Addr{scanner, host}
+		p := e.probes[k]
+		if p == nil {
+			if len(e.probes) >= maxProbes {
+				clear(e.probes)
+			}
+			p = &detect.ProtocolProbe{}
+			e.probes[k] = p
+		}
+		n := float64(p.Add(protocol, *f, e.raw[i]))
+		if n < g.thresholds.Protocols {
+			continue
+		}
+		scan := detect.Scan{
+			Type: detect.PortScan, Target: netip.PrefixFrom(host, host.BitLen()), Host: host, Packets: uint64(n), Sources: 1,
+			Measure: detect.Measure{Level: n / g.thresholds.Protocols, Packets: uint64(n), Features: map[string]float64{"unreachable_protocols": n},
+				Limits: map[string]float64{"unreachable_protocols": g.thresholds.Protocols}},
+		}
+		e.report(w, []finding{{scan: scan, source: scanner, firstNs: p.FirstNs, facts: p.Samples, raw: p.Raw}}, out)
+	}
+}
+
+// targetOf writes a scan's target: an address for a host, else CIDR notation.
+func targetOf(s *detect.Scan) string {
+	if s.Target.IsSingleIP() {
+		return s.Target.Addr().String()
+	}
+	return s.Target.String()
+}
+
+// report begins or continues the attacks that findings belong to, and blocks sources that are new to them: one
+// verdict an attack and window.
+func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
+	fresh := make(map[*attack][]finding)
+	begun := make(map[*attack]bool)
+	var order []*attack
+	for _, f := range found {
+		a := e.scanOf(&f)
+		if a == nil {
+			start := min(f.firstNs, w.GetStartNs())
+			if f.scan.Fast && w.GetStartNs()-start > int64(2*time.Second) {
+				start = w.GetStartNs() // the source was there long before it began to scan
+			}
+			a = e.begin(w, f.scan.Type, targetOf(&f.scan), start)
+			begun[a] = true
+			order = append(order, a)
+		}
+		a.lastOver = w.GetEndNs()
+		if a.scanners[f.source] {
+			a.packets = max(a.packets, f.scan.Packets)
+			continue
+		}
+		a.scanners[f.source] = true
+		a.sourceCount++
+		a.packets += f.scan.Packets
+		if len(a.top) < verdict.MaxSources {
+			a.top = append(a.top, f.source.String())
+		}
+		if fresh[a] == nil && !begun[a] {
+			order = append(order, a)
+		}
+		fresh[a] = append(fresh[a], f)
+	}
+	for _, a := range order {
+		if list := fresh[a]; len(list) > 0 && a.verdicts < maxVerdicts {
+			e.scanVerdict(w, a, list, out)
+		}
+		if begun[a] {
+			e.publish(a, eventv1.AttackState_ATTACK_STATE_STARTED, e.now(w), out)
+		}
+	}
+}
+
+// scanOf is the attack that a finding continues: of the same target, or of the same source, whose swept prefix
+// may have widened since.
+func (e *Engine) scanOf(f *finding) *attack {
+	if a := e.attacks[attackKey{f.scan.Type, targetOf(&f.scan)}]; a != nil {
+		return a
+	}
+	if f.scan.Type != detect.HostSweep {
+		return nil
+	}
+	for _, a := range e.attacks {
+		if a.key.typ == f.scan.Type && a.scanners[f.source] {
+			return a
+		}
+	}
+	return nil
+}
+
+// scanVerdict blocks the sources of a scan. A source that is itself protected is only counted: its own good
+// traffic would go with it.
+func (e *Engine) scanVerdict(w *flowv1.Window, a *attack, list []finding, out *WindowResult) {
+	c := verdict.Choice{Key: verdict.KeySources, AttackShare: 1}
+	for i := range list {
+		if len(c.Rules) == verdict.MaxSources {
+			break
+		}
+		src := list[i].source
+		r := verdict.Rule{Action: policy.Drop, Match: policy.Match{Src: netip.PrefixFrom(src, src.BitLen())}, Priority: verdict.PriorityDrop,
+			Comment: list[i].scan.Type + " source"}
+		switch {
+		case e.groups.all == nil && e.groups.of(src) != nil:
+			r.Action = policy.Count
+		case e.peers.Known(list[i].scan.Host.As16(), src.As16()) != nil && tcp(list[i].facts):
+			// A known peer keeps what it has: only what begins connections goes.
+			r.Match.HasProtocol, r.Match.Protocol = true, 6
+			r.Match.TCPFlags, r.Match.TCPFlagsMask = policy.SYN, policy.SYN|policy.ACK
+		}
+		c.Rules = append(c.Rules, r)
+	}
+	what := "ports of one host"
+	if a.key.typ == detect.HostSweep {
+		what = "many hosts"
+	}
+	c.Explanation = fmt.Sprintf("%s tried %s (%s), so the source is blocked.", list[0].source, what, a.key.target)
+	if n := len(list); n > 1 {
+		c.Explanation = fmt.Sprintf("%d sources tried %s (%s), so these sources are blocked.", n, what, a.key.target)
+	} else if c.Rules[0].Action == policy.Count {
+		c.Explanation = fmt.Sprintf("%s, itself protected, tried %s (%s); its packets are counted, not dropped.", list[0].source, what, a.key.target)
+	}
+	m := list[0].scan.Measure
+	e.verdict(w, a, &c, m.Features, m.Limits, []uint64{w.GetSequence()}, list[0].facts, list[0].raw, out)
+}
+
+func tcp(facts []header.Facts) bool {
+	for i := range facts {
+		if facts[i].Protocol != 6 {
+			return false
+		}
+	}
+	return len(facts) > 0
+}
+
+// topSources are the sources seen most among samples, at most 16.
+func topSources(facts []header.Facts) []string {
+	counts := make(map[[16]byte]int)
+	for i := range facts {
+		counts[facts[i].Src]++
+	}
+	list := make([][16]byte, 0, len(counts))
+	for a := range counts {
+		list = append(list, a)
+	}
+	sort.Slice(list, func(i, j int) bool {
+		if counts[list[i]] != counts[list[j]] {
+			return counts[list[i]] > counts[list[j]]
+		}
+		return string(list[i][:]) < string(list[j][:])
+	})
+	out := make([]string, 0, verdict.MaxSources)
+	for _, a := range list[:min(len(list), verdict.MaxSources)] {
+		out = append(out, flow.Addr(a).String())
+	}
+	return out
+}
