@@ -90,7 +90,7 @@ func (c *demoCmd) Run() (err error) {
 		}
 		defer os.RemoveAll(data)
 	}
-	s, err := newStack(ctx, c.stackConfig(link, data))
+	s, err := newStack(ctx, c.stackConfig([]string{link.PortA, link.PortB}, link.BPFFS, loadgen.VictimAddr.String(), data))
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func (d *demo) show(ctx context.Context) {
 		fmt.Print("\x1b[?25l\x1b[2J")
 		defer fmt.Print("\x1b[?25h\n")
 	}
-	var before xdp.Counters
+	before := map[string]uint64{}
 	last := time.Now()
 	known := 0
 	for sleep(ctx, every) {
@@ -69,12 +69,18 @@ type rate struct {
 	pps    float64
 }
 
-func rates(a, b xdp.Counters, d time.Duration) []rate {
-	per := func(x, y uint64) float64 { return float64(y-min(x, y)) / d.Seconds() }
-	return []rate{
-		{"seen", per(a.Seen, b.Seen)}, {"drop", per(a.Drop, b.Drop)}, {"rate-limited", per(a.RateLimited, b.RateLimited)},
-		{"to user space", per(a.Redirect, b.Redirect)}, {"forward in kernel", per(a.Forward, b.Forward)}, {"count", per(a.Count, b.Count)},
+// shown are the actions of the view, by the metric's label.
+var shown = []struct{ action, name string }{
+	{"seen", "seen"}, {"drop", "drop"}, {"rate_limited", "rate-limited"}, {"redirect", "to user space"},
+	{"forward", "forward in kernel"}, {"count", "count"},
+}
+
+func rates(a, b map[string]uint64, d time.Duration) []rate {
+	var out []rate
+	for _, s := range shown {
+		out = append(out, rate{s.name, float64(b[s.action]-min(a[s.action], b[s.action])) / d.Seconds()})
 	}
+	return out
 }
 
 func (f *frame) rateLine() string {

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/services/classify"
+	"github.com/tidegate-mesh/tidegate/services/enforce"
+	"github.com/tidegate-mesh/tidegate/services/ingest"
+	"github.com/tidegate-mesh/tidegate/services/persist"
+)
+
+// runCmd is the all-in-one. The short flags set what several services share; each service's own settings
+// are there with its name in front, also in the file (ingest: {spin: 50us}).
+type runCmd struct {
+	Iface      []string `help:"interface; inline bridges two" required:"" env:"TIDEGATE_IFACE"`
+	Mode       string   `help:"inline, host or tap" enum:"inline,host,tap" default:"inline" env:"TIDEGATE_MODE"`
+	Protected  []string `help:"protected prefix; repeat or separate by commas; without it every address is" env:"TIDEGATE_PROTECTED"`
+	Enforce    bool     `help:"drop for real; without it rules only count what they would have dropped (shadow)" env:"TIDEGATE_ENFORCE"`
+	Data       string   `help:"folder of the database and the message store" default:"/var/lib/tidegate" type:"path" env:"TIDEGATE_DATA"`
+	BPFFS      string   `name:"bpffs" help:"BPF file system for the pinned programs and maps" default:"/sys/fs/bpf" env:"TIDEGATE_BPFFS"`
+	Listen     string   `help:"gRPC address of all services; empty = none" default:"127.0.0.1:50051" env:"TIDEGATE_LISTEN"`
+	NATSListen string   `name:"nats-listen" help:"address of the embedded NATS server for others; empty = none" env:"TIDEGATE_NATS_LISTEN"`
+	NATSURL    string   `name:"nats-url" help:"an external NATS server instead of the embedded one" env:"NATS_URL"`
+	TLS        rpc.TLS  `embed:""`
+
+	Telemetry telemetry.Config `embed:""`
+	Ingest    ingest.Config    `embed:"" prefix:"ingest-"`
+	Classify  classify.Config  `embed:"" prefix:"classify-"`
+	EnforceC  enforce.Config   `embed:"" prefix:"enforce-"`
+	Persist   persist.Config   `embed:"" prefix:"persist-"`
+}
+
+// Validate is called by the flag parser.
+func (c *runCmd) Validate() error {
+	switch {
+	case c.Mode == ingest.ModeInline && len(c.Iface) != 2:
+		return fmt.Errorf("--mode inline bridges two interfaces, %d named: give --iface twice, or use --mode tap or host", len(c.Iface))
+	case c.Mode == ingest.ModeHost && len(c.Iface) != 1:
+		return errors.New("--mode host takes one --iface")
+	}
+	return nil
+}
+
+func (c *runCmd) Run() error {
+	ctx, stop := lifecycle.SignalContext()
+	defer stop()
+	c.Telemetry.Service = "tidegate"
+	s, err := newStack(ctx, c.stackConfig())
+	if err != nil {
+		return err
+	}
+	mode := "shadow: rules count what they would drop; start with --enforce to drop"
+	if c.Enforce {
+		mode = "enforcing"
+	}
+	s.tel.Log.Info("tidegate runs", "interfaces", c.Iface, "mode", c.Mode, "enforcement", mode, "grpc", c.Listen, "metrics", c.Telemetry.MetricsListen, "data", c.Data)
+	return s.Run(ctx)
+}
+
+func (c *runCmd) stackConfig() stackConfig {
+	s := stackConfig{
+		data: c.Data, listen: c.Listen, natsListen: c.NATSListen, tls: c.TLS, telemetry: c.Telemetry,
+		ingest: c.Ingest, classify: c.Classify, enforce: c.EnforceC, persist: c.Persist,
+	}
+	if c.NATSURL != "" {
+		s.bus = bus.DefaultConfig()
+		s.bus.URL = c.NATSURL
+		s.bus.TLS = bus.TLS{CA: c.TLS.CA, Cert: c.TLS.Cert, Key: c.TLS.Key}
+	}
+	s.ingest.Ifaces, s.ingest.Mode, s.ingest.BPFFS = c.Iface, c.Mode, c.BPFFS
+	s.enforce.Ifaces, s.enforce.Enforce, s.enforce.BPFFS = c.Iface, c.Enforce, c.BPFFS
+	s.classify.Protected = append(s.classify.Protected, c.Protected...)
+	if s.persist.DataDir == persist.DefaultConfig().DataDir {
+		s.persist.DataDir = c.Data
+	}
+	return s
+}
+
+// stackConfig is the demo's: everything on the link, enforcing, nothing kept.
+func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string) stackConfig {
+	s := stackConfig{
+		data: data, listen: c.Listen, telemetry: telemetry.DefaultConfig("tidegate"),
+		ingest: ingest.DefaultConfig(), classify: classify.DefaultConfig(), enforce: enforce.DefaultConfig(), persist: persist.DefaultConfig(),
+	}
+	s.telemetry.MetricsListen, s.telemetry.LogLevel, s.telemetry.LogFormat = c.Metrics, "error", "text"
+	s.telemetry.SampleRatio = 0
+	s.ingest.Ifaces, s.ingest.Mode, s.ingest.BPFFS, s.ingest.Sensor = ifaces, ingest.ModeInline, bpffs, "demo"
+	s.enforce.Ifaces, s.enforce.Enforce, s.enforce.BPFFS, s.enforce.Node = ifaces, true, bpffs, "demo"
+	s.classify.Protected = []string{victim}
+	s.persist.DBType, s.persist.DatabaseURL, s.persist.DataDir = "sqlite", "", data
+	return s
+}
+
+// ensureDir makes the data folder, or says what to do.
+func ensureDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return config.Usagef("--data: %w: name a folder that can be written", err)
+	}
+	return nil
+}
+
+const drain = 10 * time.Second
