@@ -1,0 +1,70 @@
+// Command tidegate-persist stores flow records and events in SQL and answers queries about them.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/services/persist"
+)
+
+type cli struct {
+	Listen    string           `name:"listen" default:"127.0.0.1:50051" help:"Address of the gRPC server."`
+	TLS       rpc.TLS          `embed:"" prefix:"tls-"`
+	Persist   persist.Config   `embed:""`
+	NATS      bus.Config       `embed:"" prefix:"nats-"`
+	Telemetry telemetry.Config `embed:""`
+}
+
+func main() {
+	err := run(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tidegate-persist:", err)
+	}
+	os.Exit(config.ExitCode(err))
+}
+
+func run(args []string) error {
+	var c cli
+	if _, err := config.Parse(&c, "tidegate-persist", "Store flow records and events in SQL and answer queries about them.", args); err != nil {
+		return err
+	}
+	ctx, stop := lifecycle.SignalContext()
+	defer stop()
+	c.Telemetry.Service = "persist"
+	t, err := telemetry.New(ctx, c.Telemetry)
+	if err != nil {
+		return err
+	}
+	srv, health, err := rpc.NewServer(t, c.TLS)
+	if err != nil {
+		return err
+	}
+	c.NATS.OnBad = func(subject string, err error) {
+		t.Log.Warn("a message cannot be read and is skipped", "subject", subject, "error", err)
+	}
+	b := &lateBus{}
+	t.Check("nats", b.ready)
+	svc, err := persist.New(c.Persist, persist.Deps{Telemetry: t, Registrar: srv, Bus: b})
+	if err != nil {
+		return config.Usagef("%w", err)
+	}
+	var g lifecycle.Group
+	g.Add("telemetry", 0, t.Run)
+	g.Add("grpc", 0, func(ctx context.Context) error { return rpc.Serve(ctx, srv, health, c.Listen) })
+	g.Add("persist", 10*time.Second, func(ctx context.Context) error {
+		if !b.connect(ctx, t, c.NATS) {
+			return nil
+		}
+		defer b.close()
+		return svc.Run(ctx)
+	})
+	return g.Run(ctx)
+}

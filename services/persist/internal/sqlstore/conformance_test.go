@@ -1,0 +1,416 @@
+package sqlstore
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tidegate-mesh/tidegate/services/persist/internal/pgtest"
+)
+
+// place is a database of one dialect that can be opened several times.
+type place struct {
+	open func(t *testing.T, change func(*Config)) *Store
+	// wipe empties it, so that tests are independent.
+	wipe func(t *testing.T)
+}
+
+// eachDialect runs the suite over every dialect; a new one is added here.
+func eachDialect(t *testing.T, f func(t *testing.T, p place)) {
+	t.Run("sqlite", func(t *testing.T) {
+		dir := t.TempDir()
+		f(t, place{open: func(t *testing.T, change func(*Config)) *Store { return openStore(t, Config{DataDir: dir}, change) }})
+	})
+	t.Run("postgresql", func(t *testing.T) {
+		srv := pgtest.Start(t)
+		f(t, place{open: func(t *testing.T, change func(*Config)) *Store {
+			return openStore(t, Config{Type: "postgresql", URL: srv.URL}, change)
+		}})
+	})
+}
+
+func openStore(t testing.TB, cfg Config, change func(*Config)) *Store {
+	t.Helper()
+	if change != nil {
+		change(&cfg)
+	}
+	s, err := Open(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func addr(s string) Addr { return Addr{netip.MustParseAddr(s)} }
+
+// someFlows makes n flows one millisecond apart from begin on.
+func someFlows(n int, begin time.Time, sensor string) []Flow {
+	out := make([]Flow, n)
+	for i := range out {
+		ts := begin.Add(time.Duration(i) * time.Millisecond).UnixNano()
+		out[i] = Flow{
+			TS: ts, ID: fmt.Sprintf("%s/1/%d/0", sensor, i), LastNs: ts + 5e6, Sensor: sensor,
+			Src: Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}, Dst: addr("192.0.2.7"),
+			SrcPort: uint32(1024 + i%60000), DstPort: []uint32{443, 53, 80}[i%3], Protocol: 6, VLAN: 12,
+			App: []string{"tls", "dns", "http"}[i%3], Host: fmt.Sprintf("h%d.example", i%10), ALPN: "h2",
+			PacketsFwd: 3, PacketsRev: 2, BytesFwd: 300 + int64(i), BytesRev: 200, TCPFlagsFwd: 0x1b, TCPFlagsRev: 0x12, EndReason: 3,
+		}
+	}
+	return out
+}
+
+func insert(t *testing.T, s *Store, b Batch) Result {
+	t.Helper()
+	r, err := s.Insert(context.Background(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func count(t *testing.T, s *Store, table Table) int64 {
+	t.Helper()
+	rows, err := s.Rows(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows[table]
+}
+
+var now = time.Now().UTC().Truncate(time.Second)
+
+func TestConformance(t *testing.T) {
+	eachDialect(t, func(t *testing.T, p place) {
+		t.Run("flows", func(t *testing.T) { testFlows(t, p) })
+		t.Run("attacks", func(t *testing.T) { testAttacks(t, p) })
+		t.Run("verdicts and enforcements", func(t *testing.T) { testEvents(t, p) })
+		t.Run("rejected rows", func(t *testing.T) { testRejected(t, p) })
+		t.Run("reopen", func(t *testing.T) { testReopen(t, p) })
+		t.Run("two writers", func(t *testing.T) { testTwoWriters(t, p) })
+		t.Run("retention", func(t *testing.T) { testRetention(t, p) })
+		t.Run("far clocks", func(t *testing.T) { testFarClocks(t, p) })
+		t.Run("size cap", func(t *testing.T) { testSizeCap(t, p) })
+	})
+}
+
+func testFlows(t *testing.T, p place) {
+	s := p.open(t, nil)
+	ctx := context.Background()
+	flows := someFlows(1000, now.Add(-time.Hour), "a")
+	v6 := flows[0]
+	v6.ID, v6.TS, v6.Src, v6.Dst, v6.Host = "v6", flows[999].TS+1, addr("2001:db8::12:345"), addr("2001:db8:ffff::1"), ""
+	r := insert(t, s, Batch{Flows: append(slices.Clone(flows), v6), Stream: "S", Seq: 9})
+	if got := r.Count[Flows]; got != (Count{Committed: 1001}) {
+		t.Fatalf("first insert: %+v", got)
+	}
+	// Ten of them again, alone and among new ones, through both ways of inserting.
+	if got := insert(t, s, Batch{Flows: slices.Clone(flows[:10])}).Count[Flows]; got != (Count{Duplicate: 10}) {
+		t.Fatalf("second insert: %+v", got)
+	}
+	mixed := append(someFlows(100, now.Add(-time.Minute), "b"), flows[:60]...)
+	mixed = append(mixed, mixed[0]) // twice in one batch
+	if got := insert(t, s, Batch{Flows: mixed}).Count[Flows]; got != (Count{Committed: 100, Duplicate: 61}) {
+		t.Fatalf("mixed insert: %+v", got)
+	}
+
+	got, err := s.Flows(ctx, FlowQuery{Range: Range{From: v6.TS, To: v6.TS + 1}, Limit: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]Flow{v6}, got, cmp.Comparer(func(a, b Addr) bool { return a == b })); d != "" {
+		t.Fatalf("a flow changed on its way (-want +got):\n%s", d)
+	}
+
+	// Pages: every row once, newest first.
+	seen := map[string]bool{}
+	var after Cursor
+	last := int64(math.MaxInt64)
+	for pages := 0; ; pages++ {
+		rows, err := s.Flows(ctx, FlowQuery{Limit: 97, After: after})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(rows) == 0 {
+			break
+		}
+		for _, f := range rows {
+			if seen[f.ID] || f.TS > last {
+				t.Fatalf("row %s comes again or out of order", f.ID)
+			}
+			seen[f.ID], last = true, f.TS
+		}
+		after = Cursor{rows[len(rows)-1].TS, rows[len(rows)-1].ID}
+	}
+	if len(seen) != 1101 {
+		t.Fatalf("pages had %d rows, want 1101", len(seen))
+	}
+
+	a0 := flows[0]
+	for _, c := range []struct {
+		name string
+		q    FlowQuery
+		want int
+	}{
+		{"all", FlowQuery{}, 1101},
+		{"range", FlowQuery{Range: Range{From: a0.TS, To: flows[10].TS}}, 10},
+		{"from only", FlowQuery{Range: Range{From: flows[990].TS}}, 10 + 1 + 100},
+		{"source prefix", FlowQuery{Prefix: netip.MustParsePrefix("10.0.1.0/24")}, 256},
+		{"source address", FlowQuery{Prefix: netip.MustParsePrefix("10.0.3.1/32")}, 1},
+		{"either end", FlowQuery{Prefix: netip.MustParsePrefix("192.0.2.0/24")}, 1100},
+		{"mapped prefix", FlowQuery{Prefix: netip.MustParsePrefix("::ffff:10.0.1.0/120")}, 256},
+		{"v6 prefix", FlowQuery{Prefix: netip.MustParsePrefix("2001:db8::/32")}, 1},
+		{"all v4", FlowQuery{Prefix: netip.MustParsePrefix("0.0.0.0/0")}, 1100},
+		{"all v6", FlowQuery{Prefix: netip.MustParsePrefix("::/0")}, 1},
+		{"unmasked prefix", FlowQuery{Prefix: netip.MustParsePrefix("10.0.1.77/24")}, 256},
+		{"nothing", FlowQuery{Prefix: netip.MustParsePrefix("172.16.0.0/12")}, 0},
+		{"app", FlowQuery{App: "dns"}, 333 + 33},
+		{"host", FlowQuery{Host: "h3.example"}, 110},
+		{"destination port", FlowQuery{Port: 80}, 333 + 33},
+		{"source port", FlowQuery{Port: 1024 + 500}, 1},
+		{"together", FlowQuery{App: "tls", Host: "h0.example", Prefix: netip.MustParsePrefix("10.0.0.0/24"), Range: Range{To: flows[999].TS + 1}}, 9},
+	} {
+		c.q.Limit = 10_000
+		rows, err := s.Flows(ctx, c.q)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if len(rows) != c.want {
+			t.Errorf("%s: %d rows, want %d", c.name, len(rows), c.want)
+		}
+	}
+
+	for by, want := range map[string]TopRow{
+		"dst":  {Key: "192.0.2.7", Flows: 1100},
+		"app":  {Key: "tls", Flows: 334 + 34 + 1},
+		"port": {Key: "443", Flows: 334 + 34 + 1},
+	} {
+		rows, err := s.Top(ctx, Range{}, by, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(rows) == 0 || rows[0].Key != want.Key || rows[0].Flows != want.Flows || rows[0].Packets != 5*want.Flows || rows[0].Bytes == 0 {
+			t.Errorf("top by %s: %+v, want %+v first", by, rows, want)
+		}
+	}
+	rows, err := s.Top(ctx, Range{To: flows[999].TS + 1}, "src", 2)
+	if err != nil || len(rows) != 2 || rows[0].Key != "10.0.3.231" || rows[0].Bytes != 300+999+200 {
+		t.Errorf("top by src: %+v, %v", rows, err)
+	}
+	if rows, err := s.Top(ctx, Range{}, "host", 100); err != nil || len(rows) != 10 {
+		t.Errorf("top by host: %d keys (want 10, none empty), %v", len(rows), err)
+	}
+	if _, err := s.Top(ctx, Range{}, "colour", 1); err == nil {
+		t.Error("top by colour: no error")
+	}
+}
+
+func testAttacks(t *testing.T, p place) {
+	s := p.open(t, nil)
+	ctx := context.Background()
+	at := func(min int) int64 { return now.Add(-2*time.Hour).UnixNano() + int64(min)*60e9 }
+	attack := func(id string, rev uint32, state string, first, ts int) Attack {
+		return Attack{ID: id, Revision: rev, TS: at(ts), Type: "syn_flood", Target: "192.0.2.7", State: state, Sensor: "s", FirstNs: at(first),
+			DetectedNs: at(first) + 1e8, UpdatedNs: at(ts), Packets: int64(rev) * 1000, PPS: 1234.5, BPS: 1e9, Sources: 7,
+			TopSources: `["10.0.0.1", "10.0.0.2"]`, TraceID: "abc"}
+	}
+	var batch []Attack
+	for rev := uint32(1); rev <= 5; rev++ {
+		batch = append(batch, attack("x", rev, "updated", 0, int(rev)))
+	}
+	batch = append(batch, attack("x", 6, StateEnded, 0, 6), attack("y", 1, "started", 10, 10), attack("y", 2, "updated", 10, 11), attack("z", 1, "started", 20, 20))
+	batch[len(batch)-1].Type = "udp_flood"
+	if got := insert(t, s, Batch{Attacks: batch}).Count[Attacks]; got.Committed != 9 {
+		t.Fatalf("%+v", got)
+	}
+	if got := insert(t, s, Batch{Attacks: batch}).Count[Attacks]; got.Duplicate != 9 {
+		t.Fatalf("again: %+v", got)
+	}
+	for _, c := range []struct {
+		name string
+		q    AttackQuery
+		want string
+	}{
+		{"all", AttackQuery{}, "z1 y2 x6"},
+		{"active", AttackQuery{ActiveOnly: true}, "z1 y2"},
+		{"type", AttackQuery{Type: "syn_flood"}, "y2 x6"},
+		{"id", AttackQuery{ID: "x"}, "x6"},
+		{"under way in the range", AttackQuery{Range: Range{From: at(5), To: at(15)}}, "y2 x6"},
+		{"over before the range", AttackQuery{Range: Range{From: at(7)}}, "z1 y2"},
+		{"begun after the range", AttackQuery{Range: Range{To: at(10)}}, "x6"},
+		{"next page", AttackQuery{After: Cursor{at(20), "z"}}, "y2 x6"},
+	} {
+		c.q.Limit = 10
+		rows, err := s.Attacks(ctx, c.q)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		var got []string
+		for _, a := range rows {
+			got = append(got, fmt.Sprint(a.ID, a.Revision))
+		}
+		if g := strings.Join(got, " "); g != c.want {
+			t.Errorf("%s: %q, want %q", c.name, g, c.want)
+		}
+	}
+	rows, err := s.Attacks(ctx, AttackQuery{ID: "z", Limit: 1})
+	if err != nil || len(rows) != 1 {
+		t.Fatal(rows, err)
+	}
+	if d := cmp.Diff(batch[8], rows[0]); d != "" {
+		t.Errorf("an attack changed on its way (-want +got):\n%s", d)
+	}
+}
+
+func testEvents(t *testing.T, p place) {
+	s := p.open(t, nil)
+	ctx := context.Background()
+	var b Batch
+	for i := range int64(40) {
+		ts := now.UnixNano() + i/2 // pairs share a time stamp
+		b.Verdicts = append(b.Verdicts, Verdict{TS: ts, ID: fmt.Sprint("v", i), AttackID: fmt.Sprint("x", i%4), Type: "syn_flood", Target: "192.0.2.7",
+			Sensor: "s", KeyKind: "signature", Explanation: "many", Rules: `[]`, Evidence: `{}`, TraceID: "t", Traceparent: "p"})
+		b.Enforcements = append(b.Enforcements, Enforcement{TS: ts, ID: fmt.Sprint("e", i), Node: "n", RuleID: fmt.Sprint("r", i%2), AttackID: fmt.Sprint("x", i%4),
+			State: "applied", Reason: "r", Detail: "d", ApplyNs: 5, FirstDropNs: 6, TimeToFirstDropNs: 7, Packets: 8, Bytes: 9, Shadow: i%2 == 0, Action: "drop", TraceID: "t"})
+	}
+	r := insert(t, s, b)
+	if r.Count[Verdicts].Committed != 40 || r.Count[Enforcements].Committed != 40 {
+		t.Fatalf("%+v", r)
+	}
+	if r := insert(t, s, b); r.Count[Verdicts].Duplicate != 40 || r.Count[Enforcements].Duplicate != 40 {
+		t.Fatalf("%+v", r)
+	}
+	vs, err := s.Verdicts(ctx, VerdictQuery{AttackID: "x1", Limit: 100})
+	if err != nil || len(vs) != 10 {
+		t.Fatalf("verdicts of x1: %d, %v", len(vs), err)
+	}
+	if vs, err = s.Verdicts(ctx, VerdictQuery{ID: "v7", Limit: 100}); err != nil || len(vs) != 1 || cmp.Diff(b.Verdicts[7].Explanation, vs[0].Explanation) != "" || vs[0].Rules != "[]" {
+		t.Fatalf("verdict v7: %+v, %v", vs, err)
+	}
+	es, err := s.Enforcements(ctx, EnforcementQuery{RuleID: "r1", AttackID: "x3", Limit: 100, Range: Range{From: now.UnixNano() + 10}})
+	if err != nil || len(es) != 5 {
+		t.Fatalf("enforcements: %d, %v", len(es), err)
+	}
+	seen := map[string]bool{}
+	var after Cursor
+	for {
+		es, err := s.Enforcements(ctx, EnforcementQuery{Limit: 7, After: after})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(es) == 0 {
+			break
+		}
+		for _, e := range es {
+			if seen[e.ID] {
+				t.Fatalf("%s comes again", e.ID)
+			}
+			seen[e.ID] = true
+			if want := b.Enforcements[slices.IndexFunc(b.Enforcements, func(x Enforcement) bool { return x.ID == e.ID })]; e != want {
+				t.Fatalf("an enforcement changed: %+v, want %+v", e, want)
+			}
+		}
+		after = Cursor{es[len(es)-1].TS, es[len(es)-1].ID}
+	}
+	if len(seen) != 40 {
+		t.Fatalf("%d enforcements in pages", len(seen))
+	}
+}
+
+func testRejected(t *testing.T, p place) {
+	s := p.open(t, nil)
+	for _, n := range []int{1, 10, 500} {
+		flows := someFlows(n, now.Add(-30*time.Minute), fmt.Sprint("rej", n))
+		flows[n/2].Protocol = 300
+		bad := 1
+		if n > 1 {
+			flows[0].Src = Addr{}
+			bad++
+		}
+		r := insert(t, s, Batch{Flows: flows, Stream: "R", Seq: uint64(n)})
+		if got := r.Count[Flows]; got != (Count{Committed: int64(n - bad), Rejected: int64(bad)}) || len(r.Rejections) != bad {
+			t.Errorf("%d rows, %d bad: %+v %v", n, bad, got, r.Rejections)
+		}
+	}
+	pos, err := s.Positions(context.Background())
+	if err != nil || pos["R"] != 500 {
+		t.Errorf("position %v, %v: want R at 500", pos, err)
+	}
+}
+
+func testReopen(t *testing.T, p place) {
+	s := p.open(t, nil)
+	flows := someFlows(50, now.Add(-20*time.Minute), "reopen")
+	insert(t, s, Batch{Flows: flows, Stream: "P", Seq: 7})
+	insert(t, s, Batch{Flows: flows, Stream: "P", Seq: 5}) // never goes back
+	before := count(t, s, Flows)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s = p.open(t, nil)
+		if got := count(t, s, Flows); got != before {
+			t.Fatalf("%d rows after reopening, want %d", got, before)
+		}
+		if pos, err := s.Positions(context.Background()); err != nil || pos["P"] != 7 {
+			t.Fatalf("positions %v, %v", pos, err)
+		}
+		if got := insert(t, s, Batch{Flows: flows}).Count[Flows]; got.Duplicate != 50 {
+			t.Fatalf("%+v", got)
+		}
+	}
+	if _, err := s.d.writer().Exec("INSERT INTO tidegate_schema_version (version_id, is_applied) VALUES (999, true)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.migrate(context.Background()); err == nil || !strings.Contains(err.Error(), "upgrade the program") {
+		t.Errorf("a newer schema: %v", err)
+	}
+	if _, err := s.d.writer().Exec("DELETE FROM tidegate_schema_version WHERE version_id = 999"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testTwoWriters has two stores insert the same and different rows at once.
+func testTwoWriters(t *testing.T, p place) {
+	a, b := p.open(t, nil), p.open(t, nil)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var sum Count
+	for i, s := range []*Store{a, b} {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for j := range 10 {
+				flows := append(someFlows(200, now.Add(time.Duration(-j)*24*time.Hour), fmt.Sprint("both", j)), someFlows(200, now, fmt.Sprint("own", i, j))...)
+				var r Result
+				var err error
+				for range 10 { // a deadlock or a busy database is for the caller to retry
+					if r, err = s.Insert(context.Background(), Batch{Flows: flows, Stream: "T", Seq: uint64(j + 1)}); err == nil {
+						break
+					}
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				sum.Committed += r.Count[Flows].Committed
+				sum.Duplicate += r.Count[Flows].Duplicate
+				mu.Unlock()
+			}
+		}()
+	}
+	wg.Wait()
+	if sum != (Count{Committed: 6000, Duplicate: 2000}) {
+		t.Errorf("%+v, want 6000 committed and 2000 duplicate", sum)
+	}
+}

@@ -1,0 +1,177 @@
+package sqlstore
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// Batch is what one Insert commits: rows, and with them how far the stream they came from has been read.
+type Batch struct {
+	Flows        []Flow
+	Attacks      []Attack
+	Verdicts     []Verdict
+	Enforcements []Enforcement
+	// Stream and Seq, when Stream is set, raise the stored position of the stream.
+	Stream string
+	Seq    uint64
+}
+
+// Count says what became of rows.
+type Count struct{ Committed, Duplicate, Rejected int64 }
+
+// Result counts the rows of one Insert by table.
+type Result struct {
+	Count map[Table]Count
+	// Rejections are the database's reasons, at most 8 of them.
+	Rejections []string
+}
+
+func (r *Result) add(t Table, c Count) {
+	n := r.Count[t]
+	n.Committed += c.Committed
+	n.Duplicate += c.Duplicate
+	n.Rejected += c.Rejected
+	r.Count[t] = n
+}
+
+type group struct {
+	table Table
+	rows  []record
+}
+
+func groupOf[T any, P interface {
+	*T
+	record
+}](t Table, rows []T) group {
+	g := group{table: t, rows: make([]record, len(rows))}
+	for i := range rows {
+		g.rows[i] = P(&rows[i])
+	}
+	// Sorted inserts touch each page of the clustered key once, and two writers that meet on the same rows
+	// lock them in the same order.
+	slices.SortFunc(g.rows, func(a, b record) int {
+		ta, ia := a.key()
+		tb, ib := b.key()
+		return cmp.Or(cmp.Compare(ta, tb), strings.Compare(ia, ib))
+	})
+	return g
+}
+
+// Insert commits b. Rows that are there already are counted as duplicates and left as they are. A row that
+// the database rejects is left out and counted; the rest is committed, then in several transactions.
+// An error means that the database could not be used; part of b may be committed, and inserting b again
+// is safe. Result is complete only without an error.
+func (s *Store) Insert(ctx context.Context, b Batch) (Result, error) {
+	res := Result{Count: map[Table]Count{}}
+	var groups []group
+	for _, g := range []group{groupOf(Flows, b.Flows), groupOf(Attacks, b.Attacks),
+		groupOf(Verdicts, b.Verdicts), groupOf(Enforcements, b.Enforcements)} {
+		if len(g.rows) == 0 {
+			continue
+		}
+		groups = append(groups, g)
+		if err := s.d.prepare(ctx, g.table, g.rows); err != nil {
+			return res, fmt.Errorf("prepare %s: %w", g.table, err)
+		}
+	}
+	err := s.commit(ctx, groups, b.Stream, b.Seq, &res)
+	if err != nil && s.d.invalid(err) {
+		for _, g := range groups {
+			if err = s.split(ctx, g, &res); err != nil {
+				return res, err
+			}
+		}
+		err = s.commit(ctx, nil, b.Stream, b.Seq, &res)
+	}
+	if err != nil {
+		return res, err
+	}
+	var inserted int64
+	for _, c := range res.Count {
+		inserted += c.Committed
+	}
+	if s.cfg.MaxBytes > 0 && s.d.sizeDue(inserted) {
+		// The rows are safe already; a failure to prune now is found again by the next batch.
+		_ = s.capSize(ctx)
+	}
+	return res, nil
+}
+
+// commit inserts groups in one transaction.
+func (s *Store) commit(ctx context.Context, groups []group, stream string, seq uint64, res *Result) error {
+	if len(groups) == 0 && stream == "" {
+		return nil
+	}
+	tx, err := s.d.writer().BeginTxx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
+	counts := make([]Count, len(groups))
+	for i, g := range groups {
+		n, err := s.d.bulk(ctx, tx, g.table, g.rows)
+		if err != nil {
+			return fmt.Errorf("insert %d rows into %s: %w", len(g.rows), g.table, err)
+		}
+		counts[i] = Count{Committed: n, Duplicate: int64(len(g.rows)) - n}
+	}
+	if stream != "" {
+		if err := raise(ctx, tx, stream, seq); err != nil {
+			return err
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	for i, g := range groups {
+		res.add(g.table, counts[i])
+	}
+	return nil
+}
+
+func raise(ctx context.Context, tx *sqlx.Tx, stream string, seq uint64) error {
+	_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO stream_positions (stream, seq) VALUES (?, ?)
+		ON CONFLICT (stream) DO UPDATE SET seq = excluded.seq WHERE excluded.seq > stream_positions.seq`),
+		stream, int64(seq)) //nolint:gosec // sequences stay far below 2^63
+	if err != nil {
+		return fmt.Errorf("store the position of %s: %w", stream, err)
+	}
+	return nil
+}
+
+// split commits a group by halves until the rejected rows stand alone.
+func (s *Store) split(ctx context.Context, g group, res *Result) error {
+	err := s.commit(ctx, []group{g}, "", 0, res)
+	if err == nil {
+		return nil
+	}
+	if !s.d.invalid(err) {
+		return err
+	}
+	if len(g.rows) > 1 {
+		half := len(g.rows) / 2
+		if err := s.split(ctx, group{g.table, g.rows[:half]}, res); err != nil {
+			return err
+		}
+		return s.split(ctx, group{g.table, g.rows[half:]}, res)
+	}
+	res.add(g.table, Count{Rejected: 1})
+	if len(res.Rejections) < 8 {
+		_, id := g.rows[0].key()
+		res.Rejections = append(res.Rejections, fmt.Sprintf("%s %q: %v", g.table, id, err))
+	}
+	return nil
+}
+
+// multiRow is an INSERT of n rows that leaves existing rows alone.
+func multiRow(t Table, n int) string {
+	cols := columns[t]
+	one := "(" + strings.TrimSuffix(strings.Repeat("?, ", len(cols)), ", ") + ")"
+	return fmt.Sprintf("INSERT INTO %s (%s) VALUES %s ON CONFLICT (%s) DO NOTHING", t, strings.Join(cols, ", "),
+		strings.TrimSuffix(strings.Repeat(one+", ", n), ", "), conflict[t])
+}

@@ -1,0 +1,181 @@
+package sqlstore
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Table names a table of rows.
+type Table string
+
+// The tables, in the order in which the size cap takes from them: flows first, attacks last.
+const (
+	Flows        Table = "flows"
+	Enforcements Table = "enforcements"
+	Verdicts     Table = "verdicts"
+	Attacks      Table = "attacks"
+)
+
+// Tables lists all of them in pruning order.
+var Tables = []Table{Flows, Enforcements, Verdicts, Attacks}
+
+// Addr is an address as the databases hold it: inet text or 16 bytes. IPv4 is always unmapped here.
+type Addr struct{ netip.Addr }
+
+// Scan reads 16 bytes or the text of an address.
+func (a *Addr) Scan(v any) error {
+	switch v := v.(type) {
+	case []byte:
+		if len(v) != 16 {
+			return fmt.Errorf("address of %d bytes in the database, expected 16", len(v))
+		}
+		a.Addr = netip.AddrFrom16([16]byte(v)).Unmap()
+		return nil
+	case string:
+		x, err := netip.ParseAddr(v)
+		if err != nil {
+			return fmt.Errorf("address in the database: %w", err)
+		}
+		a.Addr = x.Unmap()
+		return nil
+	}
+	return fmt.Errorf("address in the database has type %T", v)
+}
+
+// Flow is a row of flows. TS is the time of the first packet. All times are Unix ns.
+type Flow struct {
+	TS          int64  `db:"ts"`
+	ID          string `db:"id"`
+	LastNs      int64  `db:"last_ns"`
+	Sensor      string `db:"sensor"`
+	Src         Addr   `db:"src_ip"`
+	Dst         Addr   `db:"dst_ip"`
+	SrcPort     uint32 `db:"src_port"`
+	DstPort     uint32 `db:"dst_port"`
+	Protocol    uint32 `db:"protocol"`
+	VLAN        uint32 `db:"vlan"`
+	App         string `db:"app"`
+	Host        string `db:"host"`
+	ALPN        string `db:"alpn"`
+	PacketsFwd  int64  `db:"packets_fwd"`
+	PacketsRev  int64  `db:"packets_rev"`
+	BytesFwd    int64  `db:"bytes_fwd"`
+	BytesRev    int64  `db:"bytes_rev"`
+	TCPFlagsFwd uint32 `db:"tcp_flags_fwd"`
+	TCPFlagsRev uint32 `db:"tcp_flags_rev"`
+	EndReason   uint32 `db:"end_reason"`
+}
+
+// Attack is one revision of an attack; TS is when the revision was made. TopSources is a JSON array of
+// strings, State a lower-case name such as started.
+type Attack struct {
+	ID         string  `db:"id"`
+	Revision   uint32  `db:"revision"`
+	TS         int64   `db:"ts"`
+	Type       string  `db:"type"`
+	Target     string  `db:"target"`
+	State      string  `db:"state"`
+	Sensor     string  `db:"sensor"`
+	FirstNs    int64   `db:"first_ns"`
+	DetectedNs int64   `db:"detected_ns"`
+	UpdatedNs  int64   `db:"updated_ns"`
+	EndedNs    int64   `db:"ended_ns"`
+	Packets    int64   `db:"packets"`
+	Bytes      int64   `db:"bytes"`
+	PPS        float64 `db:"pps"`
+	BPS        float64 `db:"bps"`
+	Sources    int64   `db:"sources"`
+	TopSources string  `db:"top_sources"`
+	TraceID    string  `db:"trace_id"`
+}
+
+// StateEnded is the Attack.State of an attack that is over.
+const StateEnded = "ended"
+
+// Verdict is a row of verdicts; TS is when it was decided. Rules is a JSON array, Evidence a JSON object.
+type Verdict struct {
+	TS          int64  `db:"ts"`
+	ID          string `db:"id"`
+	AttackID    string `db:"attack_id"`
+	Type        string `db:"type"`
+	Target      string `db:"target"`
+	Sensor      string `db:"sensor"`
+	KeyKind     string `db:"key_kind"`
+	Explanation string `db:"explanation"`
+	Rules       string `db:"rules"`
+	Evidence    string `db:"evidence"`
+	TraceID     string `db:"trace_id"`
+	Traceparent string `db:"traceparent"`
+}
+
+// Enforcement is a row of enforcements; TS is when it happened on the node.
+type Enforcement struct {
+	TS                int64  `db:"ts"`
+	ID                string `db:"id"`
+	Node              string `db:"node"`
+	RuleID            string `db:"rule_id"`
+	AttackID          string `db:"attack_id"`
+	State             string `db:"state"`
+	Reason            string `db:"reason"`
+	Detail            string `db:"detail"`
+	ApplyNs           int64  `db:"apply_ns"`
+	FirstDropNs       int64  `db:"first_drop_ns"`
+	TimeToFirstDropNs int64  `db:"time_to_first_drop_ns"`
+	Packets           int64  `db:"packets"`
+	Bytes             int64  `db:"bytes"`
+	Shadow            bool   `db:"shadow"`
+	Action            string `db:"action"`
+	TraceID           string `db:"trace_id"`
+}
+
+// record is a row on its way into a table. args appends the values in the order of the table's columns.
+type record interface {
+	key() (ts int64, id string)
+	args(d dialect, dst []any) []any
+}
+
+// columns of each table, in the order of args. Reserved columns are left to their default, NULL.
+var columns = map[Table][]string{
+	Flows: {"ts", "id", "last_ns", "sensor", "src_ip", "dst_ip", "src_port", "dst_port", "protocol", "vlan",
+		"app", "host", "alpn", "packets_fwd", "packets_rev", "bytes_fwd", "bytes_rev", "tcp_flags_fwd",
+		"tcp_flags_rev", "end_reason"},
+	Attacks: {"id", "revision", "ts", "type", "target", "state", "sensor", "first_ns", "detected_ns",
+		"updated_ns", "ended_ns", "packets", "bytes", "pps", "bps", "sources", "top_sources", "trace_id"},
+	Verdicts: {"ts", "id", "attack_id", "type", "target", "sensor", "key_kind", "explanation", "rules",
+		"evidence", "trace_id", "traceparent"},
+	Enforcements: {"ts", "id", "node", "rule_id", "attack_id", "state", "reason", "detail", "apply_ns",
+		"first_drop_ns", "time_to_first_drop_ns", "packets", "bytes", "shadow", "action", "trace_id"},
+}
+
+// conflict is the unique key of each table.
+var conflict = map[Table]string{
+	Flows: "ts, id", Attacks: "id, revision, ts", Verdicts: "ts, id", Enforcements: "ts, id",
+}
+
+func (f *Flow) key() (int64, string)        { return f.TS, f.ID }
+func (a *Attack) key() (int64, string)      { return a.TS, a.ID }
+func (v *Verdict) key() (int64, string)     { return v.TS, v.ID }
+func (e *Enforcement) key() (int64, string) { return e.TS, e.ID }
+
+func (f *Flow) args(d dialect, dst []any) []any {
+	return append(dst, f.TS, f.ID, f.LastNs, f.Sensor, d.addr(f.Src.Addr), d.addr(f.Dst.Addr),
+		int64(f.SrcPort), int64(f.DstPort), int64(f.Protocol), int64(f.VLAN), f.App, f.Host, f.ALPN,
+		f.PacketsFwd, f.PacketsRev, f.BytesFwd, f.BytesRev, int64(f.TCPFlagsFwd), int64(f.TCPFlagsRev),
+		int64(f.EndReason))
+}
+
+func (a *Attack) args(_ dialect, dst []any) []any {
+	return append(dst, a.ID, int64(a.Revision), a.TS, a.Type, a.Target, a.State, a.Sensor, a.FirstNs,
+		a.DetectedNs, a.UpdatedNs, a.EndedNs, a.Packets, a.Bytes, a.PPS, a.BPS, a.Sources, a.TopSources,
+		a.TraceID)
+}
+
+func (v *Verdict) args(_ dialect, dst []any) []any {
+	return append(dst, v.TS, v.ID, v.AttackID, v.Type, v.Target, v.Sensor, v.KeyKind, v.Explanation, v.Rules,
+		v.Evidence, v.TraceID, v.Traceparent)
+}
+
+func (e *Enforcement) args(_ dialect, dst []any) []any {
+	return append(dst, e.TS, e.ID, e.Node, e.RuleID, e.AttackID, e.State, e.Reason, e.Detail, e.ApplyNs,
+		e.FirstDropNs, e.TimeToFirstDropNs, e.Packets, e.Bytes, e.Shadow, e.Action, e.TraceID)
+}

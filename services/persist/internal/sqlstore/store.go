@@ -1,0 +1,253 @@
+// Package sqlstore keeps flows, attacks, verdicts and enforcement events in an SQL database. What differs
+// between databases is behind one small interface, dialect: connecting, bulk insert, addresses, partitions
+// and size. Everything else, the queries included, is the same SQL everywhere, and one conformance suite runs
+// over every dialect.
+package sqlstore
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// Config says where rows go and how long they stay. The zero value of a limit means its default.
+type Config struct {
+	// Type is postgresql or sqlite; empty means: what URL says, and without a URL sqlite.
+	Type string
+	// URL is a postgres:// URL or, for sqlite, a path or a file: URL; default persist.db in DataDir.
+	URL     string
+	DataDir string
+	// FlowRetention and EventRetention are how long flows, and how long attacks, verdicts and
+	// enforcements stay; 7 and 90 days. Negative: for ever (the size cap still holds).
+	FlowRetention, EventRetention time.Duration
+	// MaxBytes caps what the tables take, indexes included; 2 GiB in SQLite, 50 GiB in PostgreSQL.
+	// Negative: no cap.
+	MaxBytes int64
+	// OnPrune is told how many rows retention or the cap removed; it may be called by Insert and Maintain
+	// at the same time. Nil is allowed.
+	OnPrune func(t Table, rows int64, reason string)
+	// Now is the clock of retention and partitions, for tests; nil means time.Now.
+	Now func() time.Time
+}
+
+// Reasons of pruning.
+const (
+	PrunedByAge  = "age"
+	PrunedBySize = "size"
+)
+
+// Store is an open database with the current schema. It is safe for concurrent use; SQLite serialises
+// writers.
+type Store struct {
+	d   dialect
+	cfg Config
+
+	pruning sync.Mutex // one pruner at a time
+}
+
+// dialect is what differs between databases. Adding one means implementing this, adding a folder of
+// migrations and listing it in parse and in the conformance suite.
+type dialect interface {
+	// version names the database for people, for example "PostgreSQL 15.8".
+	version(ctx context.Context) (string, error)
+	// writer and reader are pools; they may be the same.
+	writer() *sqlx.DB
+	reader() *sqlx.DB
+	// migration returns the folder under migrations, goose's dialect and its lock, which may be nil.
+	migration() (folder string, d goose.Dialect, l lock.SessionLocker)
+	// bulk inserts rows and returns how many were new. rows is not empty and sorted by key.
+	bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (int64, error)
+	// prepare is called before the transaction that inserts rows, for example to make partitions.
+	prepare(ctx context.Context, t Table, rows []record) error
+	// invalid tells whether err is the fault of a row, so that the same row would fail again.
+	invalid(err error) bool
+	addr(a netip.Addr) any
+	// addrText is an expression that Addr.Scan reads.
+	addrText(column string) string
+	inPrefix(column string, p netip.Prefix) (string, []any)
+	// size is what the tables take in bytes.
+	size(ctx context.Context) (int64, error)
+	// rowCount may be an estimate where counting would take long.
+	rowCount(ctx context.Context, t Table) (int64, error)
+	// prune removes rows of t older than before in bounded steps; shrink gives bytes back until the size
+	// is at most max, oldest flows first. Both call removed after each step.
+	prune(ctx context.Context, t Table, before int64, removed func(Table, int64)) error
+	shrink(ctx context.Context, max int64, removed func(Table, int64)) error
+	// sizeDue tells whether the size should be looked at after so many rows were inserted.
+	sizeDue(inserted int64) bool
+	// ahead makes what coming days need.
+	ahead(ctx context.Context, now time.Time) error
+	defaultMaxBytes() int64
+	close() error
+}
+
+// target is a checked Config.Type and URL.
+type target struct {
+	kind string // sqlite or postgresql
+	url  string
+}
+
+func parse(cfg Config) (target, error) {
+	kind := strings.ToLower(strings.TrimSpace(cfg.Type))
+	isPG := strings.HasPrefix(cfg.URL, "postgres://") || strings.HasPrefix(cfg.URL, "postgresql://")
+	switch kind {
+	case "":
+		kind = "sqlite"
+		if isPG {
+			kind = "postgresql"
+		} else if scheme, _, ok := strings.Cut(cfg.URL, "://"); ok && scheme != "file" && scheme != "sqlite" {
+			return target{}, fmt.Errorf("DATABASE_URL begins with %s://, which is not supported: use postgres:// or the path of an SQLite file", scheme)
+		}
+	case "sqlite", "postgresql":
+	case "mysql", "mariadb", "galera":
+		return target{}, fmt.Errorf("DB_TYPE %s is not available in this version: use postgresql or sqlite", kind)
+	default:
+		return target{}, fmt.Errorf("unknown DB_TYPE %q: use postgresql or sqlite", cfg.Type)
+	}
+	if kind == "postgresql" {
+		switch {
+		case cfg.URL == "":
+			return target{}, errors.New("DB_TYPE is postgresql but DATABASE_URL is empty: set it, for example postgres://user:password@host:5432/tidegate?sslmode=require")
+		case !isPG:
+			return target{}, errors.New("DB_TYPE is postgresql but DATABASE_URL does not begin with postgres://: set it, for example postgres://user:password@host:5432/tidegate?sslmode=require")
+		}
+		u, err := postgresURL(cfg.URL)
+		return target{kind, u}, err
+	}
+	if isPG {
+		return target{}, errors.New("DB_TYPE is sqlite but DATABASE_URL begins with postgres://: set DB_TYPE=postgresql, or the path of a file")
+	}
+	path, err := sqlitePath(cfg.URL, cfg.DataDir)
+	return target{kind, path}, err
+}
+
+// Check reports what is wrong with cfg without connecting.
+func Check(cfg Config) error {
+	_, err := parse(cfg)
+	return err
+}
+
+// Open connects, brings the schema up to date and makes what the next days need. An error can be temporary
+// (database unreachable): callers retry. Errors of the configuration are found by Check beforehand.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	t, err := parse(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.FlowRetention == 0 {
+		cfg.FlowRetention = 7 * 24 * time.Hour
+	}
+	if cfg.EventRetention == 0 {
+		cfg.EventRetention = 90 * 24 * time.Hour
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	var d dialect
+	if t.kind == "sqlite" {
+		d, err = openSQLite(ctx, t.url)
+	} else {
+		d, err = openPostgres(ctx, t.url, cfg.Now)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = d.defaultMaxBytes()
+	}
+	s := &Store{d: d, cfg: cfg}
+	if err := s.migrate(ctx); err != nil {
+		_ = d.close()
+		return nil, err
+	}
+	if err := d.ahead(ctx, cfg.Now()); err != nil {
+		_ = d.close()
+		return nil, fmt.Errorf("prepare partitions: %w", err)
+	}
+	return s, nil
+}
+
+func (s *Store) migrate(ctx context.Context) error {
+	folder, gd, l := s.d.migration()
+	files, err := fs.Sub(migrations, "migrations/"+folder)
+	if err != nil {
+		return fmt.Errorf("migrations of %s: %w", folder, err)
+	}
+	opts := []goose.ProviderOption{goose.WithTableName("tidegate_schema_version"), goose.WithDisableGlobalRegistry(true)}
+	if l != nil {
+		opts = append(opts, goose.WithSessionLocker(l))
+	}
+	p, err := goose.NewProvider(gd, s.d.writer().DB, files, opts...)
+	if err != nil {
+		return fmt.Errorf("read migrations of %s: %w", folder, err)
+	}
+	have, newest, err := p.GetVersions(ctx)
+	if err != nil {
+		return fmt.Errorf("read the schema version: %w", err)
+	}
+	if have > newest {
+		return fmt.Errorf("the database has schema version %d, this program knows %d: upgrade the program", have, newest)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("bring the schema to version %d: %w", newest, err)
+	}
+	return nil
+}
+
+// Close ends all connections.
+func (s *Store) Close() error { return s.d.close() }
+
+// Ping tells whether the database answers.
+func (s *Store) Ping(ctx context.Context) error { return s.d.writer().PingContext(ctx) }
+
+// Version names the database for people.
+func (s *Store) Version(ctx context.Context) (string, error) { return s.d.version(ctx) }
+
+// Size is what the tables and indexes take in bytes (SQLite: the files).
+func (s *Store) Size(ctx context.Context) (int64, error) { return s.d.size(ctx) }
+
+// Rows counts the rows of each table. Where an exact count would read many gigabytes it is the database's
+// estimate.
+func (s *Store) Rows(ctx context.Context) (map[Table]int64, error) {
+	out := make(map[Table]int64, len(Tables))
+	for _, t := range Tables {
+		n, err := s.d.rowCount(ctx, t)
+		if err != nil {
+			return nil, fmt.Errorf("count %s: %w", t, err)
+		}
+		out[t] = n
+	}
+	return out, nil
+}
+
+// Positions returns the highest stream sequence whose rows are committed, by stream.
+func (s *Store) Positions(ctx context.Context) (map[string]uint64, error) {
+	rows, err := s.d.reader().QueryxContext(ctx, "SELECT stream, seq FROM stream_positions")
+	if err != nil {
+		return nil, fmt.Errorf("read stream positions: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err is checked
+	out := map[string]uint64{}
+	for rows.Next() {
+		var stream string
+		var seq int64
+		if err := rows.Scan(&stream, &seq); err != nil {
+			return nil, fmt.Errorf("read stream positions: %w", err)
+		}
+		out[stream] = uint64(max(seq, 0)) //nolint:gosec // not negative
+	}
+	return out, rows.Err()
+}
