@@ -6,10 +6,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // offloads are switched off where the driver knows them. A veth hands packets over with checksums not yet computed
@@ -75,7 +78,11 @@ func (l *Lab) Veth(a, b End, queues int) error {
 		release(spaceA)
 		return fmt.Errorf("create veth %s - %s: %w", a.Name, b.Name, err)
 	}
-	if err := errors.Join(a.configure(spaceA), b.configure(spaceB)); err != nil {
+	err = errors.Join(a.configure(spaceA), b.configure(spaceB))
+	if err == nil {
+		err = errors.Join(a.settle(spaceA), b.settle(spaceB))
+	}
+	if err != nil {
 		err = errors.Join(err, deleteLink(spaceA, a.Name))
 		release(spaceA)
 		return err
@@ -120,7 +127,11 @@ func (e *End) configure(space netns.NsHandle) error {
 			if ipNet.Mask == nil {
 				return fmt.Errorf("address %s: the prefix length does not fit the address family", prefix)
 			}
-			if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet}); err != nil {
+			address := &netlink.Addr{IPNet: ipNet}
+			if addr.Is6() {
+				address.Flags = unix.IFA_F_NODAD
+			}
+			if err := netlink.AddrAdd(link, address); err != nil {
 				return fmt.Errorf("add address %s: %w", prefix, err)
 			}
 		}
@@ -133,6 +144,33 @@ func (e *End) configure(space netns.NsHandle) error {
 		return fmt.Errorf("configure interface %s: %w", e.Name, err)
 	}
 	return nil
+}
+
+// settle waits until no IPv6 address is tentative. The kernel marks its own link-local address so for a moment, even
+// without duplicate address detection, and it cannot be used as a source meanwhile.
+func (e *End) settle(space netns.NsHandle) error {
+	h, err := netlink.NewHandleAt(space, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("interface %s: open netlink: %w", e.Name, err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(e.Name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", e.Name, err)
+	}
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
+		addrs, err := h.AddrList(link, netlink.FAMILY_V6)
+		if err != nil {
+			return fmt.Errorf("interface %s: list addresses: %w", e.Name, err)
+		}
+		tentative := slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
+		if !tentative {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("interface %s: an IPv6 address stays tentative", e.Name)
+		}
+	}
 }
 
 // setFeatures asks only for features that the driver lists: unknown names are an error to the kernel interface.
