@@ -1,0 +1,322 @@
+// Package enforce turns the leased rules of the mesh into entries of the XDP program's maps, within its guardrails,
+// and reports what they did.
+//
+// One goroutine owns the rule table and the gates; whatever waits for the network (events, lease renewals, heartbeats)
+// runs beside it, so that a slow bus never delays a rule. The entries stay in the kernel when the service ends: they
+// decay by their own deadlines.
+package enforce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+
+	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+)
+
+// Config of one enforce node.
+type Config struct {
+	Ifaces         []string `name:"iface" help:"interface to enforce on; repeat or separate by commas" env:"TIDEGATE_ENFORCE_IFACES"`
+	BPFFS          string   `name:"bpffs" help:"BPF file system that holds the pinned maps" default:"/sys/fs/bpf" env:"TIDEGATE_ENFORCE_BPFFS"`
+	Enforce        bool     `name:"enforce" help:"drop for real; without it rules only count what they would have dropped" env:"TIDEGATE_ENFORCE_ENFORCE"`
+	Node           string   `name:"node" help:"name of this node in events; default the host name" env:"TIDEGATE_ENFORCE_NODE"`
+	Advertise      string   `name:"advertise" help:"gRPC address that others reach this node at, told in its heartbeats" env:"TIDEGATE_ENFORCE_ADVERTISE"`
+	NeverBlock     []string `name:"never-block" help:"prefix that no rule may ever block" env:"TIDEGATE_ENFORCE_NEVER_BLOCK"`
+	Management     []string `name:"management" help:"address or prefix that this node is managed from, besides those it finds itself" env:"TIDEGATE_ENFORCE_MANAGEMENT"`
+	RuleLimit      int      `name:"rule-limit" help:"rules in force at the same time" default:"10000" env:"TIDEGATE_ENFORCE_RULE_LIMIT"`
+	MinPrefix4     int      `name:"min-prefix4" help:"a blocking rule names an IPv4 prefix of at least this length" default:"12" env:"TIDEGATE_ENFORCE_MIN_PREFIX4"`
+	MinPrefix6     int      `name:"min-prefix6" help:"a blocking rule names an IPv6 prefix of at least this length" default:"28" env:"TIDEGATE_ENFORCE_MIN_PREFIX6"`
+	AllowBroadUser bool     `name:"allow-broad-user-rules" help:"let rules of users, not of detectors, exceed the blast radius" env:"TIDEGATE_ENFORCE_ALLOW_BROAD_USER_RULES"`
+	RulesPerSecond float64  `name:"rules-per-second" help:"new rules a second" default:"100" env:"TIDEGATE_ENFORCE_RULES_PER_SECOND"`
+	RuleBurst      int      `name:"rule-burst" help:"new rules at once" default:"500" env:"TIDEGATE_ENFORCE_RULE_BURST"`
+}
+
+// DefaultConfig is shadow mode without an interface; the values equal the tags' defaults.
+func DefaultConfig() Config {
+	return Config{
+		BPFFS: "/sys/fs/bpf", RuleLimit: 10_000, MinPrefix4: 12, MinPrefix6: 28, RulesPerSecond: 100, RuleBurst: 500,
+	}
+}
+
+// Bus is what enforce needs of the message bus; *bus.Bus has it.
+type Bus interface {
+	WatchRules(ctx context.Context, h func(bus.RuleUpdate)) error
+	UpdateRule(ctx context.Context, r policy.Rule, revision uint64) (uint64, error)
+	DeleteRule(ctx context.Context, id string) error
+	DeleteRuleRevision(ctx context.Context, id string, revision uint64) error
+	PublishEnforcement(ctx context.Context, e *eventv1.Enforcement) error
+	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
+	Ready() error
+	ServerAddr() string
+}
+
+// Deps of the service.
+type Deps struct {
+	Telemetry *telemetry.Telemetry
+	Registrar grpc.ServiceRegistrar // nil: no gRPC service
+	Bus       Bus
+	Open      Opener // nil: the XDP program of the interface, libs/xdp
+}
+
+// Service is one enforce node.
+type Service struct {
+	enforcev1.UnimplementedEnforceServiceServer
+
+	cfg     Config
+	t       *telemetry.Telemetry
+	bus     Bus
+	open    Opener
+	m       *metrics
+	started time.Time
+
+	mu      sync.Mutex // table, ports, guard
+	rules   map[string]*ruleState
+	ended   []*ruleState // expired lately, for people who ask; oldest first
+	ports   []*port
+	guard   guard
+	syncing bool
+	synced  bool
+	seen    map[string]bool // ids of the repetition going on
+	told    bool            // the repetition told of at least one rule or deletion
+	live    int             // rules in the maps, as counted for the rule limit
+	kept    int             // entries without a rule that an empty bucket left in force
+	changed chan struct{}   // closed and replaced after each batch
+
+	updates chan delivery
+	opened  chan opening
+	jobs    chan job
+	done    chan jobResult
+	events  [publishers]chan event
+	lost    atomic.Uint64 // events that did not fit the queue
+}
+
+// delivery is an update and the time the watch handed it over.
+type delivery struct {
+	bus.RuleUpdate
+	at time.Time
+}
+
+const (
+	publishers   = 4 // events of one rule stay in order: they take the same one
+	workers      = 4 // renewals and deletions
+	eventQueue   = 16_384
+	updateQueue  = 4_096
+	batchRules   = 1_024 // most updates of one batch
+	drainEvents  = 2 * time.Second
+	heartbeat    = 5 * time.Second
+	keepEnded    = 5 * time.Minute
+	keepEndedMax = 1_000
+)
+
+// New checks the configuration and registers metrics, readiness and the gRPC service. Interfaces are opened by Run.
+func New(cfg Config, deps Deps) (*Service, error) {
+	if cfg.Node == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("enforce: no node name configured and no host name: %w", err)
+		}
+		cfg.Node = name
+	}
+	if len(cfg.Ifaces) == 0 {
+		return nil, errors.New("enforce: name at least one interface (--iface)")
+	}
+	if cfg.RuleLimit < 1 || cfg.RulesPerSecond <= 0 || cfg.RuleBurst < 1 {
+		return nil, errors.New("enforce: rule limit, rules per second and rule burst must be above 0")
+	}
+	if cfg.MinPrefix4 < 0 || cfg.MinPrefix4 > 32 || cfg.MinPrefix6 < 0 || cfg.MinPrefix6 > 128 {
+		return nil, errors.New("enforce: the shortest prefix of a blocking rule is 0 to 32 (IPv4), 0 to 128 (IPv6)")
+	}
+	never, err := parsePrefixes("never-block", cfg.NeverBlock)
+	if err != nil {
+		return nil, err
+	}
+	management, err := parsePrefixes("management", cfg.Management)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{
+		cfg: cfg, t: deps.Telemetry, bus: deps.Bus, open: deps.Open, started: time.Now(),
+		rules: make(map[string]*ruleState), changed: make(chan struct{}),
+		guard: guard{
+			never: never, configured: management, limit: cfg.RuleLimit, min4: cfg.MinPrefix4, min6: cfg.MinPrefix6,
+			allowBroadUser: cfg.AllowBroadUser, rate: rate.NewLimiter(rate.Limit(cfg.RulesPerSecond), cfg.RuleBurst),
+		},
+		updates: make(chan delivery, updateQueue),
+		opened:  make(chan opening),
+		jobs:    make(chan job, cfg.RuleLimit+1),
+		done:    make(chan jobResult, workers),
+	}
+	if s.open == nil {
+		s.open = openXDP(cfg.BPFFS, s.t)
+	}
+	for i := range s.events {
+		s.events[i] = make(chan event, eventQueue)
+	}
+	for _, name := range cfg.Ifaces {
+		s.ports = append(s.ports, &port{name: name, err: errors.New("not opened yet")})
+	}
+	if s.m, err = newMetrics(s); err != nil {
+		return nil, err
+	}
+	s.t.Check("enforce", s.ready)
+	if deps.Registrar != nil {
+		enforcev1.RegisterEnforceServiceServer(deps.Registrar, s)
+	}
+	return s, nil
+}
+
+// Run enforces until ctx ends. The entries stay in force after it; queued events are sent for up to 2 s.
+func (s *Service) Run(ctx context.Context) error {
+	if !s.cfg.Enforce {
+		s.t.Log.Warn("shadow mode: rules count what they would have dropped and drop nothing; start with --enforce to drop")
+	}
+	s.mu.Lock()
+	s.guard.discover(s.bus.ServerAddr())
+	s.mu.Unlock()
+
+	var beside, publishing sync.WaitGroup
+	run := func(wg *sync.WaitGroup, f func()) {
+		wg.Add(1)
+		go func() { defer wg.Done(); f() }()
+	}
+	own, stop := context.WithCancel(ctx)
+	defer stop()
+	sending, stopSending := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopSending()
+	for i := range s.events {
+		run(&publishing, func() { s.publish(sending, s.events[i]) })
+	}
+	for range workers {
+		run(&beside, func() { s.work(own) })
+	}
+	for i := range s.ports {
+		run(&beside, func() { s.keepOpen(own, i) })
+	}
+	run(&beside, func() { s.beat(own) })
+	run(&beside, func() {
+		// The error is that of the context.
+		_ = s.bus.WatchRules(own, func(u bus.RuleUpdate) {
+			select {
+			case s.updates <- delivery{u, time.Now()}:
+			case <-own.Done():
+			}
+		})
+	})
+
+	s.loop(own)
+	stop()
+	beside.Wait()
+	for i := range s.events {
+		close(s.events[i])
+	}
+	timer := time.AfterFunc(drainEvents, stopSending)
+	publishing.Wait()
+	timer.Stop()
+	return s.closeGates()
+}
+
+// loop is the goroutine that owns the table and the gates.
+func (s *Service) loop(ctx context.Context) {
+	tick := time.NewTimer(slowTick)
+	defer tick.Stop()
+	var clock clocks
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case u := <-s.updates:
+			s.apply(s.drain(u))
+		case o := <-s.opened:
+			s.takeGate(o)
+		case r := <-s.done:
+			s.settle(r)
+		case <-tick.C:
+			tick.Reset(s.tick(&clock, time.Now()))
+		}
+	}
+}
+
+// drain takes what is waiting, so that one system call serves a burst.
+func (s *Service) drain(first delivery) []delivery {
+	batch := []delivery{first}
+	for len(batch) < batchRules {
+		select {
+		case u := <-s.updates:
+			batch = append(batch, u)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+func (s *Service) beat(ctx context.Context) {
+	version, _ := telemetry.Build()
+	tick := time.NewTicker(heartbeat)
+	defer tick.Stop()
+	for {
+		err := s.bus.Heartbeat(ctx, &eventv1.NodeHeartbeat{
+			Service: "enforce", Instance: s.cfg.Node, Address: s.cfg.Advertise, Version: version,
+			StartedNs: s.started.UnixNano(), TimeNs: time.Now().UnixNano(),
+		})
+		if err != nil && ctx.Err() == nil {
+			s.t.CountError("heartbeat")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// problems says what is not well, one sentence each.
+func (s *Service) problems() []string {
+	var out []string
+	if err := s.bus.Ready(); err != nil {
+		out = append(out, err.Error())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.synced {
+		out = append(out, "the rules of tg_rules have not been read yet")
+	}
+	for _, p := range s.ports {
+		if p.gate == nil {
+			out = append(out, fmt.Sprintf("interface %s is not enforced on: %v", p.name, p.err))
+		}
+	}
+	return out
+}
+
+func (s *Service) ready() error {
+	var errs []error
+	for _, p := range s.problems() {
+		errs = append(errs, errors.New(p))
+	}
+	return errors.Join(errs...)
+}
+
+func parsePrefixes(option string, list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, v := range list {
+		p, err := policy.ParsePrefix(v)
+		if err != nil {
+			return nil, fmt.Errorf("enforce: %s: %w", option, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}

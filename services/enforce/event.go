@@ -1,0 +1,111 @@
+package enforce
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
+)
+
+// event waits to be published under its trace.
+type event struct {
+	ctx context.Context
+	e   *eventv1.Enforcement
+}
+
+// report queues an event about a rule; set, if any, completes it. Packets and bytes are totals of this node since the
+// entry was made, so a lost event loses nothing.
+func (s *Service) report(r *ruleState, state eventv1.EnforcementState, set func(*eventv1.Enforcement)) {
+	s.reportIn(telemetry.Extract(context.Background(), r.rule.Traceparent), r, state, set)
+}
+
+func (s *Service) reportIn(ctx context.Context, r *ruleState, state eventv1.EnforcementState, set func(*eventv1.Enforcement)) {
+	e := &eventv1.Enforcement{
+		Node: s.cfg.Node, RuleId: r.rule.ID, AttackId: r.rule.AttackID, State: state, TimeNs: time.Now().UnixNano(),
+		Packets: r.stat.Packets, Bytes: r.stat.Bytes, Shadow: r.state == shadow || r.state != active && !s.cfg.Enforce,
+		Action: policyv1.Action(r.rule.Action), TraceId: telemetry.TraceID(ctx),
+	}
+	if !r.stat.FirstDrop.IsZero() {
+		e.FirstDropNs = r.stat.FirstDrop.UnixNano()
+	}
+	if set != nil {
+		set(e)
+	}
+	name := strings.ToLower(strings.TrimPrefix(state.String(), "ENFORCEMENT_STATE_"))
+	e.Id = fmt.Sprintf("%s/%s/%s/%d", s.cfg.Node, e.RuleId, name, e.TimeNs)
+	queue := s.events[r.number%publishers]
+	if state == eventv1.EnforcementState_ENFORCEMENT_STATE_HITS && len(queue) > eventQueue/2 {
+		s.lost.Add(1) // the next one has the total; leave the room for what happens once
+		s.t.CountError("event_queue_full")
+		return
+	}
+	select {
+	case queue <- event{ctx, e}:
+	default:
+		s.lost.Add(1)
+		s.t.CountError("event_queue_full")
+	}
+}
+
+// reportApplied ends the way from the watch to the map.
+func (s *Service) reportApplied(r *ruleState, now time.Time) {
+	s.m.apply.Observe(now.Sub(r.received).Seconds())
+	ctx := s.span(r, "enforce apply", r.received, now)
+	s.reportIn(ctx, r, eventv1.EnforcementState_ENFORCEMENT_STATE_APPLIED, func(e *eventv1.Enforcement) {
+		e.TimeNs, e.ApplyNs = now.UnixNano(), now.Sub(r.received).Nanoseconds()
+	})
+}
+
+// reportFirstDrop tells when the program first dropped by the rule, by the entry's own time.
+func (s *Service) reportFirstDrop(r *ruleState) {
+	r.dropTold = true
+	at := r.stat.FirstDrop
+	var since time.Duration
+	if r.rule.AttackFirstNs > 0 {
+		since = at.Sub(time.Unix(0, r.rule.AttackFirstNs))
+	}
+	// An entry of an earlier run was observed then; in shadow mode nothing is dropped.
+	if since > 0 && at.After(s.started) && r.state == active {
+		s.m.firstDrop.Observe(since.Seconds())
+	}
+	ctx := telemetry.Extract(context.Background(), r.rule.Traceparent)
+	if r.rule.Traceparent != "" {
+		begin := r.received
+		if begin.After(at) {
+			begin = at
+		}
+		var span trace.Span
+		ctx, span = s.t.Tracer.Start(telemetry.AlwaysSample(ctx), "first drop", trace.WithTimestamp(begin),
+			trace.WithAttributes(attribute.String("tidegate.rule", r.rule.ID), attribute.Int64("tidegate.time_to_first_drop_ns", int64(since))))
+		span.End(trace.WithTimestamp(at))
+	}
+	s.reportIn(ctx, r, eventv1.EnforcementState_ENFORCEMENT_STATE_FIRST_DROP, func(e *eventv1.Enforcement) {
+		// The entry's time is part of the id: told again after a restart, it is stored once.
+		e.TimeNs, e.FirstDropNs, e.TimeToFirstDropNs = at.UnixNano(), at.UnixNano(), max(0, since.Nanoseconds())
+	})
+}
+
+// publish sends one queue's events in order until the queue is closed and empty, or ctx ends.
+func (s *Service) publish(ctx context.Context, queue <-chan event) {
+	for ev := range queue {
+		if ctx.Err() == nil {
+			send, cancel := context.WithCancel(ev.ctx)
+			stop := context.AfterFunc(ctx, cancel)
+			err := s.bus.PublishEnforcement(send, ev.e)
+			stop()
+			cancel()
+			if err == nil {
+				continue
+			}
+		}
+		s.lost.Add(1)
+		s.t.CountError("publish_enforcement")
+	}
+}

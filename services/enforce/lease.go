@@ -1,0 +1,324 @@
+package enforce
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+)
+
+const (
+	fastTick     = 10 * time.Millisecond  // while young rules wait for their first drop
+	slowTick     = 50 * time.Millisecond  // else: deadlines
+	hitsEvery    = time.Second            // counters of all rules
+	guardEvery   = 30 * time.Second       // gateways and resolvers may change
+	youngFor     = 10 * time.Second       // a rule that has not dropped by then is looked at once a second
+	firstDropMax = 256                    // rules of one fast look
+	retryMax     = 128                    // refused rules tried again a second
+	jobTimeout   = 10 * time.Second       // one renewal or deletion
+	unrenewed    = 250 * time.Millisecond // a failed renewal is tried again
+)
+
+// clocks are the times of the periodic works; only the loop uses it.
+type clocks struct {
+	leases, hits, guard time.Time
+}
+
+// tick does what is due and returns the time until the next call.
+func (s *Service) tick(c *clocks, now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	young := s.firstDrops(now)
+	if now.Sub(c.leases) >= slowTick {
+		c.leases = now
+		s.leases(now)
+	}
+	if now.Sub(c.hits) >= hitsEvery {
+		c.hits = now
+		s.hits(now)
+		s.retry(now)
+		s.forget(now)
+	}
+	if now.Sub(c.guard) >= guardEvery {
+		if !c.guard.IsZero() && s.guard.discover(s.bus.ServerAddr()) {
+			for _, p := range s.gates() {
+				s.putNever(p)
+			}
+		}
+		c.guard = now
+	}
+	if young {
+		return fastTick
+	}
+	return slowTick
+}
+
+// firstDrops looks for rules that have begun to drop. The time itself is the kernel's.
+func (s *Service) firstDrops(now time.Time) (young bool) {
+	var ids []uint64
+	var rules []*ruleState
+	for _, r := range s.rules {
+		if !r.inForce() || r.dropTold || !blocks(r.rule.Action) || now.Sub(r.applied) > youngFor {
+			continue
+		}
+		if ids, rules = append(ids, r.number), append(rules, r); len(ids) == firstDropMax {
+			break // the map's order is random: all get their turn
+		}
+	}
+	if len(ids) == 0 {
+		return false
+	}
+	stats := s.stats(ids)
+	for _, r := range rules {
+		if st, ok := stats[r.number]; ok && !st.FirstDrop.IsZero() {
+			r.stat = st
+			s.reportFirstDrop(r)
+		}
+	}
+	return true
+}
+
+// leases renews rules that are hit and removes those whose deadline has passed. The kernel stops applying them by
+// itself; this only tidies up.
+func (s *Service) leases(now time.Time) {
+	var near, over []*ruleState
+	var ids []uint64
+	for _, r := range s.rules {
+		if r.rule.Expires.IsZero() {
+			continue
+		}
+		left := r.rule.Expires.Sub(now)
+		switch {
+		case left <= 0:
+			over = append(over, r)
+		case r.inForce() && r.rule.Lease > 0 && !r.renewing && left < r.rule.Lease/2:
+			near, ids = append(near, r), append(ids, r.number)
+		}
+	}
+	if len(near) > 0 {
+		stats := s.stats(ids)
+		for _, r := range near {
+			st, ok := stats[r.number]
+			if !ok || st.Packets == r.leaseHits {
+				continue
+			}
+			r.stat = st
+			next := r.rule
+			next.Expires = now.Add(r.rule.Lease).UTC()
+			r.renewing = s.later(job{kind: jobRenew, rule: next, revision: r.revision, hits: st.Packets})
+		}
+	}
+	if len(over) > 0 {
+		s.expire(over, now)
+	}
+}
+
+// expire takes rules out whose deadline has passed, unless a renewal is on its way that another node may have won.
+func (s *Service) expire(over []*ruleState, now time.Time) {
+	ids := make([]uint64, 0, len(over))
+	for _, r := range over {
+		ids = append(ids, r.number)
+	}
+	stats := s.stats(ids) // the last figures, before the entries go
+	for _, p := range s.gates() {
+		if err := p.gate.DeleteRules(ids); err != nil {
+			s.t.CountError("delete_rules")
+			s.t.Log.Error("expired entries could not be removed; the kernel ignores them", "iface", p.name, "error", err)
+		}
+	}
+	for _, r := range over {
+		if st, ok := stats[r.number]; ok {
+			r.stat = st
+		}
+		if r.inForce() && !r.stat.FirstDrop.IsZero() && !r.dropTold {
+			s.reportFirstDrop(r)
+		}
+		delete(s.rules, r.rule.ID)
+		s.later(job{kind: jobDelete, rule: r.rule, revision: r.revision})
+		if r.state != refused {
+			s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_EXPIRED, nil)
+		}
+		r.state, r.since = expired, now
+		s.ended = append(s.ended, r)
+	}
+	s.notify()
+}
+
+// hits reads all counters and reports those that advanced.
+func (s *Service) hits(now time.Time) {
+	ids := make([]uint64, 0, len(s.rules))
+	for _, r := range s.rules {
+		if r.inForce() {
+			ids = append(ids, r.number)
+		}
+	}
+	if len(ids) == 0 {
+		return
+	}
+	stats := s.stats(ids)
+	for _, r := range s.rules {
+		st, ok := stats[r.number]
+		if !ok || !r.inForce() {
+			continue
+		}
+		r.stat = st
+		if !r.dropTold && !st.FirstDrop.IsZero() {
+			s.reportFirstDrop(r)
+		}
+		if st.Packets != r.told {
+			r.told = st.Packets
+			s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_HITS, func(e *eventv1.Enforcement) { e.TimeNs = now.UnixNano() })
+		}
+	}
+}
+
+// retry asks again for rules whose refusal may have passed.
+func (s *Service) retry(now time.Time) {
+	c, n := newChanges(), 0
+	s.countLive()
+	for _, r := range s.rules {
+		if r.state != refused || !r.refusal.reason.passing() {
+			continue
+		}
+		if n++; n > retryMax {
+			break
+		}
+		s.decide(c, r, r, now)
+	}
+	s.flush(c)
+}
+
+// forget drops ended rules nobody will ask for any more.
+func (s *Service) forget(now time.Time) {
+	n := max(0, len(s.ended)-keepEndedMax)
+	for n < len(s.ended) && now.Sub(s.ended[n].since) > keepEnded {
+		n++
+	}
+	s.ended = append(s.ended[:0:0], s.ended[n:]...)
+}
+
+// endedHere reports whether a rule of this id expired here lately.
+func (s *Service) endedHere(id string) bool {
+	for _, r := range s.ended {
+		if r.rule.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+type jobKind uint8
+
+const (
+	jobRenew jobKind = iota + 1
+	jobDelete
+)
+
+// job is a write to the bucket, done beside the loop.
+type job struct {
+	kind     jobKind
+	rule     policy.Rule
+	revision uint64
+	hits     uint64 // jobRenew: packets that earned it
+}
+
+type jobResult struct {
+	job
+	revision uint64
+	err      error
+}
+
+// later queues a job; when the queue is full the next tick tries again.
+func (s *Service) later(j job) bool {
+	select {
+	case s.jobs <- j:
+		return true
+	default:
+		s.t.CountError("job_queue_full")
+		return false
+	}
+}
+
+func (s *Service) work(ctx context.Context) {
+	for {
+		var j job
+		select {
+		case <-ctx.Done():
+			return
+		case j = <-s.jobs:
+		}
+		limit, cancel := context.WithTimeout(ctx, jobTimeout)
+		r := jobResult{job: j}
+		switch j.kind {
+		case jobRenew:
+			r.revision, r.err = s.bus.UpdateRule(limit, j.rule, j.revision)
+		case jobDelete:
+			// A conflict means that someone wants the rule again: the watch tells.
+			if err := s.bus.DeleteRuleRevision(limit, j.rule.ID, j.revision); err != nil && !errors.Is(err, bus.ErrConflict) {
+				s.t.CountError("delete_rule")
+			}
+		}
+		cancel()
+		if j.kind != jobRenew {
+			continue
+		}
+		select {
+		case s.done <- r:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// settle takes the result of a renewal.
+func (s *Service) settle(d jobResult) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rules[d.rule.ID]
+	if r == nil {
+		return // revoked or expired meanwhile; after an expiry the watch brings the renewed rule back
+	}
+	r.renewing = false
+	if d.err != nil {
+		if !errors.Is(d.err, bus.ErrConflict) { // with a conflict the watch brings the version that won
+			s.t.CountError("renew")
+			r.renewing = true
+			time.AfterFunc(unrenewed, func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				r.renewing = false
+			})
+		}
+		return
+	}
+	r.leaseHits = d.hits
+	if r.revision > d.revision {
+		return // a later version is in force
+	}
+	if r.revision < d.revision {
+		r.revision, r.rule.Expires, r.silent = d.revision, d.rule.Expires, true
+		if r.inForce() {
+			c := newChanges()
+			c.add(r)
+			s.flush(c)
+		}
+	}
+	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED, nil)
+}
+
+// span is a finished span of the verdict's trace; it returns its context.
+func (s *Service) span(r *ruleState, name string, begin, end time.Time) context.Context {
+	ctx := telemetry.Extract(context.Background(), r.rule.Traceparent)
+	if r.rule.Traceparent == "" {
+		return ctx
+	}
+	ctx, span := s.t.Tracer.Start(telemetry.AlwaysSample(ctx), name, trace.WithTimestamp(begin))
+	span.End(trace.WithTimestamp(end))
+	return ctx
+}

@@ -1,0 +1,460 @@
+package enforce
+
+import (
+	"errors"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+)
+
+// state of a rule on this node.
+type state uint8
+
+const (
+	pending state = iota // no interface is open yet
+	active
+	shadow
+	refused
+	expired
+)
+
+var stateNames = [...]string{"pending", "active", "shadow", "refused", "expired"}
+
+func (s state) String() string { return stateNames[s] }
+
+// ruleState is one rule of the desired state and what became of it here.
+type ruleState struct {
+	rule     policy.Rule
+	number   uint64 // id in the maps
+	revision uint64
+	state    state
+	refusal  refusal // of state refused
+	since    time.Time
+	received time.Time // when the watch delivered this version
+	applied  time.Time // entry first in the maps; zero = never
+
+	stat      xdp.RuleStat // last read
+	told      uint64       // packets in the last hits event
+	leaseHits uint64       // packets at the last renewal
+	renewing  bool
+	dropTold  bool // first drop was published
+	silent    bool // only the deadline changes, or the entry was there already: no event
+}
+
+func (r *ruleState) inForce() bool { return r.state == active || r.state == shadow }
+
+// blocks says whether the action keeps packets back.
+func blocks(a policy.Action) bool { return a == policy.Drop || a == policy.RateLimit }
+
+// changes are the entries to delete and to put after a batch.
+type changes struct {
+	put     map[string]*ruleState
+	order   []string
+	deletes []uint64
+}
+
+func newChanges() *changes { return &changes{put: make(map[string]*ruleState)} }
+
+func (c *changes) add(r *ruleState) {
+	if _, ok := c.put[r.rule.ID]; !ok {
+		c.order = append(c.order, r.rule.ID)
+	}
+	c.put[r.rule.ID] = r
+}
+
+func (c *changes) remove(r *ruleState) {
+	delete(c.put, r.rule.ID)
+	c.deletes = append(c.deletes, r.number)
+}
+
+// apply takes one batch of updates into the table and then into the maps.
+func (s *Service) apply(batch []delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := newChanges()
+	now := time.Now()
+	s.countLive()
+	for i := range batch {
+		u := &batch[i]
+		switch {
+		case u.Restarted:
+			s.beginSync()
+		case u.Synced:
+			s.flush(c)
+			c = newChanges()
+			s.finishSync(c)
+		case u.Err != nil:
+			s.told = true
+			s.refuseUnreadable(c, u, now)
+		case u.Rule == nil:
+			s.told = true
+			s.remove(c, u.ID, "")
+		default:
+			s.told = true
+			if s.syncing {
+				s.seen[u.ID] = true
+			}
+			s.want(c, u, now)
+		}
+	}
+	s.flush(c)
+	s.notify()
+}
+
+// notify wakes who waits for a decision.
+func (s *Service) notify() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// want takes a rule of the desired state.
+func (s *Service) want(c *changes, u *delivery, now time.Time) {
+	old := s.rules[u.ID]
+	if old != nil && s.stale(u.Revision, old.revision) {
+		return // the echo of an own renewal, or a repetition
+	}
+	r := &ruleState{rule: *u.Rule, number: policy.NumericID(u.ID), revision: u.Revision, received: u.at, since: now}
+	if old != nil {
+		r.keep(old)
+	} else if !r.rule.Expires.IsZero() && !r.rule.Expires.After(now) && s.endedHere(u.ID) {
+		s.later(job{kind: jobDelete, rule: r.rule, revision: r.revision}) // its key outlived an interruption of the bus
+		return
+	}
+	s.rules[u.ID] = r
+	s.decide(c, r, old, now)
+}
+
+// stale says whether a version is known. In a repetition a lower revision is a new one: the bucket was made again.
+func (s *Service) stale(revision, known uint64) bool {
+	return revision == known || revision < known && !s.syncing
+}
+
+// keep carries over what belongs to the entry, not to the version of the rule.
+func (r *ruleState) keep(old *ruleState) {
+	r.applied, r.stat, r.told, r.leaseHits, r.dropTold = old.applied, old.stat, old.told, old.leaseHits, old.dropTold
+	same := old.rule
+	same.Expires = r.rule.Expires
+	r.silent = same == r.rule && old.inForce()
+}
+
+// decide asks the guardrails; old is the version in the maps, if any.
+func (s *Service) decide(c *changes, r, old *ruleState, now time.Time) {
+	no := s.guard.check(&r.rule, now)
+	if no == nil && (old == nil || old.state == refused) {
+		if no = s.guard.full(s.live); no == nil && !s.syncing {
+			// A repetition brings what was decided before; counting it would refuse rules after a restart.
+			no = s.guard.take(now)
+		}
+		if no == nil {
+			s.live++
+		}
+	}
+	if no == nil {
+		c.add(r)
+		return
+	}
+	if old != nil && old.inForce() || s.pinned(r.number) {
+		c.remove(r)
+	}
+	s.refuse(r, *no)
+	if no.reason == Expired {
+		s.later(job{kind: jobDelete, rule: r.rule, revision: r.revision})
+	}
+}
+
+// countLive counts the rules that are or will be in the maps; decide goes on counting within a batch.
+func (s *Service) countLive() {
+	s.live = 0
+	for _, r := range s.rules {
+		if r.state != refused && r.state != expired {
+			s.live++
+		}
+	}
+}
+
+// refuse notes and reports a refusal.
+func (s *Service) refuse(r *ruleState, no refusal) {
+	again := r.state == refused && r.refusal.reason == no.reason
+	r.state, r.refusal, r.since, r.silent = refused, no, time.Now(), false
+	if again {
+		return
+	}
+	s.m.refusals.WithLabelValues(string(no.reason)).Inc()
+	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_REFUSED, func(e *eventv1.Enforcement) {
+		e.Reason, e.Detail = string(no.reason), no.detail
+	})
+}
+
+func (s *Service) refuseUnreadable(c *changes, u *delivery, now time.Time) {
+	if s.syncing {
+		s.seen[u.ID] = true
+	}
+	old := s.rules[u.ID]
+	if old != nil && s.stale(u.Revision, old.revision) {
+		return
+	}
+	r := &ruleState{rule: policy.Rule{ID: u.ID}, number: policy.NumericID(u.ID), revision: u.Revision, received: u.at, since: now}
+	if old != nil && old.inForce() {
+		c.remove(r)
+	}
+	s.rules[u.ID] = r
+	s.refuse(r, refusal{Invalid, u.Err.Error()})
+}
+
+// remove takes a revoked rule out of the table and the maps.
+func (s *Service) remove(c *changes, id, detail string) {
+	r := s.rules[id]
+	if r == nil {
+		// An entry of an earlier run whose rule was revoked while this node was away.
+		if number := policy.NumericID(id); s.syncing && s.pinned(number) {
+			c.deletes = append(c.deletes, number)
+		}
+		return
+	}
+	delete(s.rules, id)
+	if r.inForce() || s.pinned(r.number) {
+		c.remove(r)
+	} else {
+		delete(c.put, id)
+	}
+	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_REVOKED, func(e *eventv1.Enforcement) { e.Detail = detail })
+}
+
+// beginSync starts taking a repetition of the whole desired state; entries that are right already are not written.
+func (s *Service) beginSync() {
+	s.syncing, s.seen, s.told = true, make(map[string]bool), false
+	for _, p := range s.gates() {
+		s.readEntries(p)
+	}
+}
+
+// readEntries notes what a gate holds.
+func (s *Service) readEntries(p *port) {
+	list, err := p.gate.Rules()
+	if err != nil {
+		s.t.CountError("read_rules")
+		s.t.Log.Error("the entries in force could not be read", "iface", p.name, "error", err)
+	}
+	p.there = make(map[uint64]xdp.Rule, len(list))
+	for _, e := range list {
+		p.there[e.ID] = e
+	}
+}
+
+// finishSync compares table and maps with the repetition that is complete now. When it told of nothing at all, the
+// bucket was lost or never filled: then nothing is removed, the leases run out.
+func (s *Service) finishSync(c *changes) {
+	if s.told {
+		for id := range s.rules {
+			if !s.seen[id] {
+				s.remove(c, id, "the rule was gone when the desired state was read again")
+			}
+		}
+	} else if len(s.rules) > 0 {
+		for _, r := range s.rules {
+			r.revision = 0 // a bucket made again counts from 1
+		}
+		s.t.Log.Warn("the bucket of rules is unexpectedly empty: nothing is removed, leases run out", "rules", len(s.rules))
+	}
+	s.syncing, s.seen, s.synced = false, nil, true
+	s.flush(c)
+	s.kept = 0
+	for _, p := range s.gates() {
+		p.there = nil
+		s.sweepGate(p)
+	}
+}
+
+// sweepGate removes entries that no rule asks for, unless the bucket is empty.
+func (s *Service) sweepGate(p *port) {
+	there, err := p.gate.Rules()
+	if err != nil {
+		s.t.CountError("read_rules")
+		return
+	}
+	numbers := make(map[uint64]bool, len(s.rules))
+	for _, r := range s.rules {
+		numbers[r.number] = r.inForce()
+	}
+	var orphans []uint64
+	for i := range there {
+		if !numbers[there[i].ID] {
+			orphans = append(orphans, there[i].ID)
+		}
+	}
+	if len(orphans) == 0 {
+		return
+	}
+	if !s.told {
+		s.kept += len(orphans)
+		s.t.Log.Warn("entries of an earlier run have no rule, the bucket is empty: they stay until they expire",
+			"iface", p.name, "entries", len(orphans))
+		return
+	}
+	if err := p.gate.DeleteRules(orphans); err != nil {
+		s.t.CountError("delete_rules")
+		s.t.Log.Error("stale entries could not be removed", "iface", p.name, "error", err)
+		return
+	}
+	s.t.Log.Info("removed entries that no rule asks for", "iface", p.name, "entries", len(orphans))
+}
+
+// pinned reports whether any gate holds an entry of this number.
+func (s *Service) pinned(number uint64) bool {
+	for _, p := range s.gates() {
+		m, err := p.gate.RuleStats([]uint64{number})
+		if err == nil && len(m) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// entry is the rule as the maps have it.
+func (s *Service) entry(p *port, r *ruleState) xdp.Rule {
+	return xdp.Rule{
+		ID: r.number, Match: r.rule.Match, Action: r.rule.Action, RatePPS: r.rule.RatePPS, RateBPS: r.rule.RateBPS,
+		Priority: r.rule.Priority, Expires: r.rule.Expires, WouldDrop: blocks(r.rule.Action) && s.shadowOn(p),
+	}
+}
+
+// shadowOn reports whether rules only count on an interface: by configuration, or because a mirror port stops nothing.
+func (s *Service) shadowOn(p *port) bool { return !s.cfg.Enforce || p.gate.Mode() == xdp.ModeTap }
+
+// flush writes a batch's changes into all gates and reports the rules that are in force now.
+func (s *Service) flush(c *changes) {
+	gates := s.gates()
+	for _, p := range gates {
+		if len(c.deletes) == 0 {
+			break
+		}
+		if err := p.gate.DeleteRules(c.deletes); err != nil {
+			s.t.CountError("delete_rules")
+			s.t.Log.Error("entries could not be removed", "iface", p.name, "error", err)
+		}
+	}
+	var batch []*ruleState
+	for _, id := range c.order {
+		if r, ok := c.put[id]; ok {
+			batch = append(batch, r)
+			delete(c.put, id)
+		}
+	}
+	if len(batch) == 0 {
+		return
+	}
+	if len(gates) == 0 {
+		for _, r := range batch {
+			r.state, r.since, r.silent = pending, time.Now(), false
+		}
+		return
+	}
+	failed := make(map[*ruleState]refusal)
+	for _, p := range gates {
+		s.put(p, batch, failed)
+	}
+	now := time.Now()
+	for _, r := range batch {
+		if no, ok := failed[r]; ok {
+			for _, p := range gates {
+				if err := p.gate.DeleteRules([]uint64{r.number}); err != nil {
+					s.t.CountError("delete_rules")
+				}
+			}
+			s.refuse(r, no)
+			continue
+		}
+		s.inForceNow(r, gates, now)
+	}
+}
+
+// put writes rules into one gate; when the batch fails they are tried one by one, so that one does not hold back others.
+func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal) {
+	entries := make([]xdp.Rule, 0, len(batch))
+	for _, r := range batch {
+		if _, ok := failed[r]; ok {
+			continue
+		}
+		e := s.entry(p, r)
+		if had, ok := p.there[r.number]; ok && sameEntry(had, e) {
+			r.silent = r.state != refused // of an earlier run
+			continue
+		}
+		entries = append(entries, e)
+	}
+	if len(entries) == 0 || p.gate.PutRules(entries) == nil {
+		return
+	}
+	for _, r := range batch {
+		if _, ok := failed[r]; ok {
+			continue
+		}
+		err := p.gate.PutRules([]xdp.Rule{s.entry(p, r)})
+		switch {
+		case err == nil:
+		case errors.Is(err, xdp.ErrMaskLimit):
+			failed[r] = refusal{MaskLimit, err.Error()}
+		case errors.Is(err, xdp.ErrRuleLimit):
+			failed[r] = refusal{RuleLimit, err.Error()}
+		default:
+			s.t.CountError("put_rules")
+			failed[r] = refusal{ApplyFailed, err.Error()}
+		}
+	}
+}
+
+// inForceNow notes and reports that the rule is in the maps.
+func (s *Service) inForceNow(r *ruleState, gates []*port, now time.Time) {
+	r.state, r.since = active, now
+	if blocks(r.rule.Action) {
+		r.state = shadow
+		for _, p := range gates {
+			if !s.shadowOn(p) {
+				r.state = active
+			}
+		}
+	}
+	if r.applied.IsZero() {
+		r.applied = now
+	}
+	if !r.silent {
+		s.reportApplied(r, now)
+	}
+}
+
+// reconcileGate brings one gate in line with the table: entries that are right already are left alone.
+func (s *Service) reconcileGate(p *port, now time.Time) {
+	s.readEntries(p)
+	c := newChanges()
+	for _, r := range s.rules {
+		if r.state == refused || r.state == expired {
+			if _, ok := p.there[r.number]; ok {
+				c.deletes = append(c.deletes, r.number)
+			}
+			continue
+		}
+		if no := s.guard.check(&r.rule, now); no != nil {
+			continue // its deadline passes at the next tick
+		}
+		c.add(r)
+	}
+	s.flush(c)
+	if s.synced {
+		s.sweepGate(p)
+	}
+	if !s.syncing {
+		p.there = nil
+	}
+}
+
+// sameEntry compares but for the clock's resolution in the deadline.
+func sameEntry(a, b xdp.Rule) bool {
+	d := a.Expires.Sub(b.Expires)
+	if a.Expires.IsZero() != b.Expires.IsZero() || d > 50*time.Millisecond || d < -50*time.Millisecond {
+		return false
+	}
+	a.Expires = b.Expires
+	return a == b
+}
