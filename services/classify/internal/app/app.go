@@ -138,8 +138,12 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 	}
 	offset -= d.base
 	if d.alive == 0 && f.app < 0 {
-		f.late(dir, data)
-		return
+		// Two versions of the same bytes (a padded acknowledgement, or someone hiding): either may be the one
+		// that the receiver takes, so a second beginning is looked at like the first.
+		if offset != 0 {
+			return
+		}
+		d.alive = streamProtocols
 	}
 	view := data
 	if d.buf != nil || offset != 0 {
@@ -150,7 +154,7 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 		}
 	}
 	view = view[:min(len(view), MaxBytes)]
-	in := input{dir: dir, data: view, first: first}
+	in := input{dir: dir, data: view}
 	if f.app >= 0 {
 		f.run(int(f.app), &in)
 	} else {
@@ -172,17 +176,6 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 	}
 	if !f.final && d.buf == nil {
 		d.insert(f.engine, offset, data)
-	}
-}
-
-// late looks at a segment behind a stream's unknown beginning: captures that begin inside a connection show
-// messages that begin with a segment.
-func (f *Flow) late(dir uint8, data []byte) {
-	in := input{dir: dir, data: data[:min(len(data), MaxBytes)], late: true}
-	for i := range protocols {
-		if protocols[i].late && f.run(i, &in) != no && f.app >= 0 {
-			return
-		}
 	}
 }
 

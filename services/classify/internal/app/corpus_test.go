@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sort"
@@ -161,7 +162,13 @@ func TestCorpusLabels(t *testing.T) {
 		}
 		for _, row := range byFile[name] {
 			want := row[column["label"]]
-			addr := func(s string) string { return strings.Split(strings.Trim(s, "[]"), "%")[0] }
+			addr := func(s string) string {
+				s = strings.Split(strings.Trim(s, "[]"), "%")[0]
+				if a, err := netip.ParseAddr(s); err == nil {
+					return a.String()
+				}
+				return s
+			}
 			rs := got[endpoints(strings.ToLower(row[1]), addr(row[2]), portOf(row[3]), addr(row[4]), portOf(row[5]))]
 			flows++
 			all[want]++

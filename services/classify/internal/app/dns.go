@@ -15,7 +15,23 @@ func dnsDatagram(f *Flow, in *input) outcome {
 	if f.hasPort(portMDNS) || f.hasPort(portLLMNR) || f.hasPort(portNetBIOS) {
 		return no
 	}
-	return dnsMessage(f, in.data, !f.hasPort(portDNS))
+	if !f.hasPort(portDNS) {
+		return dnsMessage(f, in.data)
+	}
+	// On its own port either the counts or the question may be damaged, not both.
+	b := in.data
+	if len(b) < 12 || !dnsHeader(b, false) {
+		return no
+	}
+	var q question
+	asked := q.skip(b)
+	if !asked && !dnsHeader(b, true) {
+		return no
+	}
+	if asked {
+		f.setHost(q.name(f.engine, b))
+	}
+	return final
 }
 
 // dnsStream recognises DNS over TCP: messages behind a 2-byte length (RFC 1035 4.2.2).
@@ -44,7 +60,7 @@ func dnsStream(f *Flow, in *input) outcome {
 			return more
 		}
 	}
-	return dnsMessage(f, b[:min(size, len(b))], true)
+	return dnsMessage(f, b[:min(size, len(b))])
 }
 
 // mdnsDatagram recognises multicast DNS (RFC 6762 18): DNS's shape on port 5353 of either side.
@@ -95,26 +111,10 @@ func dnsHeader(b []byte, counts bool) bool {
 	return qd >= 1 && qd <= 8 && an <= 16 && ns <= 32 && ar <= 8
 }
 
-// dnsMessage checks header and first question. A strict check also wants a class in use and, in a plain
-// query, nothing but the question and its extensions.
-func dnsMessage(f *Flow, b []byte, strict bool) outcome {
-	if len(b) < 12 || !dnsHeader(b, true) {
-		return no
-	}
+// dnsMessage checks header and first question, strictly enough to do without a port.
+func dnsMessage(f *Flow, b []byte) outcome {
 	var q question
-	if binary.BigEndian.Uint16(b[4:]) == 0 {
-		if strict {
-			return no
-		}
-		return final
-	}
-	if !q.skip(b) {
-		if q.short && !strict {
-			return final // cut by the capture
-		}
-		return no
-	}
-	if strict && !q.plausible(b) {
+	if len(b) < 12 || !dnsHeader(b, true) || binary.BigEndian.Uint16(b[4:]) == 0 || !q.skip(b) || !q.plausible(b) {
 		return no
 	}
 	f.setHost(q.name(f.engine, b))
@@ -161,7 +161,7 @@ func (q *question) skip(b []byte) bool {
 	return q.ok
 }
 
-// plausible is the check for messages on other ports than DNS's own.
+// plausible wants a class and type in use, and in a query of one question nothing behind it.
 func (q *question) plausible(b []byte) bool {
 	switch q.class {
 	case 1, 3, 4, 254, 255:

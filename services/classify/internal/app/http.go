@@ -57,7 +57,7 @@ func httpStream(f *Flow, in *input) outcome {
 		f.setHost(host)
 		return final
 	}
-	if bytes.Contains(head, []byte("\n\r\n")) || bytes.HasPrefix(head, []byte("\r\n")) || in.late {
+	if bytes.Contains(head, []byte("\n\r\n")) || bytes.HasPrefix(head, []byte("\r\n")) {
 		return final // no Host at all
 	}
 	return label

@@ -13,10 +13,8 @@ const (
 
 // input is what a protocol looks at: the contiguous beginning of a direction's stream, or one datagram.
 type input struct {
-	data  []byte // not empty, not kept
-	dir   uint8  // 0 from the flow's source
-	first bool   // the direction's first payload (streams)
-	late  bool   // data begins inside a stream, at a segment's start
+	data []byte // not empty, not kept
+	dir  uint8  // 0 from the flow's source
 }
 
 // protocol is an entry of the table.
@@ -24,7 +22,6 @@ type protocol struct {
 	label    string
 	stream   func(f *Flow, in *input) outcome // TCP; nil = never on TCP
 	datagram func(f *Flow, in *input) outcome // UDP; nil = never on UDP
-	late     bool                             // stream may also match at a later segment's start
 }
 
 // protocols is the table, in the order in which protocols are asked: the exact ones before the loose ones.
@@ -36,7 +33,7 @@ var streamProtocols uint32
 func init() { //nolint:gochecknoinits // the entries refer back to the table
 	protocols = []protocol{
 		{label: "tls", stream: tlsStream},
-		{label: "http", stream: httpStream, late: true},
+		{label: "http", stream: httpStream},
 		{label: "ssh", stream: sshStream},
 		{label: "quic", datagram: quicDatagram},
 		{label: "dhcp", datagram: dhcpDatagram},

@@ -8,7 +8,10 @@ const (
 	quicV2      = 0x6B3343CF
 	quicDraft   = 0xFF000000 // the low byte is the draft's number
 	quicMvfst   = 0xFACEB000 // Facebook's; the low byte chooses the draft's cryptography
-	quicMaxConn = 20         // connection id (RFC 9000 17.2)
+	quicQ050    = 0x51303530 // Google's last with its own handshake
+	quicT050    = 0x54303530 // Google's first with TLS
+	quicT051    = 0x54303531
+	quicMaxConn = 20 // connection id (RFC 9000 17.2)
 )
 
 // Long packet types in the order of version 1.
@@ -26,8 +29,7 @@ type quicState struct {
 	client uint8
 	pieces pieces
 	crypto [MaxBytes]byte
-	packet [2048]byte // a packet without protection
-	spent  int        // decryption attempts
+	spent  int // decryption attempts
 }
 
 // maxAttempts bounds the key derivations of a flow: each costs a few microseconds.
@@ -107,19 +109,22 @@ func quicDatagram(f *Flow, in *input) outcome {
 		}
 		return googleQUIC(f, b)
 	}
+	if len(b) >= 5 && b[0]&0x40 != 0 {
+		// Q046 to Q049 have a long header of their own, and like the versions before a hello in clear.
+		if v := binary.BigEndian.Uint32(b[1:]); googleVersion(v) && byte(v>>24) == 'Q' && v != quicQ050 {
+			googleHello(f, b)
+			return final
+		}
+	}
 	var h longHeader
 	if !h.parse(b) {
-		return googleQUIC(f, b)
+		return no
 	}
 	if h.version == 0 {
 		return versionNegotiation(&h)
 	}
 	if !quicKnown(h.version) || b[0]&0x40 == 0 {
 		return no
-	}
-	if googleVersion(h.version) && byte(h.version>>24) == 'Q' && h.version != 0x51303530 {
-		googleHello(f, b)
-		return final // before Q050 the handshake is in clear, and not TLS
 	}
 	found := false
 	for count := 0; len(b) > 0 && count < 4; count++ {
@@ -194,12 +199,12 @@ func (f *Flow) quicPacket(dir uint8, b []byte, h *longHeader) (n int, done bool)
 // quicHello decrypts an Initial packet and collects the ClientHello; true when it is complete.
 func (f *Flow) quicHello(dir uint8, packet []byte, at int, h *longHeader) bool {
 	q := f.quicState()
-	if q.have && dir != q.client || len(packet) > len(q.packet) {
+	if q.have && dir != q.client || len(packet) > len(f.engine.scratch) {
 		return false
 	}
 	var frames []byte
 	if q.have {
-		frames = q.keys.open(q.packet[:0], packet, at)
+		frames = q.keys.open(f.engine.scratch[:0], packet, at)
 	}
 	if frames == nil {
 		if q.spent == maxAttempts || len(h.dcid) == 0 {
@@ -210,7 +215,7 @@ func (f *Flow) quicHello(dir uint8, packet []byte, at int, h *longHeader) bool {
 		if !keys.derive(h.version, h.dcid) {
 			return false
 		}
-		if frames = keys.open(q.packet[:0], packet, at); frames == nil {
+		if frames = keys.open(f.engine.scratch[:0], packet, at); frames == nil {
 			return false
 		}
 		if !q.have || q.pieces.n == 0 {
@@ -224,6 +229,10 @@ func (f *Flow) quicHello(dir uint8, packet []byte, at int, h *longHeader) bool {
 		return false
 	}
 	message := q.crypto[:n]
+	if string(message[:4]) == "CHLO" {
+		googleHello(f, message)
+		return f.host != "" || n == MaxBytes
+	}
 	if message[0] != clientHello {
 		return false
 	}

@@ -36,6 +36,22 @@ var (
 	}
 )
 
+// Google's versions of 2020 (Chromium, quiche/quic/core/crypto/crypto_utils.cc).
+var (
+	quicSecretQ050 = quicSecret{
+		salt: [20]byte{0x50, 0x45, 0x74, 0xef, 0xd0, 0x66, 0xfe, 0x2f, 0x9d, 0x94, 0x5c, 0xfc, 0xdb, 0xd3, 0xa7, 0xf0, 0xd3, 0xb5, 0x6b, 0x45},
+		key:  "quic key", iv: "quic iv", mask: "quic hp",
+	}
+	quicSecretT050 = quicSecret{
+		salt: [20]byte{0x7f, 0xf5, 0x79, 0xe5, 0xac, 0xd0, 0x72, 0x91, 0x55, 0x80, 0x30, 0x4c, 0x43, 0xa2, 0x36, 0x7c, 0x60, 0x48, 0x83, 0x10},
+		key:  "quic key", iv: "quic iv", mask: "quic hp",
+	}
+	quicSecretT051 = quicSecret{
+		salt: [20]byte{0x7a, 0x4e, 0xde, 0xf4, 0xe7, 0xcc, 0xee, 0x5f, 0xa4, 0x50, 0x6c, 0x19, 0x12, 0x4f, 0xc8, 0xcc, 0xda, 0x6e, 0x03, 0x3d},
+		key:  "quic key", iv: "quic iv", mask: "quic hp",
+	}
+)
+
 // secretOf chooses by version; nil where the derivation is not known.
 func secretOf(version uint32) *quicSecret {
 	switch {
@@ -52,6 +68,12 @@ func secretOf(version uint32) *quicSecret {
 		case draft >= 23 && draft < 29:
 			return &quicSecret23
 		}
+	case version == quicQ050:
+		return &quicSecretQ050
+	case version == quicT050:
+		return &quicSecretT050
+	case version == quicT051:
+		return &quicSecretT051
 	case version == quicMvfst|0x2: // Facebook's name for draft 27
 		return &quicSecret23
 	}

@@ -36,16 +36,8 @@ func tlsStream(f *Flow, in *input) outcome {
 		if size == 0 || size > 1<<14+2048 {
 			return no
 		}
-		switch b[0] {
-		case recordChangeCipher:
-			if size != 1 {
-				return no
-			}
-		case recordHandshake:
-			if size < 4 {
-				// Fragments this small are not sent by anyone but to hide.
-				break
-			}
+		if b[0] == recordChangeCipher && size != 1 {
+			return no
 		}
 	}
 	if len(b) < 6 {
@@ -60,13 +52,21 @@ func tlsStream(f *Flow, in *input) outcome {
 	}
 	switch message[0] {
 	case clientHello:
-		if len(message) >= 2 && message[1] != 0 {
+		if len(message) < 4 {
+			return more
+		}
+		if message[1] != 0 {
 			return no // 64 KiB of ClientHello
 		}
 		var h hello
 		h.parse(message)
 		if h.bad {
-			return no
+			// Nonsense inside; the record and the message still have to agree on their length.
+			size := int(binary.BigEndian.Uint16(b[3:]))
+			if inner := int(message[2])<<8 + int(message[3]); size != inner+4 {
+				return no
+			}
+			return final
 		}
 		h.keep(f)
 		if whole {
