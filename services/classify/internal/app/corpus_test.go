@@ -52,6 +52,13 @@ func replay(path string, e *Engine, done func(key flow.Key, r Result)) error {
 		if p.DecodeLink(rec.LinkType, rec.Data) != packet.OK {
 			continue
 		}
+		for range 2 { // the innermost packet of tunnels, as the reference does
+			var in packet.Packet
+			if !p.Inner(rec.Data, &in) {
+				break
+			}
+			p = in
+		}
 		key := p.Key()
 		dir := uint8(0)
 		t := flows[key]

@@ -1,0 +1,185 @@
+package packet
+
+import "encoding/binary"
+
+// UDP ports of tunnels. They are assigned to the tunnel and its header is checked beside them.
+const (
+	portGTPU       = 2152
+	portVXLAN      = 4789
+	portCapwapData = 5247
+	protoIPv4      = 4
+	protoIPv6      = 41
+	protoGRE       = 47
+)
+
+// Inner decodes the packet that p's packet carries into in: IP in IP (RFC 2003, RFC 4213), GRE (RFC 2784,
+// RFC 2890), VXLAN (RFC 7348), GTP-U (3GPP TS 29.281) and CAPWAP data with 802.11 or 802.3 frames inside
+// (RFC 5415, RFC 5416). frame is the one that p was decoded from, with result OK; offsets in in index it too.
+// It returns false, and leaves in undefined, when there is no whole IP packet inside. in may carry another one
+// again. in's VLAN is the inner tag's if there is one, else p's. Rules and meters of the kernel see the outer
+// packet only.
+func (p *Packet) Inner(frame []byte, in *Packet) bool {
+	if !p.IsIP || p.Fragment || p.PayloadLen <= 0 {
+		return false
+	}
+	frame = frame[:p.Payload+p.PayloadLen]
+	at := p.Payload
+	vlan := p.VLAN
+	*in = Packet{}
+	var r Reason
+	switch p.Proto {
+	case protoIPv4:
+		r = in.network(frame, EtherTypeIPv4, at)
+	case protoIPv6:
+		r = in.network(frame, EtherTypeIPv6, at)
+	case protoGRE:
+		r = in.gre(frame, at)
+	case ProtoUDP:
+		switch {
+		case p.DstPort == portVXLAN:
+			r = in.vxlan(frame, at)
+		case p.DstPort == portGTPU || p.SrcPort == portGTPU:
+			r = in.gtp(frame, at)
+		case p.DstPort == portCapwapData || p.SrcPort == portCapwapData:
+			r = in.capwap(frame, at)
+		default:
+			return false
+		}
+	default:
+		return false
+	}
+	if in.VLAN == 0 {
+		in.VLAN = vlan
+	}
+	return r == OK
+}
+
+// ethernet decodes an Ethernet frame that begins at off.
+func (p *Packet) ethernet(frame []byte, off int) Reason {
+	if len(frame) < off+14 {
+		return TruncatedEthernet
+	}
+	return p.network(frame, binary.BigEndian.Uint16(frame[off+12:]), off+14)
+}
+
+func (p *Packet) gre(frame []byte, off int) Reason {
+	b := frame[off:]
+	if len(b) < 4 {
+		return TruncatedLink
+	}
+	flags := binary.BigEndian.Uint16(b)
+	if flags&0x4007 != 0 {
+		return NotIP // source routing (RFC 1701) and version 1 (PPTP)
+	}
+	size := 4
+	for _, bit := range []uint16{0x8000, 0x2000, 0x1000} { // checksum, key, sequence number
+		if flags&bit != 0 {
+			size += 4
+		}
+	}
+	if len(b) < size {
+		return TruncatedLink
+	}
+	switch kind := binary.BigEndian.Uint16(b[2:]); kind {
+	case 0x6558: // transparent Ethernet bridging
+		return p.ethernet(frame, off+size)
+	default:
+		return p.network(frame, kind, off+size)
+	}
+}
+
+func (p *Packet) vxlan(frame []byte, off int) Reason {
+	b := frame[off:]
+	if len(b) < 8 || b[0]&0x08 == 0 {
+		return NotIP
+	}
+	return p.ethernet(frame, off+8)
+}
+
+func (p *Packet) gtp(frame []byte, off int) Reason {
+	b := frame[off:]
+	if len(b) < 8 || b[0]>>4 != 3 || b[1] != 0xFF { // version 1, protocol GTP, message G-PDU
+		return NotIP
+	}
+	size := 8
+	if b[0]&7 != 0 {
+		size = 12
+		if len(b) < size {
+			return TruncatedLink
+		}
+		for next := b[11]; b[0]&4 != 0 && next != 0; {
+			if len(b) < size+1 || b[size] == 0 {
+				return TruncatedLink
+			}
+			step := 4 * int(b[size])
+			if len(b) < size+step {
+				return TruncatedLink
+			}
+			size += step
+			next = b[size-1]
+		}
+	}
+	if len(b) <= size {
+		return TruncatedLink
+	}
+	switch b[size] >> 4 {
+	case 4:
+		return p.network(frame, EtherTypeIPv4, off+size)
+	case 6:
+		return p.network(frame, EtherTypeIPv6, off+size)
+	}
+	return NotIP
+}
+
+func (p *Packet) capwap(frame []byte, off int) Reason {
+	b := frame[off:]
+	if len(b) < 8 || b[0] != 0 {
+		return NotIP // another version, or DTLS behind the preamble
+	}
+	size := int(b[1]>>3) * 4
+	binding := b[2] >> 1 & 0x1F
+	native := b[2]&1 != 0
+	if size < 8 || len(b) < size || b[3]&0x80 != 0 { // the last is a fragment
+		return NotIP
+	}
+	off += size
+	if !native {
+		return p.ethernet(frame, off)
+	}
+	if binding != 1 {
+		return NotIP
+	}
+	return p.wlan(frame, off)
+}
+
+// wlan decodes an IEEE 802.11 data frame in clear that carries LLC with SNAP (RFC 1042).
+func (p *Packet) wlan(frame []byte, off int) Reason {
+	b := frame[off:]
+	if len(b) < 24 {
+		return TruncatedLink
+	}
+	control, flags := b[0], b[1]
+	if control&0x0F != 0x08 && flags&0x0F == 0x08 {
+		control, flags = flags, control // some access points send the field's bytes in the other order
+	}
+	if control&0x0F != 0x08 || control&0x40 != 0 || flags&0x40 != 0 { // not data, or null, or protected
+		return NotIP
+	}
+	size := 24
+	if flags&3 == 3 {
+		size += 6
+	}
+	if control&0x80 != 0 {
+		size += 2 // quality of service
+		if flags&0x80 != 0 {
+			size += 4
+		}
+	}
+	if len(b) < size+8 {
+		return TruncatedLink
+	}
+	if llc := b[size:]; llc[0] != 0xAA || llc[1] != 0xAA || llc[2] != 3 || llc[3]|llc[4]|llc[5] != 0 {
+		return NotIP
+	}
+	return p.network(frame, binary.BigEndian.Uint16(b[size+6:]), off+size+8)
+}
