@@ -1,0 +1,161 @@
+package e2e
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	_ "github.com/lib/pq" // the services' database
+
+	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/loadgen"
+)
+
+// mesh is the four services as processes of their own, with a real NATS server and a real PostgreSQL.
+type mesh struct {
+	link                               *loadgen.Link
+	ingest, classify, enforce, persist *rig.Process
+	nats                               *rig.Process
+	natsURL, database                  string
+	addrs                              []string // flags of the command line that name the services
+}
+
+func newMesh(t *testing.T) *mesh {
+	t.Helper()
+	rig.NeedRoot(t)
+	if testing.Short() {
+		t.Skip("part of the full tests (make test-full)")
+	}
+	m := &mesh{link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgmesh"})}
+	m.nats, m.natsURL = rig.NATS(t)
+	m.database = rig.Postgres(t)
+	env := []string{
+		"NATS_URL=" + m.natsURL, "DB_TYPE=postgresql", "DATABASE_URL=" + m.database,
+	}
+	start := func(name string, args ...string) (*rig.Process, string) {
+		addr := rig.FreeAddr(t)
+		m.addrs = append(m.addrs, "--"+name+"-addr", addr)
+		args = append(args, "--listen", addr, "--metrics-listen", rig.FreeAddr(t))
+		return rig.Start(t, rig.Binary(t, "tidegate-"+name), env, args...), addr
+	}
+	ports := []string{"--iface", m.link.PortA, "--iface", m.link.PortB, "--bpffs", m.link.BPFFS}
+	var classify string
+	m.persist, _ = start("persist")
+	m.enforce, _ = start("enforce", append(ports, "--enforce", "--node", "e2e")...)
+	m.classify, classify = start("classify", "--protected", loadgen.VictimAddr.String())
+	m.ingest, _ = start("ingest", append(ports, "--mode", "inline", "--sensor", "e2e", "--classify", classify)...)
+	rig.WaitReady(t, 4, 60*time.Second, m.addrs...)
+	return m
+}
+
+func (m *mesh) processes() map[string]*rig.Process {
+	return map[string]*rig.Process{"ingest": m.ingest, "classify": m.classify, "enforce": m.enforce, "persist": m.persist}
+}
+
+func (m *mesh) open(t *testing.T) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("postgres", m.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+func count(t *testing.T, db *sql.DB, query string, args ...any) int {
+	t.Helper()
+	var n int
+	if err := db.QueryRow(query, args...).Scan(&n); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	return n
+}
+
+// background runs the benign client until the returned stop is called.
+func background(client *loadgen.Client) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() { defer wg.Done(); _ = client.Run(ctx) }()
+	return func() { cancel(); wg.Wait() }
+}
+
+// TestServicesApart: the whole path over processes, NATS and PostgreSQL; the victim counts.
+func TestServicesApart(t *testing.T) {
+	m := newMesh(t)
+	db := m.open(t)
+	client := m.link.Client(60, 7)
+	stop := background(client)
+	time.Sleep(3 * time.Second)
+	sender, err := m.link.Sender()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sender.Close()
+	for _, kind := range []string{loadgen.SYNFlood, loadgen.AmpDNS, loadgen.PortScan} {
+		frames, err := m.link.Attack(kind, 11)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pps := 50000
+		if kind == loadgen.PortScan {
+			pps = 5000
+		}
+		// The first second is for detecting; what is sent after it must not arrive.
+		if _, err := sender.Send(t.Context(), frames.Next, pps, uint64(pps)); err != nil {
+			t.Fatal(err)
+		}
+		before, err := m.link.Counter.Counts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		mark := client.SetMark()
+		sent, err := sender.Send(t.Context(), frames.Next, pps, uint64(4*pps))
+		if err != nil {
+			t.Fatal(err)
+		}
+		client.ClearMark()
+		time.Sleep(300 * time.Millisecond)
+		after, err := m.link.Counter.Counts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		arrived := after.Attack - before.Attack
+		t.Logf("%s: %d of %d attack packets arrived after detection", kind, arrived, sent.Frames)
+		if float64(arrived) > 0.01*float64(sent.Frames) {
+			t.Errorf("%s: %d of %d attack packets arrived after detection, want at most 1%%", kind, arrived, sent.Frames)
+		}
+		time.Sleep(3500 * time.Millisecond) // the longest a benign exchange may take
+		st := mark.Stats()
+		t.Logf("%s: %d of %d benign connections begun after detection completed", kind, st.Completed, st.Begun)
+		if st.Begun < 50 || float64(st.Completed) < 0.95*float64(st.Begun) {
+			t.Errorf("%s: %d of %d benign connections completed, want at least 95%% of at least 50", kind, st.Completed, st.Begun)
+		}
+		if n := count(t, db, "SELECT count(*) FROM attacks WHERE type = $1", kind); n == 0 {
+			t.Errorf("no row of the %s", kind)
+		}
+	}
+	stop()
+	s := rig.WaitBalanced(t, 15*time.Second, m.addrs...)
+	if len(s.Ledger.Stages) < 7 {
+		t.Errorf("the ledger lacks stages: %+v", s.Ledger)
+	}
+	for _, q := range []string{
+		"SELECT count(*) FROM flows WHERE app = 'tls' AND host = '" + loadgen.HostName + "'",
+		"SELECT count(*) FROM flows WHERE app = 'dns'", "SELECT count(*) FROM flows WHERE app = 'http'",
+		"SELECT count(*) FROM verdicts", "SELECT count(*) FROM enforcements",
+	} {
+		err := rig.Eventually(10*time.Second, func() error {
+			if count(t, db, q) == 0 {
+				return fmt.Errorf("%s: no row", q)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -1,0 +1,210 @@
+package e2e
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	_ "modernc.org/sqlite" // the demo's database
+
+	"github.com/tidegate-mesh/tidegate/e2e/rig"
+)
+
+// demoReport is what demo --json ends with.
+type demoReport struct {
+	PPS     uint64 `json:"pps"`
+	Packets uint64 `json:"packets"`
+	Attacks []struct {
+		Type        string  `json:"type"`
+		Seed        uint64  `json:"seed"`
+		DetectedMs  float64 `json:"detected_ms"`
+		FirstDropMs float64 `json:"first_drop_ms"`
+		TraceID     string  `json:"trace_id"`
+		Stopped     bool    `json:"stopped"`
+		Sent        uint64  `json:"sent_after_drop"`
+		Arrived     uint64  `json:"arrived_after_drop"`
+		Begun       uint64  `json:"connections_begun_after_drop"`
+		Completed   uint64  `json:"connections_completed_after_drop"`
+	} `json:"attacks"`
+	Benign struct {
+		Sent      uint64 `json:"sent"`
+		Arrived   uint64 `json:"arrived"`
+		Begun     uint64 `json:"connections_begun"`
+		Completed uint64 `json:"connections_completed"`
+	} `json:"benign"`
+	Attack struct {
+		Sent    uint64 `json:"sent"`
+		Arrived uint64 `json:"arrived"`
+	} `json:"attack"`
+	Ledger rig.Ledger `json:"ledger"`
+}
+
+// leftovers lists what a demo must not leave behind.
+func leftovers(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	if ifaces, err := net.Interfaces(); err == nil {
+		for _, i := range ifaces {
+			if strings.HasPrefix(i.Name, "tgdemo") {
+				out = append(out, "interface "+i.Name)
+			}
+		}
+	}
+	for _, pattern := range []string{"/run/netns/tgdemo*", filepath.Join(os.TempDir(), "tgdemo*")} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, found...)
+	}
+	return out
+}
+
+// TestDemo is the whole path in one process: real packets, each attack dropped in the driver, benign
+// connections completing, evidence in SQL, nothing left behind.
+func TestDemo(t *testing.T) {
+	rig.NeedRoot(t)
+	data := t.TempDir()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "38s", "--data", data,
+		"--listen", rig.FreeAddr(t), "--metrics", rig.FreeAddr(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r demoReport
+	if err := json.Unmarshal(out, &r); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	t.Logf("%s", out)
+	seen := map[string]bool{}
+	for _, a := range r.Attacks {
+		seen[a.Type] = true
+		if !a.Stopped {
+			t.Errorf("%s (seed %d) was not stopped", a.Type, a.Seed)
+			continue
+		}
+		if a.TraceID == "" {
+			t.Errorf("%s: no trace id", a.Type)
+		}
+		if a.Sent == 0 || float64(a.Arrived) > 0.01*float64(a.Sent) {
+			t.Errorf("%s: %d of %d attack packets arrived after the first drop, want at most 1%%", a.Type, a.Arrived, a.Sent)
+		}
+		if a.Begun == 0 || float64(a.Completed) < 0.95*float64(a.Begun) {
+			t.Errorf("%s: %d of %d benign connections completed after the first drop, want at least 95%%", a.Type, a.Completed, a.Begun)
+		}
+	}
+	for _, want := range []string{"syn_flood", "amp_dns", "port_scan"} {
+		if !seen[want] {
+			t.Errorf("no %s among the attacks", want)
+		}
+	}
+	if r.Ledger.Difference != 0 || len(r.Ledger.Stages) < 7 {
+		t.Errorf("the ledger does not balance or lacks stages: %+v", r.Ledger)
+	}
+	if left := leftovers(t); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	rows := countRows(t, filepath.Join(data, "persist.db"))
+	for _, table := range []string{"flows", "attacks", "verdicts", "enforcements"} {
+		if rows[table] == 0 {
+			t.Errorf("no rows in %s: %v", table, rows)
+		}
+	}
+}
+
+func countRows(t *testing.T, file string) map[string]int {
+	t.Helper()
+	db, err := sql.Open("sqlite", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	rows := map[string]int{}
+	for _, table := range []string{"flows", "attacks", "verdicts", "enforcements"} {
+		var n int
+		if err := db.QueryRow("SELECT count(*) FROM " + table).Scan(&n); err != nil {
+			t.Fatalf("count %s: %v", table, err)
+		}
+		rows[table] = n
+	}
+	return rows
+}
+
+// TestDemoLookalike sends the flood that copies benign SYNs in all but its sources.
+func TestDemoLookalike(t *testing.T) {
+	rig.NeedRoot(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "14s", "--attacks", "syn_flood_lookalike",
+		"--listen", "", "--metrics", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r demoReport
+	if err := json.Unmarshal(out, &r); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	t.Logf("%s", out)
+	if len(r.Attacks) != 1 || !r.Attacks[0].Stopped {
+		t.Fatalf("the flood was not stopped: %+v", r.Attacks)
+	}
+	a := r.Attacks[0]
+	if float64(a.Arrived) > 0.01*float64(a.Sent) {
+		t.Errorf("%d of %d attack packets arrived after the first drop, want at most 1%%", a.Arrived, a.Sent)
+	}
+	if a.Begun == 0 || float64(a.Completed) < 0.95*float64(a.Begun) {
+		t.Errorf("%d of %d benign connections completed, want at least 95%%", a.Completed, a.Begun)
+	}
+}
+
+// TestDemoEnds interrupts a demo, and kills one: the first cleans up itself, the second's leftovers go with
+// the next start.
+func TestDemoEnds(t *testing.T) {
+	rig.NeedRoot(t)
+	args := []string{"demo", "--listen", "", "--metrics", ""}
+	p := rig.Start(t, rig.Binary(t, "tidegate"), nil, args...)
+	if err := waitLog(p, "seen"); err != nil {
+		t.Fatal(err)
+	}
+	p.Signal(syscall.SIGINT)
+	if err := p.Wait(20 * time.Second); err != nil {
+		t.Errorf("after Ctrl-C: %v", err)
+	}
+	if left := leftovers(t); len(left) > 0 {
+		t.Errorf("Ctrl-C left behind: %v", left)
+	}
+
+	killed := rig.Start(t, rig.Binary(t, "tidegate"), nil, args...)
+	if err := waitLog(killed, "seen"); err != nil {
+		t.Fatal(err)
+	}
+	killed.Kill()
+	if left := leftovers(t); len(left) == 0 {
+		t.Error("a killed demo left nothing: the test does not test anything")
+	}
+	next := rig.Start(t, rig.Binary(t, "tidegate"), nil, append(args, "--for", "3s")...)
+	if err := next.Wait(40 * time.Second); err != nil {
+		t.Errorf("the start after a crash: %v", err)
+	}
+	if left := leftovers(t); len(left) > 0 {
+		t.Errorf("the start after a crash left behind: %v", left)
+	}
+}
+
+func waitLog(p *rig.Process, text string) error {
+	return rig.Eventually(40*time.Second, func() error {
+		if !strings.Contains(p.Log(), text) {
+			return fmt.Errorf("%s does not say %q: %s", p.Name, text, p.Log())
+		}
+		return nil
+	})
+}

@@ -1,0 +1,344 @@
+// Package rig runs the built binaries and real servers for end-to-end tests and benchmarks.
+package rig
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/loadgen"
+)
+
+// CI is whether a missing real dependency fails a test instead of skipping it.
+func CI() bool { return os.Getenv("TIDEGATE_CI") != "" }
+
+// Need skips the test, or fails it in CI, when what it needs is not there.
+func Need(t testing.TB, ok bool, what string) {
+	t.Helper()
+	switch {
+	case ok:
+	case CI():
+		t.Fatalf("%s is missing, and in CI nothing may be skipped", what)
+	default:
+		t.Skipf("needs %s", what)
+	}
+}
+
+// NeedRoot is Need for what only root may do.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	Need(t, os.Geteuid() == 0, "root (network namespaces, XDP)")
+}
+
+// root is the repository's top folder.
+func root(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.work")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			t.Fatal("no go.work above the test's folder")
+		}
+	}
+}
+
+// Binary is the path of a built binary (make build).
+func Binary(t testing.TB, name string) string {
+	t.Helper()
+	p := filepath.Join(root(t), "bin", name)
+	if _, err := os.Stat(p); err != nil {
+		t.Fatalf("%s is not built: run make build", name)
+	}
+	return p
+}
+
+// Shared is the folder of captures that others labelled; tests skip without it, except in CI.
+func Shared(t testing.TB) string {
+	t.Helper()
+	p := os.Getenv("TIDEGATE_SHARED")
+	if p == "" {
+		p = filepath.Join(root(t), "..", "shared")
+	}
+	_, err := os.Stat(filepath.Join(p, "corpus"))
+	Need(t, err == nil, "the captures in ../shared/corpus")
+	return p
+}
+
+// Sample is a bundled capture.
+func Sample(t testing.TB, name string) string {
+	t.Helper()
+	return filepath.Join(root(t), "deploy", "samples", name)
+}
+
+// Link builds a test link that is removed when the test ends.
+func Link(t testing.TB, o loadgen.LinkOptions) *loadgen.Link {
+	t.Helper()
+	NeedRoot(t)
+	l, err := loadgen.NewLink(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("remove the test link: %v", err)
+		}
+	})
+	return l
+}
+
+// FreeAddr is a loopback address with a port that was free a moment ago.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// Process is a running binary of ours.
+type Process struct {
+	Name string
+
+	t    testing.TB
+	path string
+	args []string
+	env  []string
+	mu   sync.Mutex
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error
+	log  *logBuffer
+}
+
+// logBuffer keeps the end of what a process prints.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.b.Len() > 256<<10 {
+		l.b.Next(128 << 10)
+	}
+	return l.b.Write(p)
+}
+
+// String is what was kept.
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// Start starts a binary; it is stopped when the test ends, and its output shown if the test failed.
+func Start(t testing.TB, path string, env []string, args ...string) *Process {
+	t.Helper()
+	p := &Process{Name: filepath.Base(path), t: t, path: path, args: args, env: env, log: &logBuffer{}}
+	p.Restart()
+	t.Cleanup(func() {
+		_ = p.Stop(15 * time.Second)
+		if t.Failed() {
+			t.Logf("output of %s:\n%s", p.Name, tail(p.log.String(), 6000))
+		}
+	})
+	return p
+}
+
+// Restart starts the process again after it ended.
+func (p *Process) Restart() {
+	p.t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cmd = exec.Command(p.path, p.args...)
+	p.cmd.Env = append(os.Environ(), p.env...)
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatalf("start %s: %v", p.Name, err)
+	}
+	p.done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) {
+		p.err = cmd.Wait()
+		close(done)
+	}(p.cmd, p.done)
+}
+
+// Log is what the process printed.
+func (p *Process) Log() string { return p.log.String() }
+
+// Kill ends the process with SIGKILL and waits for it.
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// Signal sends a signal.
+func (p *Process) Signal(s syscall.Signal) { _ = p.cmd.Process.Signal(s) }
+
+// Stop ends the process with SIGTERM, after limit with SIGKILL, and returns how it ended.
+func (p *Process) Stop(limit time.Duration) error {
+	select {
+	case <-p.done:
+		return p.err
+	default:
+	}
+	p.Signal(syscall.SIGTERM)
+	return p.Wait(limit)
+}
+
+// Wait waits for the process to end by itself; after limit it is killed.
+func (p *Process) Wait(limit time.Duration) error {
+	select {
+	case <-p.done:
+		return p.err
+	case <-time.After(limit):
+		p.Kill()
+		return fmt.Errorf("%s did not end within %v", p.Name, limit)
+	}
+}
+
+// Output runs a command to its end and returns its standard output.
+func Output(ctx context.Context, path string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, path, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w: %s", filepath.Base(path), strings.Join(args, " "), err, tail(stderr.String(), 2000))
+	}
+	return out, err
+}
+
+// Ledger is the ledger of tidegate status.
+type Ledger struct {
+	Difference int64 `json:"difference"`
+	Stages     []struct {
+		Stage      string            `json:"stage"`
+		In         uint64            `json:"in"`
+		Out        map[string]uint64 `json:"out"`
+		Difference int64             `json:"difference"`
+	} `json:"stages"`
+}
+
+// Status is what tidegate status --json prints, as far as tests look at it.
+type Status struct {
+	Services []struct {
+		Service  string   `json:"service"`
+		Ready    bool     `json:"ready"`
+		Problems []string `json:"problems"`
+	} `json:"services"`
+	Interfaces []struct {
+		Name      string            `json:"name"`
+		Received  uint64            `json:"received"`
+		RingDrops uint64            `json:"ring_drops"`
+		XDP       map[string]uint64 `json:"xdp_packets"`
+	} `json:"interfaces"`
+	Missing []string `json:"missing"`
+	Ledger  Ledger   `json:"ledger"`
+}
+
+// GetStatus asks the services; args are the addresses (--addr …).
+func GetStatus(t testing.TB, args ...string) Status {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	out, err := Output(ctx, Binary(t, "tidegate"), append([]string{"status", "--json"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s Status
+	if err := json.Unmarshal(out, &s); err != nil {
+		t.Fatalf("status: %v in %s", err, out)
+	}
+	return s
+}
+
+// WaitReady waits until want services answer and are ready.
+func WaitReady(t testing.TB, want int, limit time.Duration, args ...string) {
+	t.Helper()
+	var s Status
+	err := Eventually(limit, func() error {
+		out, err := Output(t.Context(), Binary(t, "tidegate"), append([]string{"status", "--json"}, args...)...)
+		if err != nil {
+			return err
+		}
+		s = Status{}
+		if err := json.Unmarshal(out, &s); err != nil {
+			return err
+		}
+		ready := 0
+		var problems []string
+		for _, x := range s.Services {
+			if x.Ready {
+				ready++
+			}
+			problems = append(problems, x.Problems...)
+		}
+		if ready < want {
+			return fmt.Errorf("%d of %d services ready: %s %s", ready, want, strings.Join(problems, "; "), strings.Join(s.Missing, "; "))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// WaitBalanced waits until the ledger's difference is 0 and returns the status then.
+func WaitBalanced(t testing.TB, limit time.Duration, args ...string) Status {
+	t.Helper()
+	var s Status
+	err := Eventually(limit, func() error {
+		s = GetStatus(t, args...)
+		if s.Ledger.Difference != 0 {
+			return fmt.Errorf("the ledger does not balance: %+v", s.Ledger)
+		}
+		if len(s.Ledger.Stages) == 0 {
+			return errors.New("the ledger is empty")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Eventually tries f until it succeeds or limit has passed, and returns its last error.
+func Eventually(limit time.Duration, f func() error) error {
+	deadline := time.Now().Add(limit)
+	for {
+		err := f()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func tail(s string, n int) string {
+	if len(s) > n {
+		return "…" + s[len(s)-n:]
+	}
+	return s
+}
