@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,29 @@ func DefaultConfig() Config {
 	return Config{
 		BPFFS: "/sys/fs/bpf", RuleLimit: 10_000, MinPrefix4: 12, MinPrefix6: 28, RulesPerSecond: 100, RuleBurst: 500,
 	}
+}
+
+// Validate reports the first setting that makes no sense.
+func (c *Config) Validate() error {
+	if len(c.Ifaces) == 0 {
+		return errors.New("enforce: name at least one interface (--iface)")
+	}
+	for i, name := range c.Ifaces {
+		if name == "" || slices.Contains(c.Ifaces[:i], name) {
+			return fmt.Errorf("enforce: interface %q is empty or named twice", name)
+		}
+	}
+	if c.RuleLimit < 1 || c.RulesPerSecond <= 0 || c.RuleBurst < 1 {
+		return errors.New("enforce: rule limit, rules per second and rule burst must be above 0")
+	}
+	if c.MinPrefix4 < 0 || c.MinPrefix4 > 32 || c.MinPrefix6 < 0 || c.MinPrefix6 > 128 {
+		return errors.New("enforce: the shortest prefix of a blocking rule is 0 to 32 (IPv4), 0 to 128 (IPv6)")
+	}
+	_, err := parsePrefixes("never-block", c.NeverBlock)
+	if err == nil {
+		_, err = parsePrefixes("management", c.Management)
+	}
+	return err
 }
 
 // Bus is what enforce needs of the message bus; *bus.Bus has it.
@@ -129,14 +153,8 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		}
 		cfg.Node = name
 	}
-	if len(cfg.Ifaces) == 0 {
-		return nil, errors.New("enforce: name at least one interface (--iface)")
-	}
-	if cfg.RuleLimit < 1 || cfg.RulesPerSecond <= 0 || cfg.RuleBurst < 1 {
-		return nil, errors.New("enforce: rule limit, rules per second and rule burst must be above 0")
-	}
-	if cfg.MinPrefix4 < 0 || cfg.MinPrefix4 > 32 || cfg.MinPrefix6 < 0 || cfg.MinPrefix6 > 128 {
-		return nil, errors.New("enforce: the shortest prefix of a blocking rule is 0 to 32 (IPv4), 0 to 128 (IPv6)")
+	if err := cfg.Validate(); err != nil {
+		return nil, err
 	}
 	never, err := parsePrefixes("never-block", cfg.NeverBlock)
 	if err != nil {

@@ -38,8 +38,10 @@ func (s *Service) reportIn(ctx context.Context, r *ruleState, state eventv1.Enfo
 	if set != nil {
 		set(e)
 	}
-	name := strings.ToLower(strings.TrimPrefix(state.String(), "ENFORCEMENT_STATE_"))
-	e.Id = fmt.Sprintf("%s/%s/%s/%d", s.cfg.Node, e.RuleId, name, e.TimeNs)
+	if e.Id == "" {
+		name := strings.ToLower(strings.TrimPrefix(state.String(), "ENFORCEMENT_STATE_"))
+		e.Id = fmt.Sprintf("%s/%s/%s/%d", s.cfg.Node, e.RuleId, name, e.TimeNs)
+	}
 	queue := s.events[r.number%publishers]
 	if state == eventv1.EnforcementState_ENFORCEMENT_STATE_HITS && len(queue) > eventQueue/2 {
 		s.lost.Add(1) // the next one has the total; leave the room for what happens once
@@ -87,7 +89,8 @@ func (s *Service) reportFirstDrop(r *ruleState) {
 		span.End(trace.WithTimestamp(at))
 	}
 	s.reportIn(ctx, r, eventv1.EnforcementState_ENFORCEMENT_STATE_FIRST_DROP, func(e *eventv1.Enforcement) {
-		// The entry's time is part of the id: told again after a restart, it is stored once.
+		// The entry's own time makes the id: told again after a restart, it is stored once.
+		e.Id = fmt.Sprintf("%s/%s/first_drop/%d", s.cfg.Node, r.rule.ID, r.stat.FirstDropNs)
 		e.TimeNs, e.FirstDropNs, e.TimeToFirstDropNs = at.UnixNano(), at.UnixNano(), max(0, since.Nanoseconds())
 	})
 }

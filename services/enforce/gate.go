@@ -46,10 +46,11 @@ func openXDP(bpffs string, t *telemetry.Telemetry) Opener {
 
 // port is one configured interface.
 type port struct {
-	name  string
-	gate  Gate                // nil: not open
-	err   error               // why not
-	there map[uint64]xdp.Rule // what the gate held when a repetition began; nil outside one
+	name   string
+	gate   Gate                // nil: not open
+	err    error               // why not
+	shadow bool                // rules only count: by configuration, or because a mirror port stops nothing
+	there  map[uint64]xdp.Rule // what the gate held when a repetition began; nil outside one
 }
 
 // opening tells the loop that a gate was opened, could not be, or is dead (gate nil).
@@ -136,9 +137,22 @@ func (s *Service) takeGate(o opening) {
 	if p.gate == nil {
 		return
 	}
+	p.shadow = s.counting(p.gate)
 	s.putNever(p)
 	s.reconcileGate(p, time.Now())
 	s.notify()
+}
+
+func (s *Service) counting(g Gate) bool { return !s.cfg.Enforce || g.Mode() == xdp.ModeTap }
+
+// modes follows the mode of the interfaces, which another service sets.
+func (s *Service) modes(now time.Time) {
+	for _, p := range s.gates() {
+		if c := s.counting(p.gate); c != p.shadow {
+			p.shadow = c
+			s.reconcileGate(p, now)
+		}
+	}
 }
 
 // putNever makes the gate's never-block list the guard's: entries are added before others are removed.

@@ -22,7 +22,7 @@ const (
 	firstDropMax = 256                    // rules of one fast look
 	retryMax     = 128                    // refused rules tried again a second
 	jobTimeout   = 10 * time.Second       // one renewal or deletion
-	unrenewed    = 250 * time.Millisecond // a failed renewal is tried again
+	unrenewed    = 250 * time.Millisecond // until a failed renewal is tried again
 )
 
 // clocks are the times of the periodic works; only the loop uses it.
@@ -42,6 +42,7 @@ func (s *Service) tick(c *clocks, now time.Time) time.Duration {
 	if now.Sub(c.hits) >= hitsEvery {
 		c.hits = now
 		s.hits(now)
+		s.modes(now)
 		s.retry(now)
 		s.forget(now)
 	}
@@ -97,7 +98,7 @@ func (s *Service) leases(now time.Time) {
 		switch {
 		case left <= 0:
 			over = append(over, r)
-		case r.inForce() && r.rule.Lease > 0 && !r.renewing && left < r.rule.Lease/2:
+		case r.inForce() && r.rule.Lease > 0 && left < r.rule.Lease/2 && !r.renewing && now.After(r.renewFrom) && r.revision > 0:
 			near, ids = append(near, r), append(ids, r.number)
 		}
 	}
@@ -139,15 +140,22 @@ func (s *Service) expire(over []*ruleState, now time.Time) {
 		if r.inForce() && !r.stat.FirstDrop.IsZero() && !r.dropTold {
 			s.reportFirstDrop(r)
 		}
-		delete(s.rules, r.rule.ID)
-		s.later(job{kind: jobDelete, rule: r.rule, revision: r.revision})
-		if r.state != refused {
-			s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_EXPIRED, nil)
-		}
-		r.state, r.since = expired, now
-		s.ended = append(s.ended, r)
+		s.end(r, now)
 	}
 	s.notify()
+}
+
+// end moves a rule whose deadline has passed from the table to the ended ones; its entry is gone.
+func (s *Service) end(r *ruleState, now time.Time) {
+	delete(s.rules, r.rule.ID)
+	if r.revision > 0 { // 0: the bucket was lost, whatever is under the key now is not this rule
+		s.later(job{kind: jobDelete, rule: r.rule, revision: r.revision})
+	}
+	if r.state != refused {
+		s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_EXPIRED, nil)
+	}
+	r.state, r.since = expired, now
+	s.ended = append(s.ended, r)
 }
 
 // hits reads all counters and reports those that advanced.
@@ -189,6 +197,7 @@ func (s *Service) retry(now time.Time) {
 		if n++; n > retryMax {
 			break
 		}
+		r.received = now
 		s.decide(c, r, r, now)
 	}
 	s.flush(c)
@@ -288,13 +297,8 @@ func (s *Service) settle(d jobResult) {
 	if d.err != nil {
 		if !errors.Is(d.err, bus.ErrConflict) { // with a conflict the watch brings the version that won
 			s.t.CountError("renew")
-			r.renewing = true
-			time.AfterFunc(unrenewed, func() {
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				r.renewing = false
-			})
 		}
+		r.renewFrom = time.Now().Add(max(unrenewed, r.rule.Lease/16))
 		return
 	}
 	r.leaseHits = d.hits

@@ -39,8 +39,9 @@ type ruleState struct {
 	told      uint64       // packets in the last hits event
 	leaseHits uint64       // packets at the last renewal
 	renewing  bool
-	dropTold  bool // first drop was published
-	silent    bool // only the deadline changes, or the entry was there already: no event
+	renewFrom time.Time // not before, after a failed renewal
+	dropTold  bool      // first drop was published
+	silent    bool      // only the deadline changes, or the entry was there already: no event
 }
 
 func (r *ruleState) inForce() bool { return r.state == active || r.state == shadow }
@@ -143,8 +144,8 @@ func (r *ruleState) keep(old *ruleState) {
 func (s *Service) decide(c *changes, r, old *ruleState, now time.Time) {
 	no := s.guard.check(&r.rule, now)
 	if no == nil && (old == nil || old.state == refused) {
-		if no = s.guard.full(s.live); no == nil && !s.syncing {
-			// A repetition brings what was decided before; counting it would refuse rules after a restart.
+		if no = s.guard.full(s.live); no == nil && !s.syncing && (old != r || r.refusal.reason == RateOfRules) {
+			// A repetition brings what was decided before: counting it would refuse rules after a restart.
 			no = s.guard.take(now)
 		}
 		if no == nil {
@@ -155,8 +156,12 @@ func (s *Service) decide(c *changes, r, old *ruleState, now time.Time) {
 		c.add(r)
 		return
 	}
-	if old != nil && old.inForce() || s.pinned(r.number) {
+	if s.pinned(r.number) {
 		c.remove(r)
+		if no.reason == Expired { // while this node was away
+			s.end(r, now)
+			return
+		}
 	}
 	s.refuse(r, *no)
 	if no.reason == Expired {
@@ -316,12 +321,9 @@ func (s *Service) pinned(number uint64) bool {
 func (s *Service) entry(p *port, r *ruleState) xdp.Rule {
 	return xdp.Rule{
 		ID: r.number, Match: r.rule.Match, Action: r.rule.Action, RatePPS: r.rule.RatePPS, RateBPS: r.rule.RateBPS,
-		Priority: r.rule.Priority, Expires: r.rule.Expires, WouldDrop: blocks(r.rule.Action) && s.shadowOn(p),
+		Priority: r.rule.Priority, Expires: r.rule.Expires, WouldDrop: blocks(r.rule.Action) && p.shadow,
 	}
 }
-
-// shadowOn reports whether rules only count on an interface: by configuration, or because a mirror port stops nothing.
-func (s *Service) shadowOn(p *port) bool { return !s.cfg.Enforce || p.gate.Mode() == xdp.ModeTap }
 
 // flush writes a batch's changes into all gates and reports the rules that are in force now.
 func (s *Service) flush(c *changes) {
@@ -370,7 +372,7 @@ func (s *Service) flush(c *changes) {
 	}
 }
 
-// put writes rules into one gate; when the batch fails they are tried one by one, so that one does not hold back others.
+// put writes rules into one gate and notes those it did not take.
 func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal) {
 	entries := make([]xdp.Rule, 0, len(batch))
 	for _, r := range batch {
@@ -384,25 +386,50 @@ func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal
 		}
 		entries = append(entries, e)
 	}
-	if len(entries) == 0 || p.gate.PutRules(entries) == nil {
+	if len(entries) == 0 {
 		return
 	}
+	err := p.gate.PutRules(entries)
+	if err == nil {
+		return
+	}
+	s.t.CountError("put_rules")
+	s.t.Log.Error("rules could not be applied", "iface", p.name, "error", err)
+	each := make(map[uint64]error)
+	whole := ruleErrors(err, each)
 	for _, r := range batch {
-		if _, ok := failed[r]; ok {
+		why := each[r.number]
+		if why == nil {
+			why = whole
+		}
+		if _, ok := failed[r]; ok || why == nil {
 			continue
 		}
-		err := p.gate.PutRules([]xdp.Rule{s.entry(p, r)})
 		switch {
-		case err == nil:
-		case errors.Is(err, xdp.ErrMaskLimit):
-			failed[r] = refusal{MaskLimit, err.Error()}
-		case errors.Is(err, xdp.ErrRuleLimit):
-			failed[r] = refusal{RuleLimit, err.Error()}
+		case errors.Is(why, xdp.ErrMaskLimit):
+			failed[r] = refusal{MaskLimit, why.Error()}
+		case errors.Is(why, xdp.ErrRuleLimit):
+			failed[r] = refusal{RuleLimit, why.Error()}
 		default:
-			s.t.CountError("put_rules")
-			failed[r] = refusal{ApplyFailed, err.Error()}
+			failed[r] = refusal{ApplyFailed, why.Error()}
 		}
 	}
+}
+
+// ruleErrors sorts a joined error by rule; what concerns no single rule is returned.
+func ruleErrors(err error, each map[uint64]error) (whole error) {
+	var one *xdp.RuleError
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the tree is walked here
+		for _, e := range joined.Unwrap() {
+			whole = errors.Join(whole, ruleErrors(e, each))
+		}
+		return whole
+	}
+	if errors.As(err, &one) {
+		each[one.ID] = one.Err
+		return nil
+	}
+	return err
 }
 
 // inForceNow notes and reports that the rule is in the maps.
@@ -411,7 +438,7 @@ func (s *Service) inForceNow(r *ruleState, gates []*port, now time.Time) {
 	if blocks(r.rule.Action) {
 		r.state = shadow
 		for _, p := range gates {
-			if !s.shadowOn(p) {
+			if !p.shadow {
 				r.state = active
 			}
 		}
