@@ -38,7 +38,7 @@ func (e *Engine) sources(w *flowv1.Window, out *WindowResult) {
 		addr := flow.AddrBytes(ws.GetAddr())
 		s := e.scanner(addr, w)
 		s.Add(ws, w.GetStartNs(), w.GetEndNs())
-		g := e.groups.of(flow.Addr(s.TopHost))
+		g := e.groups.of(s.Host())
 		if g == nil {
 			continue
 		}

@@ -32,7 +32,7 @@ type Thresholds struct {
 	ScanHosts   float64 // distinct hosts that refused or did not answer, over hours
 	FastPorts   float64 // distinct ports of one host within a second, whatever the answer
 	FastHosts   float64 // distinct hosts within a second
-	ARPHosts    float64 // distinct addresses asked for by ARP, over hours
+	ARPHosts    float64 // distinct addresses asked for by ARP within a second
 	Protocols   float64 // distinct IP protocols of one host that were unreachable
 	InvalidCost float64 // how many failed ports one attempt with impossible TCP flags stands for
 }
@@ -41,7 +41,7 @@ type Thresholds struct {
 func DefaultThresholds() Thresholds {
 	return Thresholds{
 		SYN: 150, UDPPackets: 20_000, UDPBits: 500e6, ICMP: 500, DNSAnswers: 300, DNSSources: 20, DNSBits: 10e6,
-		NTPAnswers: 300, NTPMonlist: 1, ScanPorts: 7.5, ScanHosts: 7.5, FastPorts: 60, FastHosts: 60, ARPHosts: 60,
+		NTPAnswers: 300, NTPMonlist: 1, ScanPorts: 7.5, ScanHosts: 7.5, FastPorts: 60, FastHosts: 60, ARPHosts: 40,
 		Protocols: 8, InvalidCost: 2,
 	}
 }

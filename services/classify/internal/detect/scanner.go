@@ -203,6 +203,15 @@ func less(a, b [16]byte) bool {
 	return false
 }
 
+// Host is the destination tried most; ARP names none, then it is the source itself, a neighbour of those it
+// asked for.
+func (s *Scanner) Host() netip.Addr {
+	if s.TopHost == ([16]byte{}) {
+		return s.Addr
+	}
+	return flow.Addr(s.TopHost)
+}
+
 // Weight orders sources by how much would be forgotten with them.
 func (s *Scanner) Weight() uint64 { return s.Attempts + 4*s.Failed + 8*s.Invalid + s.ARP }
 
@@ -262,7 +271,7 @@ func (s *Scanner) PortScan(t *Thresholds) (Scan, bool) {
 
 // HostSweep judges hosts: failed distinct hosts ≥ ScanHosts over hours while most attempts fail and go to one
 // port, or distinct hosts ≥ FastHosts within a second at one port (a resolver's or browser's UDP does not
-// count), or ≥ ARPHosts addresses asked for by ARP.
+// count), or ≥ ARPHosts addresses asked for by ARP within a second (over hours a router asks for all of them).
 func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	if s.benign() {
 		return Scan{}, false
@@ -280,8 +289,7 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	}
 	asked := 0.0
 	if s.ARP > 0 && 2*s.ARP >= s.Attempts {
-		asked = min(float64(s.ARP), s.attemptHosts.Estimate())
-		// Address resolution asks for many absent neighbours in time; only ARPHosts counts for it.
+		asked = min(float64(s.ARP), fast)
 		level = asked / t.ARPHosts
 	}
 	m := Measure{
@@ -290,7 +298,7 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 			"attempts": float64(s.Attempts), "failed": float64(s.Failed), "top_port": float64(port), "top_port_share": share},
 		Limits: map[string]float64{"failed_hosts": t.ScanHosts, "hosts_in_a_second": t.FastHosts, "arp_hosts": t.ARPHosts},
 	}
-	return Scan{Type: HostSweep, Target: s.swept(), Host: flow.Addr(s.TopHost), Measure: m, Fast: fast >= t.FastHosts, Packets: s.Attempts, Sources: 1}, level >= 1
+	return Scan{Type: HostSweep, Target: s.swept(), Host: s.Host(), Measure: m, Fast: fast >= t.FastHosts, Packets: s.Attempts, Sources: 1}, level >= 1
 }
 
 // benign: most samples are servers' answers, or traceroute walks its port range.
@@ -322,8 +330,8 @@ func (s *Scanner) udp() bool {
 // swept is the narrowest usual prefix that holds the sampled destinations.
 func (s *Scanner) swept() netip.Prefix {
 	low, high := flow.Addr(s.low), flow.Addr(s.high)
-	if s.sampled == 0 || s.low == ([16]byte{}) {
-		low = flow.Addr(s.TopHost)
+	if s.low == ([16]byte{}) {
+		low = s.Host()
 		high = low
 	}
 	lengths := []int{24, 16, 8, 0}

@@ -1,0 +1,232 @@
+package classify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
+)
+
+// Bus is what classify needs of NATS. Publish and put calls return after the server acknowledged.
+type Bus interface {
+	EnsureStreams(ctx context.Context) error
+	PublishFlows(ctx context.Context, f *eventv1.FlowRecords) error
+	PublishAttack(ctx context.Context, a *eventv1.Attack) error
+	PublishVerdict(ctx context.Context, v *eventv1.Verdict) error
+	PublishWindow(ctx context.Context, sensor string, w *flowv1.Window) error
+	PutRule(ctx context.Context, r policy.Rule) error
+	Rules(ctx context.Context) (map[string]bus.RuleEntry, error)
+	ConsumeEventsEphemeral(ctx context.Context, subjects []string, h func(bus.EventMsg)) error
+	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
+}
+
+// Config of the service.
+type Config struct {
+	Engine      EngineConfig `embed:""`
+	Advertise   string       `name:"advertise" help:"Address at which other services reach this one, told in heartbeats."`
+	MaxInFlight int          `name:"max-in-flight" default:"64" help:"Batches of one stream that may wait for NATS at once; then the stream waits."`
+}
+
+// DefaultConfig is what the flags default to.
+func DefaultConfig() Config { return Config{Engine: DefaultEngineConfig(), MaxInFlight: 64} }
+
+// Validate reports the first setting that cannot work.
+func (c *Config) Validate() error {
+	if c.MaxInFlight < 1 {
+		return errors.New("max-in-flight must be at least 1")
+	}
+	return c.Engine.Validate()
+}
+
+// Deps are what classify works with. Registrar may be nil: then there is no gRPC service.
+type Deps struct {
+	Telemetry *telemetry.Telemetry
+	Registrar grpc.ServiceRegistrar
+	Bus       Bus
+}
+
+// Service is the classifier behind gRPC. New registers it; Run keeps it going.
+type Service struct {
+	classifyv1.UnimplementedClassifyServiceServer
+	cfg     Config
+	t       *telemetry.Telemetry
+	bus     Bus
+	engine  *Engine
+	metrics *metrics
+	started time.Time
+
+	stopping chan struct{} // closed when Run's context ends
+	stopOnce sync.Once
+	base     context.Context // of what outlives a sensor's connection; ends drain after stopping
+	cancel   context.CancelFunc
+	traces   sync.Map // attack id → trace id of its newest verdict, while it is on
+	streams  sync.WaitGroup
+	problem  atomic.Pointer[string] // why NATS cannot be used, nil when it can
+	ready    atomic.Bool            // streams exist and rules were read
+
+	batches, windows, received, published, unpublished, summarised atomic.Uint64
+}
+
+const (
+	retryMin       = 50 * time.Millisecond
+	retryMax       = 2 * time.Second
+	heartbeatEvery = 5 * time.Second
+)
+
+// New makes the service and registers it. The error says which setting cannot work.
+func New(cfg Config, deps Deps) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if deps.Telemetry == nil || deps.Bus == nil {
+		return nil, errors.New("classify needs telemetry and a bus")
+	}
+	if cfg.Engine.Now == nil {
+		cfg.Engine.Now = func() int64 { return time.Now().UnixNano() }
+	}
+	e, err := NewEngine(cfg.Engine)
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMetrics(deps.Telemetry.Registry, e)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{cfg: cfg, t: deps.Telemetry, bus: deps.Bus, engine: e, metrics: m, started: time.Now(), stopping: make(chan struct{})}
+	s.base, s.cancel = context.WithCancel(context.Background())
+	s.trouble(errors.New("NATS was not reached yet"))
+	deps.Telemetry.Check("classify", func() error {
+		if p := s.problem.Load(); p != nil {
+			return errors.New(*p)
+		}
+		return nil
+	})
+	if deps.Registrar != nil {
+		classifyv1.RegisterClassifyServiceServer(deps.Registrar, s)
+	}
+	return s, nil
+}
+
+// Engine is the service's engine, for the process that embeds it.
+func (s *Service) Engine() *Engine { return s.engine }
+
+// trouble notes why NATS cannot be used; nil clears it.
+func (s *Service) trouble(err error) {
+	if err == nil {
+		s.problem.Store(nil)
+		return
+	}
+	text := fmt.Sprintf("classify cannot publish: %v; batches wait and are not acknowledged", err)
+	s.problem.Store(&text)
+}
+
+// Run prepares streams and rules, follows enforcement events and sends heartbeats until ctx ends. Then gRPC
+// streams are ended after what they hold was published, at most for a few seconds.
+func (s *Service) Run(ctx context.Context) error {
+	defer s.stop()
+	err := lifecycle.Retry(ctx, retryMin, retryMax, s.prepare, func(err error, _ time.Duration) {
+		s.t.CountError("prepare")
+		s.trouble(err)
+	})
+	if err != nil {
+		return nil //nolint:nilerr // only ctx's end stops the attempts
+	}
+	s.trouble(nil)
+	s.ready.Store(true)
+	var wg sync.WaitGroup
+	wg.Add(2)
+	go func() {
+		defer wg.Done()
+		err := s.bus.ConsumeEventsEphemeral(ctx, []string{bus.AllEnforcements}, func(m bus.EventMsg) {
+			if m.Enforcement != nil {
+				s.engine.Enforcement(m.Enforcement)
+			}
+		})
+		if err != nil && ctx.Err() == nil {
+			s.t.CountError("consume_enforcement")
+			s.t.Log.Error("enforcement events are not followed any more: attacks that are dropped will look ended", "error", err)
+		}
+	}()
+	go func() {
+		defer wg.Done()
+		s.heartbeats(ctx)
+	}()
+	<-ctx.Done()
+	wg.Wait()
+	return nil
+}
+
+// stop ends the streams; what they hold has drain to be published.
+func (s *Service) stop() {
+	s.stopOnce.Do(func() { close(s.stopping) })
+	late := time.AfterFunc(drain, s.cancel)
+	s.streams.Wait()
+	late.Stop()
+	s.cancel()
+}
+
+// prepare makes what must exist and learns of attacks that an earlier run left.
+func (s *Service) prepare(ctx context.Context) error {
+	if err := s.bus.EnsureStreams(ctx); err != nil {
+		return err
+	}
+	entries, err := s.bus.Rules(ctx)
+	if err != nil {
+		return err
+	}
+	rules := make([]policy.Rule, 0, len(entries))
+	for _, e := range entries {
+		rules = append(rules, e.Rule)
+	}
+	s.engine.Adopt(rules)
+	return nil
+}
+
+func (s *Service) heartbeats(ctx context.Context) {
+	version, _ := telemetry.Build()
+	tick := time.NewTicker(heartbeatEvery)
+	defer tick.Stop()
+	for {
+		err := s.bus.Heartbeat(ctx, &eventv1.NodeHeartbeat{
+			Service: "classify", Instance: s.t.Instance(), Address: s.cfg.Advertise, Version: version,
+			StartedNs: s.started.UnixNano(), TimeNs: time.Now().UnixNano(),
+		})
+		if err != nil && ctx.Err() == nil {
+			s.t.CountError("heartbeat")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Status implements ClassifyService.
+func (s *Service) Status(context.Context, *classifyv1.StatusRequest) (*classifyv1.StatusResponse, error) {
+	version, _ := telemetry.Build()
+	st := &statusv1.ServiceStatus{
+		Service: "classify", Instance: s.t.Instance(), Version: version, StartedNs: s.started.UnixNano(), Ready: true,
+		Ledger: &statusv1.Ledger{Terms: map[string]uint64{
+			"batches_received": s.batches.Load(), "windows_received": s.windows.Load(), "records_received": s.received.Load(),
+			"published": s.published.Load(), "unpublished": s.unpublished.Load(), "flows_summarised": s.summarised.Load(),
+		}},
+	}
+	if p := s.problem.Load(); p != nil {
+		st.Ready, st.Problems = false, []string{*p}
+	}
+	return &classifyv1.StatusResponse{Status: st}, nil
+}

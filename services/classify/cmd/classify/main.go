@@ -1,0 +1,71 @@
+// Command tidegate-classify labels flows, finds attacks and writes leased rules.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/services/classify"
+)
+
+type cli struct {
+	Listen    string           `name:"listen" default:"127.0.0.1:50051" help:"Address of the gRPC server."`
+	TLS       rpc.TLS          `embed:"" prefix:"tls-"`
+	Classify  classify.Config  `embed:""`
+	NATS      bus.Config       `embed:"" prefix:"nats-"`
+	Telemetry telemetry.Config `embed:""`
+}
+
+func main() {
+	err := run(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tidegate-classify:", err)
+	}
+	os.Exit(config.ExitCode(err))
+}
+
+func run(args []string) error {
+	var c cli
+	if _, err := config.Parse(&c, "tidegate-classify", "Label flows, find attacks and decide what to block.", args); err != nil {
+		return err
+	}
+	ctx, stop := lifecycle.SignalContext()
+	defer stop()
+	c.Telemetry.Service = "classify"
+	t, err := telemetry.New(ctx, c.Telemetry)
+	if err != nil {
+		return err
+	}
+	srv, health, err := rpc.NewServer(t, c.TLS)
+	if err != nil {
+		return err
+	}
+	b := &lateBus{}
+	t.Check("nats", b.ready)
+	if c.Classify.Advertise == "" {
+		c.Classify.Advertise = c.Listen
+	}
+	svc, err := classify.New(c.Classify, classify.Deps{Telemetry: t, Registrar: srv, Bus: b})
+	if err != nil {
+		return config.Usagef("%w", err)
+	}
+	var g lifecycle.Group
+	g.Add("telemetry", 0, t.Run)
+	g.Add("nats", 0, func(ctx context.Context) error {
+		if !b.connect(ctx, t, c.NATS) {
+			return nil
+		}
+		<-ctx.Done()
+		return b.close()
+	})
+	g.Add("grpc", 0, func(ctx context.Context) error { return rpc.Serve(ctx, srv, health, c.Listen) })
+	g.Add("classify", 5*time.Second, svc.Run)
+	return g.Run(ctx)
+}

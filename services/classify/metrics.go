@@ -1,0 +1,79 @@
+package classify
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// maxApps bounds the label app; further applications count as other.
+const maxApps = 32
+
+type metrics struct {
+	flows    *prometheus.CounterVec // app
+	verdicts *prometheus.CounterVec // type, action
+	latency  prometheus.Histogram
+	rules    prometheus.Histogram
+
+	mu   sync.Mutex
+	apps map[string]prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer, e *Engine) (*metrics, error) {
+	m := &metrics{
+		flows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidegate_classify_flows_total", Help: "Flows that ended, by application; rare ones count as other.",
+		}, []string{"app"}),
+		verdicts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidegate_classify_verdicts_total", Help: "Verdicts, by attack type and the action of their first rule.",
+		}, []string{"type", "action"}),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "tidegate_classify_latency_seconds", Help: "Time from a batch or window received to its acknowledgement.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+		}),
+		rules: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "tidegate_classify_decide_seconds", Help: "Time from a window received to the verdict's rules stored.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+		}),
+		apps: make(map[string]prometheus.Counter),
+	}
+	collectors := []prometheus.Collector{m.flows, m.verdicts, m.latency, m.rules}
+	for _, g := range []struct {
+		name, help string
+		get        func(s EngineStats) uint64
+	}{
+		{"tidegate_classify_flows_active", "Flows remembered.", func(s EngineStats) uint64 { return s.Flows }},
+		{"tidegate_classify_attacks_active", "Attacks that are on.", func(s EngineStats) uint64 { return s.Attacks }},
+		{"tidegate_classify_sources", "Sources remembered for scans.", func(s EngineStats) uint64 { return s.Sources }},
+	} {
+		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help},
+			func() float64 { return float64(g.get(e.Stats())) }))
+	}
+	collectors = append(collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "tidegate_classify_flows_evicted_total", Help: "Flows forgotten before their end because there were too many.",
+	}, func() float64 { return float64(e.Stats().FlowsEvicted) }))
+	for _, c := range collectors {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("register metrics of classify: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// app is the counter of an application.
+func (m *metrics) app(name string) prometheus.Counter {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c, ok := m.apps[name]
+	if !ok {
+		if len(m.apps) >= maxApps {
+			name = "other"
+		}
+		c = m.flows.WithLabelValues(name)
+		if len(m.apps) < maxApps {
+			m.apps[name] = c
+		}
+	}
+	return c
+}
