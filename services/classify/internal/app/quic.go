@@ -279,7 +279,7 @@ func (q *quicState) frames(b []byte) {
 				number()
 				number()
 			}
-		case 6: // CRYPTO
+		case 6, 8: // CRYPTO, and its number in Google's versions; the other use of 8 is no Initial packet's
 			offset := number()
 			size := number()
 			if size > uint64(len(b)) {

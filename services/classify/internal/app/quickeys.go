@@ -29,6 +29,11 @@ var (
 		salt: [20]byte{0xaf, 0xbf, 0xec, 0x28, 0x99, 0x93, 0xd2, 0x4c, 0x9e, 0x97, 0x86, 0xf1, 0x9c, 0x61, 0x11, 0xe0, 0x43, 0x90, 0xa8, 0x99},
 		key:  "quic key", iv: "quic iv", mask: "quic hp",
 	}
+	// draft-ietf-quic-tls-22 5.2.
+	quicSecret22 = quicSecret{
+		salt: [20]byte{0x7f, 0xbc, 0xdb, 0x0e, 0x7c, 0x66, 0xbb, 0xe9, 0x19, 0x3a, 0x96, 0xcd, 0x21, 0x51, 0x9e, 0xbd, 0x7a, 0x02, 0x64, 0x4a},
+		key:  "quic key", iv: "quic iv", mask: "quic hp",
+	}
 	// draft-ietf-quic-tls-23 5.2, for drafts 23 to 28.
 	quicSecret23 = quicSecret{
 		salt: [20]byte{0xc3, 0xee, 0xf7, 0x12, 0xc7, 0x2e, 0xbb, 0x5a, 0x11, 0xa7, 0xd2, 0x43, 0x2b, 0xb4, 0x63, 0x65, 0xbe, 0xf9, 0xf5, 0x02},
@@ -67,6 +72,8 @@ func secretOf(version uint32) *quicSecret {
 			return &quicSecret29
 		case draft >= 23 && draft < 29:
 			return &quicSecret23
+		case draft == 22:
+			return &quicSecret22
 		}
 	case version == quicQ050:
 		return &quicSecretQ050
@@ -74,7 +81,9 @@ func secretOf(version uint32) *quicSecret {
 		return &quicSecretT050
 	case version == quicT051:
 		return &quicSecretT051
-	case version == quicMvfst|0x2: // Facebook's name for draft 27
+	case version == quicMvfst|0x1: // Facebook's names for drafts 22 and 27, and its experiments on the latter
+		return &quicSecret22
+	case version == quicMvfst|0x2, version == quicMvfst|0xE:
 		return &quicSecret23
 	}
 	return nil
