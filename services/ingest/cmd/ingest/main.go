@@ -1,0 +1,66 @@
+// Command tidegate-ingest is the sensor: it reads every packet of its interfaces, passes them on in inline mode
+// and streams flows and windows to classify.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest"
+)
+
+type cli struct {
+	Listen    string           `name:"listen" default:"127.0.0.1:50051" help:"Address of the gRPC server."`
+	TLS       rpc.TLS          `embed:"" prefix:"tls-"`
+	Ingest    ingest.Config    `embed:""`
+	Telemetry telemetry.Config `embed:""`
+}
+
+func main() {
+	err := run(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tidegate-ingest:", err)
+	}
+	os.Exit(config.ExitCode(err))
+}
+
+func run(args []string) error {
+	var c cli
+	if _, err := config.Parse(&c, "tidegate-ingest", "Read every packet of the interfaces and stream flows and windows to classify.", args); err != nil {
+		return err
+	}
+	ctx, stop := lifecycle.SignalContext()
+	defer stop()
+	c.Telemetry.Service = "ingest"
+	t, err := telemetry.New(ctx, c.Telemetry)
+	if err != nil {
+		return err
+	}
+	srv, health, err := rpc.NewServer(t, c.TLS)
+	if err != nil {
+		return err
+	}
+	conn, err := rpc.Dial(t, c.Ingest.Classify, c.TLS)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is left to send
+	svc, err := ingest.New(c.Ingest, ingest.Deps{
+		Telemetry: t, Registrar: srv, Classify: classifyv1.NewClassifyServiceClient(conn),
+	})
+	if err != nil {
+		return config.Usagef("%w", err)
+	}
+	var g lifecycle.Group
+	g.Add("telemetry", 0, t.Run)
+	g.Add("grpc", 0, func(ctx context.Context) error { return rpc.Serve(ctx, srv, health, c.Listen) })
+	g.Add("ingest", 10*time.Second, svc.Run)
+	return g.Run(ctx)
+}

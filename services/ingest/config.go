@@ -1,0 +1,95 @@
+package ingest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/afxdp"
+)
+
+// Modes of the sensor; see the XDP program's modes in libs/xdp.
+const (
+	ModeInline = "inline"
+	ModeTap    = "tap"
+	ModeHost   = "host"
+)
+
+// Config describes a sensor. The tags are the command line's; DefaultConfig gives the same defaults.
+type Config struct {
+	Ifaces []string `name:"iface" env:"TIDEGATE_INGEST_IFACE" help:"Interface to watch; inline takes two, the bridge's ports."`
+	Mode   string   `name:"mode" env:"TIDEGATE_INGEST_MODE" default:"inline" enum:"inline,tap,host" help:"inline bridges two ports, tap reads a mirror port, host meters the machine's own traffic in the kernel only."`
+	BPFFS  string   `name:"bpffs" env:"TIDEGATE_INGEST_BPFFS" default:"/sys/fs/bpf" help:"BPF file system with the pins of the XDP program."`
+	Sensor string   `name:"sensor" env:"TIDEGATE_INGEST_SENSOR" help:"Name of this sensor in subjects and rows; the host name by default."`
+
+	Classify string `name:"classify" env:"TIDEGATE_INGEST_CLASSIFY" default:"127.0.0.1:50051" help:"Address of the classify service."`
+
+	Backend string        `name:"afxdp-backend" env:"TIDEGATE_INGEST_AFXDP_BACKEND" default:"native" enum:"native,asavie" help:"AF_XDP implementation."`
+	Frames  int           `name:"frames" env:"TIDEGATE_INGEST_FRAMES" default:"2048" help:"Receive frames a queue, a power of two; more is slower."`
+	RxRing  int           `name:"rx-ring" env:"TIDEGATE_INGEST_RX_RING" default:"2048" help:"Receive ring of a queue, a power of two."`
+	TxRing  int           `name:"tx-ring" env:"TIDEGATE_INGEST_TX_RING" default:"2048" help:"Transmit ring of a queue, a power of two."`
+	CPUs    []int         `name:"cpus" env:"TIDEGATE_INGEST_CPUS" help:"CPUs for the queues' workers, in order; without it the scheduler chooses."`
+	Spin    time.Duration `name:"spin" env:"TIDEGATE_INGEST_SPIN" default:"37us" help:"How long a worker looks for frames before it sleeps; 0 sleeps at once."`
+
+	BatchInterval  time.Duration `name:"batch-interval" env:"TIDEGATE_INGEST_BATCH_INTERVAL" default:"5ms" help:"Age at which a batch is sent."`
+	WindowInterval time.Duration `name:"window-interval" env:"TIDEGATE_INGEST_WINDOW_INTERVAL" default:"100ms" help:"Length of a window."`
+	BufferBytes    int64         `name:"buffer-bytes" env:"TIDEGATE_INGEST_BUFFER_BYTES" default:"67108864" help:"Bound of batches that classify has not acknowledged; beyond it the oldest is dropped and counted."`
+
+	MaxFlows      int           `name:"max-flows" env:"TIDEGATE_INGEST_MAX_FLOWS" default:"1048576" help:"Flows kept at most, all queues together."`
+	IdleTCP       time.Duration `name:"idle-tcp" env:"TIDEGATE_INGEST_IDLE_TCP" default:"120s" help:"Idle timeout of TCP flows."`
+	IdleUDP       time.Duration `name:"idle-udp" env:"TIDEGATE_INGEST_IDLE_UDP" default:"60s" help:"Idle timeout of UDP flows."`
+	IdleOther     time.Duration `name:"idle-other" env:"TIDEGATE_INGEST_IDLE_OTHER" default:"30s" help:"Idle timeout of other flows."`
+	ActiveTimeout time.Duration `name:"active-timeout" env:"TIDEGATE_INGEST_ACTIVE_TIMEOUT" default:"60s" help:"Long flows are exported in parts of this length; 0 exports them whole."`
+
+	FailClosed       bool `name:"fail-closed" env:"TIDEGATE_INGEST_FAIL_CLOSED" help:"Inline: drop instead of forward while no sensor reads."`
+	KernelForwarding bool `name:"kernel-forwarding" env:"TIDEGATE_INGEST_KERNEL_FORWARDING" default:"true" negatable:"" help:"Inline: forward flows whose label is final in the kernel and meter them there."`
+	MaxForwarded     int  `name:"max-forwarded" env:"TIDEGATE_INGEST_MAX_FORWARDED" default:"16384" help:"Flows forwarded in the kernel at most."`
+}
+
+// DefaultConfig is the configuration of a command line without flags; it names no interface.
+func DefaultConfig() Config {
+	return Config{
+		Mode: ModeInline, BPFFS: "/sys/fs/bpf", Classify: "127.0.0.1:50051",
+		Backend: afxdp.Native, Frames: 2048, RxRing: 2048, TxRing: 2048, Spin: 37 * time.Microsecond,
+		BatchInterval: 5 * time.Millisecond, WindowInterval: 100 * time.Millisecond, BufferBytes: 64 << 20,
+		MaxFlows: 1 << 20, IdleTCP: 120 * time.Second, IdleUDP: 60 * time.Second, IdleOther: 30 * time.Second,
+		ActiveTimeout: 60 * time.Second, KernelForwarding: true, MaxForwarded: 16384,
+	}
+}
+
+// validate reports the first mistake as one sentence. An empty Sensor is filled with the host name.
+func (c *Config) validate() error {
+	switch {
+	case len(c.Ifaces) == 0:
+		return errors.New("ingest: no interface: name one with --iface")
+	case len(c.Ifaces) > 2:
+		return fmt.Errorf("ingest: %d interfaces: a sensor has one or two", len(c.Ifaces))
+	case len(c.Ifaces) == 2 && c.Ifaces[0] == c.Ifaces[1]:
+		return fmt.Errorf("ingest: both interfaces are %s: name two different ones", c.Ifaces[0])
+	case c.Mode == ModeInline && len(c.Ifaces) != 2:
+		return errors.New("ingest: inline bridges two interfaces: give --iface twice, or use --mode tap or host")
+	case c.Mode != ModeInline && c.Mode != ModeTap && c.Mode != ModeHost:
+		return fmt.Errorf("ingest: mode %q is none of inline, tap and host", c.Mode)
+	case c.BatchInterval <= 0 || c.BatchInterval > time.Second:
+		return fmt.Errorf("ingest: batch interval %v: use more than 0 and at most 1s", c.BatchInterval)
+	case c.WindowInterval < 10*time.Millisecond || c.WindowInterval > 10*time.Second:
+		return fmt.Errorf("ingest: window interval %v: use 10ms to 10s", c.WindowInterval)
+	case c.BufferBytes < 1<<20:
+		return fmt.Errorf("ingest: buffer of %d bytes: use at least 1048576, the size of one batch", c.BufferBytes)
+	case c.MaxFlows < 1024:
+		return fmt.Errorf("ingest: at most %d flows: use at least 1024", c.MaxFlows)
+	case c.Spin < 0 || c.Spin > time.Second:
+		return fmt.Errorf("ingest: spin of %v: use 0 to 1s", c.Spin)
+	case c.MaxForwarded < 0:
+		return fmt.Errorf("ingest: at most %d forwarded flows: use 0 or more", c.MaxForwarded)
+	}
+	if c.Sensor == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("ingest: no sensor name, and the host name cannot be read: %w", err)
+		}
+		c.Sensor = host
+	}
+	return nil
+}

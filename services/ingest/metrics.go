@@ -1,0 +1,86 @@
+package ingest
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// collector reads the metrics from the service's own counts when they are scraped, so the hot loops keep one
+// set of counters.
+type collector struct {
+	s *Service
+
+	packets, bytes, drops, active, batches *prometheus.Desc
+}
+
+func newCollector(s *Service) *collector {
+	sensor := prometheus.Labels{"sensor": s.cfg.Sensor}
+	return &collector{
+		s: s,
+		packets: prometheus.NewDesc("tidegate_ingest_packets_total",
+			"Frames received from an rx queue.", []string{"iface", "queue"}, sensor),
+		bytes: prometheus.NewDesc("tidegate_ingest_bytes_total",
+			"Bytes of frames received from an rx queue.", []string{"iface", "queue"}, sensor),
+		drops: prometheus.NewDesc("tidegate_ingest_drops_total",
+			"Frames lost between the XDP program and the wire, by reason.", []string{"iface", "reason"}, sensor),
+		active: prometheus.NewDesc("tidegate_ingest_flows_active",
+			"Flows in the tables of all queues.", nil, nil),
+		batches: prometheus.NewDesc("tidegate_ingest_batches_total",
+			"Batches by what became of them.", []string{"result"}, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.packets, c.bytes, c.drops, c.active, c.batches} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	c.s.account()
+	for _, p := range c.s.counts {
+		for q := range p.queues {
+			n := p.queues[q].packets.Load()
+			if n == 0 && q > 0 {
+				continue // a queue the interface does not have, or that is silent
+			}
+			counter(c.packets, n, p.name, strconv.Itoa(q))
+			counter(c.bytes, p.queues[q].bytes.Load(), p.name, strconv.Itoa(q))
+		}
+		for _, d := range p.drops() {
+			counter(c.drops, d.count, p.name, d.reason)
+		}
+	}
+	ch <- prometheus.MustNewConstMetric(c.active, prometheus.GaugeValue, float64(c.s.flowTotals().Active))
+	o := c.s.box.stats()
+	counter(c.batches, o.BatchesAcked, "acked")
+	counter(c.batches, o.BatchesDropped, "dropped")
+	counter(c.batches, o.Resent, "resent")
+	counter(c.batches, o.WindowsDropped, "window_dropped")
+}
+
+type drop struct {
+	reason string
+	count  uint64
+}
+
+// drops lists the reasons why frames were lost. A frame that the kernel had no room for is fill_empty, one
+// that does not fit a frame too_large.
+func (c *portCounts) drops() []drop {
+	l := c.ledger()
+	fill := min(l.ring.RxFillEmpty, l.ring.RxDropped)
+	return []drop{
+		{"ring_full", l.ring.RxRingFull},
+		{"fill_empty", fill},
+		{"too_large", l.ring.RxDropped - fill},
+		{"tx_full", c.txDropped.Load()},
+		{"no_reader", l.xdp.NoReader},
+		{"lost_at_restart", l.lostAtRestart},
+	}
+}

@@ -1,0 +1,299 @@
+package ingest
+
+import (
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+)
+
+const (
+	// windowWorth is the age at which a window is no longer worth sending: detection is about now.
+	windowWorth = time.Second
+	// windowLimit bounds the windows that wait for an acknowledgement.
+	windowLimit = 64
+)
+
+// outbox keeps batches and windows from when a queue hands them over until classify acknowledges them. It is
+// bounded in bytes of batches: Put never blocks, it drops the oldest batch. All methods may be called by
+// several goroutines; take and sent belong to the one that sends.
+//
+// Batches are numbered without gaps in the order of Put and leave at the front only, so a number finds its
+// parcel by subtraction.
+type outbox struct {
+	sensor string
+	epoch  uint64
+	limit  int64
+	wake   chan struct{} // holds one token while there may be something to send
+	pool   sync.Pool     // of *flowv1.FlowBatch
+
+	mu       sync.Mutex
+	parcels  []*parcel // oldest first; acknowledged ones in the middle stay until the front moves on
+	next     int       // index of the first that is not sent
+	number   uint64    // of the last batch made
+	bytes    int64     // of batches not acknowledged
+	windows  []*parcel
+	sequence uint64
+	progress time.Time // of the last acknowledgement or rewind
+	counts   outboxCounts
+}
+
+// outboxCounts are the outbox's part of the ledger: batches made = acked + dropped + pending, and the same for
+// windows.
+type outboxCounts struct {
+	BatchesMade, BatchesAcked, BatchesDropped, BatchesPending uint64
+	RecordsAcked, RecordsDropped, Published, Unpublished      uint64
+	WindowsMade, WindowsAcked, WindowsDropped, WindowsPending uint64
+	Resent, BytesPending                                      uint64
+}
+
+// parcel is one batch or one window on its way.
+type parcel struct {
+	batch   *flowv1.FlowBatch
+	window  *flowv1.Window
+	number  uint64
+	records int
+	bytes   int64
+	made    time.Time
+	sentAt  time.Time // zero: waiting
+	again   bool      // was sent before
+	busy    bool      // being marshalled by the sender
+	gone    bool      // acknowledged or dropped
+}
+
+func newOutbox(sensor string, epoch uint64, limit int64) *outbox {
+	return &outbox{
+		sensor: sensor, epoch: epoch, limit: limit, wake: make(chan struct{}, 1),
+		pool: sync.Pool{New: func() any { return &flowv1.FlowBatch{} }},
+	}
+}
+
+// empty returns a batch to fill.
+func (o *outbox) empty() *flowv1.FlowBatch { return o.pool.Get().(*flowv1.FlowBatch) } //nolint:forcetypeassert // only batches go in
+
+func (o *outbox) recycle(b *flowv1.FlowBatch) {
+	flow.Reset(b)
+	o.pool.Put(b)
+}
+
+// put takes a batch over, numbers it, and drops the oldest batches that no longer fit.
+func (o *outbox) put(b *flowv1.FlowBatch, now time.Time) {
+	b.Sensor, b.Epoch = o.sensor, o.epoch
+	size := int64(proto.Size(b))
+	p := &parcel{batch: b, records: flow.Records(b), bytes: size, made: now}
+	o.mu.Lock()
+	o.number++
+	p.number, b.Batch = o.number, o.number
+	o.parcels = append(o.parcels, p)
+	o.bytes += size
+	o.counts.BatchesMade++
+	for o.bytes > o.limit && len(o.parcels) > 1 {
+		o.dropOldest()
+	}
+	o.mu.Unlock()
+	o.signal()
+}
+
+// dropOldest takes the front parcel out unacknowledged. Its memory is not reused: it may be with gRPC.
+func (o *outbox) dropOldest() {
+	p := o.parcels[0]
+	if !p.gone {
+		p.gone = true
+		o.bytes -= p.bytes
+		o.counts.BatchesDropped++
+		o.counts.RecordsDropped += uint64(p.records) //nolint:gosec // a count
+	}
+	o.advance()
+}
+
+// advance removes parcels that are done with from the front.
+func (o *outbox) advance() {
+	n := 0
+	for n < len(o.parcels) && o.parcels[n].gone {
+		o.parcels[n] = nil
+		n++
+	}
+	o.parcels = o.parcels[n:]
+	o.next = max(o.next-n, 0)
+}
+
+// putWindow takes a window over and numbers it.
+func (o *outbox) putWindow(w *flowv1.Window, now time.Time) {
+	w.Sensor, w.Epoch = o.sensor, o.epoch
+	o.mu.Lock()
+	o.sequence++
+	w.Sequence = o.sequence
+	o.windows = append(o.windows, &parcel{window: w, number: o.sequence, made: now})
+	o.counts.WindowsMade++
+	o.expireWindows(now)
+	o.mu.Unlock()
+	o.signal()
+}
+
+// expireWindows drops waiting windows that are too old, and the oldest ones beyond the limit.
+func (o *outbox) expireWindows(now time.Time) {
+	kept := o.windows[:0]
+	excess := len(o.windows) - windowLimit
+	for i, p := range o.windows {
+		if i < excess || (p.sentAt.IsZero() && now.Sub(p.made) > windowWorth) {
+			o.counts.WindowsDropped++
+			continue
+		}
+		kept = append(kept, p)
+	}
+	clear(o.windows[len(kept):])
+	o.windows = kept
+}
+
+func (o *outbox) signal() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the next window or batch to send and marks it as sent, or nil. sent must follow before the
+// next take.
+func (o *outbox) take(now time.Time) *parcel {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.expireWindows(now)
+	for _, p := range o.windows {
+		if p.sentAt.IsZero() {
+			p.sentAt, p.busy = now, true
+			return p
+		}
+	}
+	for ; o.next < len(o.parcels); o.next++ {
+		p := o.parcels[o.next]
+		if p.gone {
+			continue
+		}
+		o.next++
+		p.sentAt, p.busy = now, true
+		if p.again {
+			o.counts.Resent++
+		}
+		return p
+	}
+	return nil
+}
+
+// sent says that gRPC is done with the parcel's memory.
+func (o *outbox) sent(p *parcel) {
+	o.mu.Lock()
+	p.busy = false
+	reuse := p.gone && p.batch != nil
+	o.mu.Unlock()
+	if reuse {
+		o.recycle(p.batch)
+	}
+}
+
+// ackBatch takes an acknowledged batch out. An unknown number (dropped meanwhile, acknowledged twice) is false.
+func (o *outbox) ackBatch(number, published, unpublished uint64, now time.Time) bool {
+	o.mu.Lock()
+	o.progress = now
+	if len(o.parcels) == 0 || number < o.parcels[0].number || number > o.number {
+		o.mu.Unlock()
+		return false
+	}
+	p := o.parcels[number-o.parcels[0].number]
+	if p.gone {
+		o.mu.Unlock()
+		return false
+	}
+	p.gone = true
+	o.bytes -= p.bytes
+	o.counts.BatchesAcked++
+	o.counts.RecordsAcked += uint64(p.records) //nolint:gosec // a count
+	o.counts.Published += published
+	o.counts.Unpublished += unpublished
+	o.advance()
+	reuse := !p.busy
+	o.mu.Unlock()
+	if reuse {
+		o.recycle(p.batch)
+	}
+	return true
+}
+
+// ackWindow takes an acknowledged window out.
+func (o *outbox) ackWindow(number uint64, now time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.progress = now
+	for i, p := range o.windows {
+		if p.number == number {
+			o.windows = append(o.windows[:i], o.windows[i+1:]...)
+			o.counts.WindowsAcked++
+			return true
+		}
+	}
+	return false
+}
+
+// rewind makes everything unacknowledged wait again, for a new stream.
+func (o *outbox) rewind(now time.Time) {
+	o.mu.Lock()
+	o.progress = now
+	for _, list := range [][]*parcel{o.parcels, o.windows} {
+		for _, p := range list {
+			if !p.sentAt.IsZero() && !p.gone {
+				p.sentAt, p.again = time.Time{}, true
+			}
+		}
+	}
+	o.next = 0
+	o.expireWindows(now)
+	o.mu.Unlock()
+	o.signal()
+}
+
+// silence is how long something sent has been waiting without any acknowledgement arriving; 0 when nothing
+// is on its way.
+func (o *outbox) silence(now time.Time) time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var oldest time.Time
+	for _, p := range o.windows {
+		if !p.sentAt.IsZero() {
+			oldest = p.sentAt
+			break
+		}
+	}
+	// Sent parcels are before next; the front is never gone.
+	if o.next > 0 && len(o.parcels) > 0 {
+		if at := o.parcels[0].sentAt; !at.IsZero() && (oldest.IsZero() || at.Before(oldest)) {
+			oldest = at
+		}
+	}
+	if oldest.IsZero() {
+		return 0
+	}
+	if o.progress.After(oldest) {
+		oldest = o.progress
+	}
+	return now.Sub(oldest)
+}
+
+// idle reports whether no batch waits for an acknowledgement.
+func (o *outbox) idle() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.parcels) == 0
+}
+
+// stats returns the counts at one moment.
+func (o *outbox) stats() outboxCounts {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c := o.counts
+	c.BatchesPending = c.BatchesMade - c.BatchesAcked - c.BatchesDropped
+	c.WindowsPending = uint64(len(o.windows))
+	c.BytesPending = uint64(max(o.bytes, 0)) //nolint:gosec // not negative
+	return c
+}

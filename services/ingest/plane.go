@@ -1,0 +1,286 @@
+package ingest
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/afxdp"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
+)
+
+// plane is an opened data plane: gates and sockets of all interfaces. When an interface disappears the plane
+// is closed and another is opened; what queues have counted outlives it.
+type plane struct {
+	ports []*port
+}
+
+// port is one interface of a plane.
+type port struct {
+	name    string
+	index   uint8
+	gate    *xdp.Gate
+	sockets []afxdp.Socket // a queue
+	// txLocks guard the sockets' transmit halves when the two ports have different numbers of queues, so
+	// that several workers send through one socket; nil when each socket has one sender.
+	txLocks []sync.Mutex
+	base    xdp.Counters // when opened
+	counts  *portCounts
+}
+
+// portCounts are an interface's part of the ledger over all planes of this run. Workers add once a batch.
+type portCounts struct {
+	name        string
+	capture     atomic.Value // string
+	queues      []queueCounts
+	transmitted atomic.Uint64
+	txDropped   atomic.Uint64
+
+	mu   sync.Mutex
+	past portLedger // of closed planes
+	last portLedger // as last read from the open plane
+}
+
+type queueCounts struct{ packets, bytes atomic.Uint64 }
+
+// portLedger is what gate and sockets of one port have counted.
+type portLedger struct {
+	xdp           xdp.Counters
+	ring          afxdp.Stats
+	received      uint64
+	lostAtRestart uint64
+}
+
+// maxQueues bounds the queues of an interface: a queue's number is one byte of its flows' ids.
+const maxQueues = 256
+
+// openPlane attaches the gates and binds a socket to every queue. Frames flow only after connect.
+func openPlane(s *Service) (_ *plane, err error) {
+	p := &plane{}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	mode := map[string]xdp.Mode{ModeInline: xdp.ModeInline, ModeTap: xdp.ModeTap, ModeHost: xdp.ModeHost}[s.cfg.Mode]
+	for i, name := range s.cfg.Ifaces {
+		o := xdp.Options{
+			Iface: name, BPFFS: s.cfg.BPFFS, Mode: mode, FailClosed: s.cfg.FailClosed,
+			Geometry: xdp.DefaultGeometry(), Log: s.tel.Log,
+		}
+		if s.cfg.Mode == ModeInline {
+			o.Peer = s.cfg.Ifaces[1-i]
+		}
+		g, err := xdp.Open(o)
+		if err != nil {
+			return nil, fmt.Errorf("attach the XDP program to %s: %w", name, err)
+		}
+		q := &port{name: name, index: uint8(i), gate: g, counts: s.counts[i]} //nolint:gosec // 0 or 1
+		p.ports = append(p.ports, q)
+		if q.base, err = g.Counters(); err != nil {
+			return nil, err
+		}
+		q.counts.capture.Store("none (host mode meters in the kernel)")
+		if s.cfg.Mode == ModeHost {
+			continue
+		}
+		if err := q.openSockets(&s.cfg); err != nil {
+			return nil, err
+		}
+	}
+	if len(p.ports) == 2 && len(p.ports[0].sockets) != len(p.ports[1].sockets) {
+		for _, q := range p.ports {
+			q.txLocks = make([]sync.Mutex, len(q.sockets))
+		}
+	}
+	return p, nil
+}
+
+func (q *port) openSockets(cfg *Config) error {
+	for n := range min(q.gate.Queues(), maxQueues) {
+		c := afxdp.DefaultConfig(q.name, n)
+		c.Backend, c.Frames, c.RxRing, c.TxRing = cfg.Backend, cfg.Frames, cfg.RxRing, cfg.TxRing
+		sock, err := afxdp.Open(c)
+		if err != nil {
+			return fmt.Errorf("capture from %s is not possible: %w", q.name, err)
+		}
+		q.sockets = append(q.sockets, sock)
+	}
+	if len(q.sockets) == 0 {
+		return fmt.Errorf("capture from %s is not possible: it has no receive queue", q.name)
+	}
+	attach, copying := "native", "copy"
+	if q.gate.Generic() {
+		attach = "generic"
+	}
+	if q.sockets[0].ZeroCopy() {
+		copying = "zero-copy"
+	}
+	q.counts.capture.Store("af_xdp " + attach + " " + copying)
+	return nil
+}
+
+// connect makes the sockets the readers of their queues.
+func (p *plane) connect() error {
+	for _, q := range p.ports {
+		for n, sock := range q.sockets {
+			if err := q.gate.SetSocket(n, sock.FD()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// disconnect takes the sockets out of the gates, which then forward in the kernel (inline) or drop (tap),
+// and waits until packets that were on the way have reached the rings.
+func (p *plane) disconnect() error {
+	var errs []error
+	for _, q := range p.ports {
+		for n := range q.sockets {
+			errs = append(errs, q.gate.ClearSocket(n))
+		}
+	}
+	time.Sleep(5 * time.Millisecond)
+	return errors.Join(errs...)
+}
+
+// workers is how many workers the plane needs: the largest number of queues of a port.
+func (p *plane) workers() int {
+	n := 0
+	for _, q := range p.ports {
+		n = max(n, len(q.sockets))
+	}
+	return n
+}
+
+// alive reports what is wrong with the interfaces, nil if nothing is.
+func (p *plane) alive() error {
+	for _, q := range p.ports {
+		ifi, err := net.InterfaceByName(q.name)
+		if err != nil {
+			return fmt.Errorf("interface %s is gone", q.name)
+		}
+		if ifi.Index != q.gate.Ifindex() {
+			return fmt.Errorf("interface %s was made again", q.name)
+		}
+		if err := q.gate.Alive(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// account reads gates and sockets. Receivers are read before senders, so that what is between them shows as
+// in flight, never as a surplus.
+func (p *plane) account() error {
+	var errs []error
+	for _, q := range p.ports {
+		l := portLedger{received: q.counts.received()}
+		for _, sock := range q.sockets {
+			st, err := sock.Stats()
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			l.ring.RxDropped += st.RxDropped
+			l.ring.RxRingFull += st.RxRingFull
+			l.ring.RxFillEmpty += st.RxFillEmpty
+			l.ring.RxInvalid += st.RxInvalid
+			l.ring.TxInvalid += st.TxInvalid
+		}
+		now, err := q.gate.Counters()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		l.xdp = subtract(now, q.base)
+		q.counts.mu.Lock()
+		l.received -= q.counts.past.received
+		q.counts.last = l
+		q.counts.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// close settles the ledger and frees everything. Workers must have ended.
+func (p *plane) close() {
+	_ = p.account() // a vanished interface keeps its last reading
+	for _, q := range p.ports {
+		q.counts.settle()
+		for _, sock := range q.sockets {
+			_ = sock.Close()
+		}
+		_ = q.gate.Close()
+	}
+}
+
+func (c *portCounts) received() uint64 {
+	sum := uint64(0)
+	for i := range c.queues {
+		sum += c.queues[i].packets.Load()
+	}
+	return sum
+}
+
+// settle adds the last reading to the past. What was redirected and never came out of a ring is lost.
+func (c *portCounts) settle() {
+	received := c.received()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.last
+	l.received = received - c.past.received
+	if got := l.received + l.ring.Lost(); l.xdp.Redirect > got {
+		l.lostAtRestart = l.xdp.Redirect - got
+	}
+	c.past = c.past.plus(l)
+	c.last = portLedger{}
+}
+
+// ledger is the sum over all planes.
+func (c *portCounts) ledger() portLedger {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.past.plus(c.last)
+}
+
+func (l portLedger) plus(o portLedger) portLedger {
+	l.xdp.Seen += o.xdp.Seen
+	l.xdp.Drop += o.xdp.Drop
+	l.xdp.RateLimited += o.xdp.RateLimited
+	l.xdp.Pass += o.xdp.Pass
+	l.xdp.Forward += o.xdp.Forward
+	l.xdp.Redirect += o.xdp.Redirect
+	l.xdp.NoReader += o.xdp.NoReader
+	l.xdp.Count += o.xdp.Count
+	l.xdp.Allow += o.xdp.Allow
+	l.xdp.Unread += o.xdp.Unread
+	l.xdp.Metered += o.xdp.Metered
+	l.ring.RxDropped += o.ring.RxDropped
+	l.ring.RxRingFull += o.ring.RxRingFull
+	l.ring.RxFillEmpty += o.ring.RxFillEmpty
+	l.ring.RxInvalid += o.ring.RxInvalid
+	l.ring.TxInvalid += o.ring.TxInvalid
+	l.received += o.received
+	l.lostAtRestart += o.lostAtRestart
+	return l
+}
+
+func subtract(now, base xdp.Counters) xdp.Counters {
+	now.Seen -= base.Seen
+	now.Drop -= base.Drop
+	now.RateLimited -= base.RateLimited
+	now.Pass -= base.Pass
+	now.Forward -= base.Forward
+	now.Redirect -= base.Redirect
+	now.NoReader -= base.NoReader
+	now.Count -= base.Count
+	now.Allow -= base.Allow
+	now.Unread -= base.Unread
+	now.Never -= base.Never
+	now.Metered -= base.Metered
+	return now
+}

@@ -1,0 +1,171 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
+)
+
+const (
+	ackPatience = 2 * time.Second // without any acknowledgement for this long the stream is made anew
+	backoffBase = 50 * time.Millisecond
+	backoffMax  = 2 * time.Second
+)
+
+var errAckMissing = errors.New("classify has acknowledged nothing for 2 s")
+
+// sender moves the outbox to classify over one stream, and makes a new stream when it breaks or goes silent.
+type sender struct {
+	box    *outbox
+	client classifyv1.ClassifyServiceClient
+	tel    *telemetry.Telemetry
+	enough func(ids []byte) // uint64 little-endian; called on the receiving goroutine
+
+	connected  atomic.Bool
+	reconnects atomic.Uint64
+	mu         sync.Mutex
+	last       error // why there is no stream
+}
+
+// run sends until ctx ends.
+func (s *sender) run(ctx context.Context) {
+	wait := backoffBase
+	for ctx.Err() == nil {
+		begun := time.Now()
+		err := s.session(ctx)
+		s.connected.Store(false)
+		if ctx.Err() != nil {
+			return
+		}
+		s.fail(err)
+		s.tel.CountError("classify_stream")
+		if time.Since(begun) > backoffMax {
+			wait = backoffBase
+		}
+		s.tel.Log.Warn("the stream to classify ended; unacknowledged batches will be sent again",
+			"error", err, "retry_in", wait.String())
+		jitter := time.Duration(rand.Int64N(int64(wait)/2 + 1)) //nolint:gosec // spreads retries, no secret
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait/2 + jitter):
+		}
+		wait = min(2*wait, backoffMax)
+		s.reconnects.Add(1)
+	}
+}
+
+func (s *sender) fail(err error) {
+	s.mu.Lock()
+	s.last = err
+	s.mu.Unlock()
+}
+
+// check is the readiness check.
+func (s *sender) check() error {
+	if s.connected.Load() {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last != nil {
+		return fmt.Errorf("no stream to classify: %w", s.last)
+	}
+	return errors.New("no stream to classify yet")
+}
+
+// session runs one stream until it fails.
+func (s *sender) session(parent context.Context) error {
+	ctx, cancel := context.WithCancelCause(parent)
+	defer cancel(nil)
+	stream, err := s.client.Stream(ctx)
+	if err != nil {
+		return fmt.Errorf("open stream: %w", err)
+	}
+	s.box.rewind(time.Now())
+	s.connected.Store(true)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel(nil)
+	wg.Add(2)
+	go func() {
+		defer wg.Done()
+		for {
+			r, err := stream.Recv()
+			if err != nil {
+				cancel(fmt.Errorf("receive: %w", err))
+				return
+			}
+			s.acknowledged(r)
+		}
+	}()
+	go func() {
+		defer wg.Done()
+		tick := time.NewTicker(ackPatience / 8)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case now := <-tick.C:
+				if s.box.silence(now) > ackPatience {
+					cancel(errAckMissing)
+					return
+				}
+			}
+		}
+	}()
+	if err := s.transmit(ctx, stream); err != nil && context.Cause(ctx) == nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+func (s *sender) transmit(ctx context.Context, stream classifyv1.ClassifyService_StreamClient) error {
+	for {
+		p := s.box.take(time.Now())
+		if p == nil {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-s.box.wake:
+			}
+			continue
+		}
+		req := &classifyv1.StreamRequest{}
+		if p.window != nil {
+			req.Item = &classifyv1.StreamRequest_Window{Window: p.window}
+		} else {
+			req.Item = &classifyv1.StreamRequest_Batch{Batch: p.batch}
+		}
+		err := stream.Send(req)
+		s.box.sent(p)
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				<-ctx.Done() // Recv has the reason
+			}
+			return fmt.Errorf("send: %w", err)
+		}
+	}
+}
+
+func (s *sender) acknowledged(r *classifyv1.StreamResponse) {
+	now := time.Now()
+	if r.GetBatch() != 0 {
+		s.box.ackBatch(r.GetBatch(), r.GetPublished(), r.GetUnpublished(), now)
+	}
+	if r.GetWindow() != 0 {
+		s.box.ackWindow(r.GetWindow(), now)
+	}
+	if ids := r.GetEnough(); len(ids) >= 8 {
+		s.enough(ids)
+	}
+}

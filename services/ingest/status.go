@@ -1,0 +1,122 @@
+package ingest
+
+import (
+	"context"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
+	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
+)
+
+// Status implements IngestService.
+func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.StatusResponse, error) {
+	now := time.Now()
+	var problems []string
+	for _, check := range []func() error{s.captureCheck, s.send.check} {
+		if err := check(); err != nil {
+			problems = append(problems, err.Error())
+		}
+	}
+	version, _ := telemetry.Build()
+	r := &ingestv1.StatusResponse{
+		Status: &statusv1.ServiceStatus{
+			Service: "ingest", Instance: s.cfg.Sensor, Version: version, StartedNs: s.started.UnixNano(),
+			Ready: len(problems) == 0, Problems: problems, Ledger: &statusv1.Ledger{Terms: s.Ledger()},
+		},
+	}
+	for _, c := range s.counts {
+		l := c.ledger()
+		capture, _ := c.capture.Load().(string)
+		r.Interfaces = append(r.Interfaces, &ingestv1.Interface{
+			Name: c.name, Mode: s.cfg.Mode, Capture: capture, Queues: s.queuesOf(c.name),
+			XdpPackets: map[string]uint64{
+				"seen": l.xdp.Seen, "drop": l.xdp.Drop, "rate_limited": l.xdp.RateLimited, "count": l.xdp.Count,
+				"pass": l.xdp.Pass, "forward": l.xdp.Forward, "redirect": l.xdp.Redirect, "no_reader": l.xdp.NoReader,
+			},
+			Received: l.received, RingDrops: l.ring.Lost(), Transmitted: c.transmitted.Load(),
+		})
+	}
+	r.TopDestinations, r.TopSources = s.windows.recent.talkers(now)
+	return r, nil
+}
+
+func (s *Service) queuesOf(name string) uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.plane == nil {
+		return 0
+	}
+	for _, q := range s.plane.ports {
+		if q.name == name {
+			return uint32(len(q.sockets)) //nolint:gosec // at most maxQueues
+		}
+	}
+	return 0
+}
+
+// Ledger returns the sensor's terms, of this run and summed over its interfaces. Once traffic has stopped:
+//
+//	xdp_seen = xdp_dropped + xdp_rate_limited + xdp_passed + xdp_forwarded + xdp_no_reader + redirected
+//	redirected = received + ring_drops + lost_at_restart
+//	received = accounted + undecodable
+//	flows_created = flows_ended + flows_active + flows_summarised + flows_evicted
+//	batches_made = batches_acked + batches_dropped + batches_pending
+//	records_acked = records_published + records_unpublished
+//	windows_made = windows_acked + windows_dropped + windows_pending
+//
+// and in inline mode received = transmitted + tx_dropped. While it runs, later terms are read before earlier
+// ones, so differences are what is in flight.
+func (s *Service) Ledger() map[string]uint64 {
+	o := s.box.stats()
+	flows := s.flowTotals()
+	t := map[string]uint64{
+		"batches_made": o.BatchesMade, "batches_acked": o.BatchesAcked, "batches_dropped": o.BatchesDropped,
+		"batches_pending": o.BatchesPending, "batches_resent": o.Resent, "bytes_pending": o.BytesPending,
+		"records_acked": o.RecordsAcked, "records_dropped": o.RecordsDropped,
+		"records_published": o.Published, "records_unpublished": o.Unpublished,
+		"windows_made": o.WindowsMade, "windows_acked": o.WindowsAcked, "windows_dropped": o.WindowsDropped,
+		"windows_pending": o.WindowsPending,
+		"flows_created":   flows.Created, "flows_ended": flows.Ended, "flows_active": flows.Active,
+		"flows_summarised": flows.Summarised, "flows_evicted": flows.Evicted, "packets_untracked": flows.Untracked,
+		"segments_withheld": flows.Withheld,
+	}
+	s.mu.Lock()
+	for _, w := range s.workers {
+		c := w.pipe.Counts()
+		t["accounted"] += c.Accounted
+		for reason, n := range c.Undecodable {
+			if n > 0 {
+				t["undecodable"] += n
+				t["undecodable_"+packet.Reason(reason).String()] += n //nolint:gosec // an index below NumReasons
+			}
+		}
+	}
+	s.mu.Unlock()
+	t["undecodable"] += 0
+	if s.offload != nil {
+		t["kernel_flows"] = uint64(max(s.offload.forwards.Load(), 0)) //nolint:gosec // not negative
+		t["kernel_metered"] = s.offload.metered.Load()
+		t["kernel_refused"] = s.offload.refused.Load()
+	}
+	s.account()
+	for _, c := range s.counts {
+		l := c.ledger()
+		t["xdp_seen"] += l.xdp.Seen
+		t["xdp_dropped"] += l.xdp.Drop
+		t["xdp_rate_limited"] += l.xdp.RateLimited
+		t["xdp_counted"] += l.xdp.Count
+		t["xdp_passed"] += l.xdp.Pass
+		t["xdp_forwarded"] += l.xdp.Forward
+		t["xdp_no_reader"] += l.xdp.NoReader
+		t["xdp_unread"] += l.xdp.Unread
+		t["redirected"] += l.xdp.Redirect
+		t["received"] += l.received
+		t["ring_drops"] += l.ring.Lost()
+		t["lost_at_restart"] += l.lostAtRestart
+		t["transmitted"] += c.transmitted.Load()
+		t["tx_dropped"] += c.txDropped.Load()
+	}
+	return t
+}

@@ -1,0 +1,260 @@
+package ingest
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tidegate-mesh/tidegate/libs/afxdp"
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/pipeline"
+)
+
+const (
+	// rxBatch is how many frames a worker takes at a time: enough to pay for the calls, few enough to stay
+	// in the CPU's first cache with their headers.
+	rxBatch = 64
+	// txAttempts bounds how often a full transmit ring is flushed for one batch before the rest is dropped.
+	txAttempts = 64
+	// nap is the longest sleep of an idle worker: timers of its queue run at least this often.
+	nap = 2 * time.Millisecond
+	// mailboxSize bounds the messages that wait for a worker.
+	mailboxSize = 256
+)
+
+// worker owns queue n of every interface of the sensor: both directions of a flow are in one table when the
+// network cards hash them alike (one queue, or symmetric RSS; ethtool -X … xfrm symmetric-xor). In inline mode
+// it also owns the transmit half of queue n, so no frame crosses goroutines.
+//
+// The worker outlives planes: its flow table goes on when an interface is made again.
+type worker struct {
+	n       int
+	pipe    *pipeline.Queue
+	mail    chan mail
+	allowed map[uint64]struct{} // flows that were handed to offload
+	offload *offload            // nil without kernel forwarding
+	box     *outbox
+
+	inputs []input
+	fds    []unix.PollFd
+	frames [rxBatch]afxdp.Frame
+	data   [rxBatch][]byte
+}
+
+// input is one port's queue as a worker sees it.
+type input struct {
+	rx     afxdp.Socket
+	tx     afxdp.Socket // inline: the other port's socket; else nil
+	txLock *sync.Mutex  // not nil when other workers send through tx too
+	port   uint8
+	queue  *queueCounts
+	out    *portCounts // of the port that tx belongs to
+}
+
+// mail comes to a worker from other goroutines and is read between batches.
+type mail struct {
+	enough []uint64
+	meters []meterReading
+}
+
+// attach gives the worker its queue of a new plane.
+func (w *worker) attach(p *plane, inline bool) {
+	w.inputs, w.fds = w.inputs[:0], w.fds[:0]
+	clear(w.allowed) // the new plane's gates forward nothing yet
+	for i, q := range p.ports {
+		if w.n >= len(q.sockets) {
+			continue
+		}
+		in := input{rx: q.sockets[w.n], port: q.index, queue: &q.counts.queues[w.n]}
+		if inline {
+			other := p.ports[1-i]
+			k := w.n % len(other.sockets)
+			in.tx, in.out = other.sockets[k], other.counts
+			if other.txLocks != nil {
+				in.txLock = &other.txLocks[k]
+			}
+		}
+		w.inputs = append(w.inputs, in)
+		w.fds = append(w.fds, unix.PollFd{Fd: int32(in.rx.FD()), Events: unix.POLLIN}) //nolint:gosec // descriptors are small
+	}
+}
+
+// run moves frames until stop is set and the rings are empty, or a socket fails. It stays on one thread, and
+// on one CPU when cpu is not negative.
+func (w *worker) run(stop *atomic.Bool, cpu int, spin time.Duration) error {
+	// Not unlocked: a thread with a CPU of its own must not serve other goroutines afterwards.
+	runtime.LockOSThread()
+	if cpu >= 0 {
+		var set unix.CPUSet
+		set.Set(cpu)
+		if err := unix.SchedSetaffinity(0, &set); err != nil {
+			return fmt.Errorf("pin the worker of queue %d to CPU %d: %w", w.n, cpu, err)
+		}
+	}
+	last := time.Now()
+	for {
+		busy := false
+		for i := range w.inputs {
+			if w.receive(&w.inputs[i]) {
+				busy = true
+			}
+		}
+		w.readMail(1)
+		if busy {
+			last = time.Now()
+			continue
+		}
+		now := time.Now()
+		w.pipe.Poll(now.UnixNano())
+		if stop.Load() {
+			return nil
+		}
+		if now.Sub(last) < spin {
+			continue
+		}
+		if err := w.sleep(); err != nil {
+			return err
+		}
+		last = time.Now()
+	}
+}
+
+// receive moves one batch of an input and reports whether there was any.
+func (w *worker) receive(in *input) bool {
+	n := in.rx.Receive(w.frames[:])
+	if n == 0 {
+		return false
+	}
+	bytes := 0
+	for i := range n {
+		w.data[i] = w.frames[i].Data
+		bytes += len(w.frames[i].Data)
+	}
+	if in.tx != nil {
+		w.forward(in, w.data[:n])
+	}
+	w.pipe.Frames(w.data[:n], time.Now().UnixNano(), in.port)
+	in.queue.packets.Add(uint64(n)) //nolint:gosec // at most rxBatch
+	in.queue.bytes.Add(uint64(bytes))
+	in.rx.Release()
+	return true
+}
+
+// forward sends frames out of the other port. What its ring does not take after a bounded number of flushes is
+// dropped and counted: waiting longer would only move the loss to the receive ring.
+func (w *worker) forward(in *input, frames [][]byte) {
+	if in.txLock != nil {
+		in.txLock.Lock()
+		defer in.txLock.Unlock()
+	}
+	left, sent := frames, uint64(0)
+	for range txAttempts {
+		n, err := in.tx.Send(left)
+		sent += uint64(n) //nolint:gosec // at most rxBatch
+		left = left[n:]
+		if err != nil && len(left) > 0 { // this frame will never fit
+			left = left[1:]
+			in.out.txDropped.Add(1)
+		}
+		// An error means the port is down; the frames stay in its ring.
+		if err := in.tx.Flush(); err != nil || len(left) == 0 {
+			break
+		}
+	}
+	in.out.transmitted.Add(sent)
+	if len(left) > 0 {
+		in.out.txDropped.Add(uint64(len(left)))
+	}
+}
+
+var errPortGone = errors.New("the interface went away")
+
+// sleep waits for frames on any input, for at most nap.
+func (w *worker) sleep() error {
+	ts := unix.NsecToTimespec(nap.Nanoseconds())
+	_, err := unix.Ppoll(w.fds, &ts, nil)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("wait for frames on queue %d: %w", w.n, err)
+	}
+	for i := range w.fds {
+		if err == nil && w.fds[i].Revents&(unix.POLLERR|unix.POLLNVAL|unix.POLLHUP) != 0 {
+			return fmt.Errorf("wait for frames on queue %d: %w", w.n, errPortGone)
+		}
+	}
+	return nil
+}
+
+// readMail handles at most limit messages.
+func (w *worker) readMail(limit int) {
+	for range limit {
+		if len(w.mail) == 0 {
+			return
+		}
+		m := <-w.mail
+		for _, id := range m.enough {
+			w.enough(id)
+		}
+		for i := range m.meters {
+			r := &m.meters[i]
+			w.pipe.Meter(r.key, r.packets, r.bytes, r.lastNs)
+		}
+	}
+}
+
+// enough ends the payload copies of a flow and hands it to the kernel.
+func (w *worker) enough(id uint64) {
+	key, ok := w.pipe.Enough(id)
+	if !ok || w.offload == nil || !forwardable(&key) {
+		return
+	}
+	if _, known := w.allowed[id]; known {
+		return
+	}
+	if w.offload.add(id, key) {
+		w.allowed[id] = struct{}{}
+	}
+}
+
+// forwardable tells whether the kernel can recognise a flow's packets: it needs ports.
+func forwardable(k *flow.Key) bool {
+	return k.Protocol == unix.IPPROTO_TCP || k.Protocol == unix.IPPROTO_UDP
+}
+
+// onBatch takes a batch over from the pipeline.
+func (w *worker) onBatch(b *flowv1.FlowBatch) *flowv1.FlowBatch {
+	if len(w.allowed) > 0 {
+		w.findEnded(b.GetEnds())
+	}
+	w.box.put(b, time.Now())
+	return w.box.empty()
+}
+
+// findEnded makes the kernel forget flows that ended, before their ports are used again.
+func (w *worker) findEnded(c *flowv1.FlowEnds) {
+	for i := range int(c.GetCount()) {
+		if flowv1.EndReason(c.Reason[i]) == flowv1.EndReason_END_REASON_ACTIVE {
+			continue
+		}
+		id := flow.Column(c.FlowId).U64(i)
+		if _, ok := w.allowed[id]; ok {
+			delete(w.allowed, id)
+			w.offload.end(id)
+		}
+	}
+}
+
+// post leaves a message without waiting; false when the mailbox is full.
+func (w *worker) post(m mail) bool {
+	select {
+	case w.mail <- m:
+		return true
+	default:
+		return false
+	}
+}
