@@ -124,6 +124,9 @@ func (e *Engine) remove(a *attack) {
 	}
 	for s := range a.scanners {
 		delete(e.scanners, s)
+		if e.blocked[s] == a {
+			delete(e.blocked, s)
+		}
 	}
 }
 

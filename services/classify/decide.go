@@ -148,9 +148,13 @@ func (e *Engine) verdict(w *flowv1.Window, a *attack, c *verdict.Choice, feature
 	v.Id = policy.DerivedID(a.id, "verdict", matchIDs(matches))
 	v.Rules = make([]*policyv1.Rule, len(c.Rules))
 	for i := range c.Rules {
+		owner := a.id
+		if c.Rules[i].AttackID != "" {
+			owner = c.Rules[i].AttackID
+		}
 		r := policy.Rule{
-			ID: policy.DerivedID(a.id, c.Rules[i].Action.String(), c.Rules[i].Match.String()), Action: c.Rules[i].Action,
-			Match: c.Rules[i].Match, Priority: c.Rules[i].Priority, Origin: policy.OriginDetector, AttackID: a.id, VerdictID: v.Id,
+			ID: policy.DerivedID(owner, c.Rules[i].Action.String(), c.Rules[i].Match.String()), Action: c.Rules[i].Action,
+			Match: c.Rules[i].Match, Priority: c.Rules[i].Priority, Origin: policy.OriginDetector, AttackID: owner, VerdictID: v.Id,
 			Comment: c.Rules[i].Comment, Created: time.Unix(0, now), Expires: time.Unix(0, now+int64(e.cfg.Lease)), Lease: e.cfg.Lease,
 			AttackFirstNs: a.firstNs,
 		}

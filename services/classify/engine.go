@@ -55,8 +55,9 @@ type Engine struct {
 
 	attacks map[attackKey]*attack
 	rules   map[string]*ruleState
-	flooded map[[16]byte]int // destinations under flood → how many kinds
-	known   map[string]int64 // ids of attacks that rules of an earlier run name → when they began
+	blocked map[netip.Addr]*attack // sources that scans made blocked → the attack whose rule it is
+	flooded map[[16]byte]int       // destinations under flood → how many kinds
+	known   map[string]int64       // ids of attacks that rules of an earlier run name → when they began
 
 	facts []header.Facts // of the window's target at hand
 	raw   [][]byte
@@ -84,6 +85,7 @@ func (e *Engine) reset() {
 	e.attacks = make(map[attackKey]*attack)
 	e.rules = make(map[string]*ruleState)
 	e.flooded = make(map[[16]byte]int)
+	e.blocked = make(map[netip.Addr]*attack)
 }
 
 // Stats returns counts.

@@ -230,6 +230,12 @@ func (e *Engine) scanVerdict(w *flowv1.Window, a *attack, list []finding, out *W
 			r.Match.HasProtocol, r.Match.Protocol = true, 6
 			r.Match.TCPFlags, r.Match.TCPFlagsMask = policy.SYN, policy.SYN|policy.ACK
 		}
+		// A source that is blocked already gets its rule again, not a second one with the same match.
+		if b := e.blocked[src]; b != nil {
+			r.AttackID = b.id
+		} else if r.Action == policy.Drop {
+			e.blocked[src] = a
+		}
 		c.Rules = append(c.Rules, r)
 	}
 	what := "ports of one host"

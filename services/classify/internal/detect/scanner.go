@@ -298,7 +298,12 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 			"attempts": float64(s.Attempts), "failed": float64(s.Failed), "top_port": float64(port), "top_port_share": share},
 		Limits: map[string]float64{"failed_hosts": t.ScanHosts, "hosts_in_a_second": t.FastHosts, "arp_hosts": t.ARPHosts},
 	}
-	return Scan{Type: HostSweep, Target: s.swept(), Host: s.Host(), Measure: m, Fast: fast >= t.FastHosts, Packets: s.Attempts, Sources: 1}, level >= 1
+	target, host := s.swept(), s.Host()
+	if asked > 0 { // neighbours of the source, whatever else it tried
+		host = s.Addr
+		target = containing(host, host)
+	}
+	return Scan{Type: HostSweep, Target: target, Host: host, Measure: m, Fast: fast >= t.FastHosts, Packets: s.Attempts, Sources: 1}, level >= 1
 }
 
 // benign: most samples are servers' answers, or traceroute walks its port range.
@@ -334,6 +339,11 @@ func (s *Scanner) swept() netip.Prefix {
 		low = s.Host()
 		high = low
 	}
+	return containing(low, high)
+}
+
+// containing is the narrowest usual prefix that holds both addresses.
+func containing(low, high netip.Addr) netip.Prefix {
 	lengths := []int{24, 16, 8, 0}
 	if !low.Is4() {
 		lengths = []int{64, 48, 32, 0}

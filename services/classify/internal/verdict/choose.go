@@ -55,6 +55,7 @@ type Rule struct {
 	Match    policy.Match
 	Priority int32
 	Comment  string
+	AttackID string // of the attack whose rule this is already, if not of the verdict's own
 }
 
 // Choice is the outcome.
