@@ -106,10 +106,10 @@ type Service struct {
 	flows  *writer
 	events *writer
 
-	mu       sync.Mutex
-	problems map[string]string // what is not well, by operation
-	rows     map[sqlstore.Table]int64
-	rowsAt   time.Time
+	mu        sync.Mutex
+	problems  map[string]string // what is not well, by operation
+	rows      map[sqlstore.Table]int64
+	rowsUntil time.Time
 }
 
 // New checks cfg, registers the metrics and the QueryService, and does not connect.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -20,8 +19,6 @@ import (
 // place is a database of one dialect that can be opened several times.
 type place struct {
 	open func(t *testing.T, change func(*Config)) *Store
-	// wipe empties it, so that tests are independent.
-	wipe func(t *testing.T)
 }
 
 // eachDialect runs the suite over every dialect; a new one is added here.
