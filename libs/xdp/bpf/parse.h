@@ -148,7 +148,6 @@ inline_always void parse_ipv6(struct packet *p, void *l3, void *end)
 	struct extension *ext;
 	void *l4 = l3 + sizeof(*ip);
 	__u8 next;
-	int i;
 
 	if (l4 > end || (*(__u8 *)l3) >> 4 != 6)
 		return;
@@ -160,7 +159,7 @@ inline_always void parse_ipv6(struct packet *p, void *l3, void *end)
 	p->length = ntohs(ip->length) + sizeof(*ip);
 	p->ttl = ip->hop_limit;
 	next = ip->next;
-	for (i = 0; i < MAX_EXTENSIONS; i++) {
+	for (int i = 0; i < MAX_EXTENSIONS; i++) {
 		__u64 size;
 
 		if (next != PROTO_HOP_BY_HOP && next != PROTO_ROUTING && next != PROTO_FRAGMENT &&
@@ -188,9 +187,8 @@ inline_always void parse_ipv6(struct packet *p, void *l3, void *end)
 		next = ext->next;
 		l4 += size;
 	}
-	p->protocol = next;
-	if (i < MAX_EXTENSIONS)
-		parse_transport(p, l4, end);
+	p->protocol = next; /* with more headers than we follow, another one: a protocol without ports */
+	parse_transport(p, l4, end);
 }
 
 /* Fills p, which is zero when called. family stays 0 for what rules do not look at. */
