@@ -16,9 +16,12 @@ import (
 // MaxBatchBytes is the largest batch: what fits a 1 MiB message with room for its sensor and trace context.
 const MaxBatchBytes = 1<<20 - 1<<12
 
-// Headroom below MaxBatchBytes at which a batch is handed over: one call of the flow table adds at most about
-// 2,048 ends, or one packet's segment.
-const headroom = 1 << 18
+// headroom below MaxBatchBytes at which a batch is handed over: one call of the flow table adds at most about 2,048
+// ends with parts and updates, and a thousand summaries.
+const headroom = 1 << 19
+
+// publishEvery is how old the public counts may be.
+const publishEvery = int64(time.Millisecond)
 
 // Config of a Queue.
 type Config struct {
@@ -60,6 +63,7 @@ type Queue struct {
 	windowEnd   int64
 	atWindow    flowtable.Stats // when the window began
 	failed      func(*flowtable.Failure)
+	publishedNs int64
 
 	// Plain counts of the owner; publish makes them visible.
 	received, accounted, bytes uint64
@@ -103,7 +107,6 @@ func (q *Queue) Frames(frames [][]byte, nowNs int64, port uint8) {
 	for _, f := range frames {
 		q.Frame(f, nowNs, port)
 	}
-	q.publish()
 }
 
 // Frame takes one Ethernet frame, borrowed for the call. Poll must be called at least once per rx batch.
@@ -178,7 +181,7 @@ func size(b *flowv1.FlowBatch) int {
 	if c := b.Ends; c != nil {
 		n += int(c.Count) * 100
 	}
-	return n + len(b.Summaries)*56
+	return n + len(b.Summaries)*60
 }
 
 // Poll runs timers and window boundaries up to nowNs and hands the batch over when it is time. Call it at least
@@ -189,11 +192,15 @@ func (q *Queue) Poll(nowNs int64) {
 	}
 	for nowNs >= q.windowEnd {
 		q.table.Advance(q.windowEnd-1, q.batch, q.failed)
+		q.age(nowNs)
 		q.boundary(nowNs)
 	}
 	q.table.Advance(nowNs, q.batch, q.failed)
 	q.age(nowNs)
-	q.publish()
+	if nowNs-q.publishedNs >= publishEvery {
+		q.publishedNs = nowNs
+		q.publish()
+	}
 }
 
 // begin sets the bounds of the window that nowNs is in.
@@ -204,8 +211,11 @@ func (q *Queue) begin(nowNs int64) {
 	q.atWindow = q.table.Stats()
 }
 
-// boundary hands the window over; the next is the one that nowNs is in, so that a pause gives one window.
+// boundary hands the batch and the window over; the next is the one that nowNs is in, so that a pause gives one window.
 func (q *Queue) boundary(nowNs int64) {
+	if size(q.batch) > 0 {
+		q.cut()
+	}
 	s := q.table.Stats()
 	w := q.w
 	w.StartNs, w.EndNs = q.windowStart, q.windowEnd
@@ -256,9 +266,6 @@ func (q *Queue) Close(nowNs int64) {
 	for q.table.Flush(nowNs, q.batch, q.failed) {
 		q.cut()
 	}
-	if size(q.batch) > 0 {
-		q.cut()
-	}
 	q.boundary(q.windowEnd)
 	q.publish()
 }
@@ -279,7 +286,7 @@ func (q *Queue) publish() {
 	}
 }
 
-// Counts returns the packet counts as of the last Poll or Frames. Any goroutine may call it.
+// Counts returns the packet counts, at most a millisecond older than the last Poll. Any goroutine may call it.
 func (q *Queue) Counts() Counts {
 	c := Counts{
 		Received: q.public.received.Load(), Accounted: q.public.accounted.Load(), Bytes: q.public.bytes.Load(),
@@ -290,7 +297,7 @@ func (q *Queue) Counts() Counts {
 	return c
 }
 
-// Flows returns the flow counts as of the last Poll or Frames. Any goroutine may call it; between two Polls the
+// Flows returns the flow counts, as old as Counts'. Any goroutine may call it; between two Polls the
 // terms may be of different moments.
 func (q *Queue) Flows() flowtable.Stats {
 	f := &q.public.flows

@@ -1,0 +1,639 @@
+package flowtable
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	flagFIN = packet.FlagFIN
+	flagSYN = packet.FlagSYN
+	flagRST = packet.FlagRST
+	flagPSH = packet.FlagPSH
+	flagACK = packet.FlagACK
+	flagURG = packet.FlagURG
+)
+
+// rig drives a table with real frames and collects what it says.
+type rig struct {
+	t        *testing.T
+	table    *Table
+	out      *flowv1.FlowBatch
+	now      int64
+	failures []Failure
+	p        packet.Packet
+}
+
+func newRig(t *testing.T, change func(*Config)) *rig {
+	t.Helper()
+	c := DefaultConfig()
+	c.MaxFlows = 1 << 14
+	c.SummariseAbove = 0
+	if change != nil {
+		change(&c)
+	}
+	return &rig{t: t, table: New(c, 3), out: &flowv1.FlowBatch{}, now: 1_700_000_000_000_000_000}
+}
+
+func header(src, dst string) packet.Header {
+	return packet.Header{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst)}
+}
+
+func (r *rig) frame(f []byte) Observation {
+	r.t.Helper()
+	if reason := r.p.Decode(f); reason != packet.OK {
+		r.t.Fatalf("decode: %v", reason)
+	}
+	o := r.table.Account(&r.p, f[r.p.Payload:r.p.Payload+r.p.PayloadLen], r.now, 1, r.out)
+	if o.Failed {
+		r.failures = append(r.failures, *o.Failure)
+	}
+	return o
+}
+
+func (r *rig) tcp(src string, sport uint16, dst string, dport uint16, flags uint8, seq uint32, payload string) Observation {
+	r.t.Helper()
+	h := header(src, dst)
+	return r.frame(h.AppendTCP(nil, &packet.TCP{SrcPort: sport, DstPort: dport, Flags: flags, Seq: seq}, []byte(payload)))
+}
+
+func (r *rig) udp(src string, sport uint16, dst string, dport uint16, payload string) Observation {
+	r.t.Helper()
+	h := header(src, dst)
+	return r.frame(h.AppendUDP(nil, sport, dport, []byte(payload)))
+}
+
+// wait lets time pass in steps, as a queue does.
+func (r *rig) wait(d time.Duration) {
+	for end := r.now + int64(d); r.now < end; {
+		r.now = min(r.now+int64(50*time.Millisecond), end)
+		for r.table.Advance(r.now, r.out, func(f *Failure) { r.failures = append(r.failures, *f) }) {
+			continue
+		}
+	}
+}
+
+func (r *rig) flush() {
+	for r.table.Flush(r.now, r.out, nil) {
+		continue
+	}
+}
+
+func (r *rig) ends() []flow.End {
+	r.t.Helper()
+	if err := flow.Validate(r.out); err != nil {
+		r.t.Fatal(err)
+	}
+	var list []flow.End
+	for i := range int(r.out.GetEnds().GetCount()) {
+		list = append(list, flow.EndAt(r.out.Ends, i))
+	}
+	return list
+}
+
+func (r *rig) ledger() {
+	r.t.Helper()
+	s := r.table.Stats()
+	if s.Created != s.Ended+s.Active+s.Summarised+s.Evicted {
+		r.t.Fatalf("ledger does not balance: %+v", s)
+	}
+}
+
+func TestEntryFillsTwoCacheLines(t *testing.T) {
+	if s := unsafe.Sizeof(entry{}); s != 128 {
+		t.Errorf("an entry has %d bytes, want 128", s)
+	}
+}
+
+func TestConnection(t *testing.T) {
+	r := newRig(t, nil)
+	o := r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagSYN, 100, "")
+	if !o.New || !o.Attempt || o.Solicited || o.Reverse || o.ID>>56 != 3 {
+		t.Fatalf("SYN: %+v", o)
+	}
+	if r.out.Opens != nil {
+		t.Error("a single packet without payload has an open")
+	}
+	o = r.tcp("198.51.100.1", 443, "192.0.2.1", 40000, flagSYN|flagACK, 500, "")
+	if o.New || !o.Solicited || !o.Reverse || o.Key.DstPort != 443 {
+		t.Fatalf("SYN-ACK: %+v", o)
+	}
+	if o = r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK, 101, ""); !o.Handshake {
+		t.Fatalf("ACK completes no handshake: %+v", o)
+	}
+	if o = r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK|flagPSH, 101, "hello"); o.Handshake {
+		t.Fatal("the handshake completes twice")
+	}
+	r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK|flagPSH, 101, "hello") // retransmit
+	r.tcp("198.51.100.1", 443, "192.0.2.1", 40000, flagACK|flagPSH, 501, "world")
+	r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK|flagFIN, 106, "")
+	r.tcp("198.51.100.1", 443, "192.0.2.1", 40000, flagACK|flagFIN, 506, "")
+	r.wait(time.Second)
+	if n := len(r.ends()); n != 0 {
+		t.Fatalf("%d ends before the linger is over", n)
+	}
+	r.wait(1200 * time.Millisecond)
+	ends := r.ends()
+	if len(ends) != 1 || ends[0].Reason != flowv1.EndReason_END_REASON_FIN || ends[0].Totals.PacketsFwd != 5 ||
+		ends[0].Totals.PacketsRev != 3 || ends[0].Totals.BytesFwd != 5*40+10 || ends[0].FlagsRev != flagSYN|flagACK|flagPSH|flagFIN {
+		t.Fatalf("ends: %+v", ends)
+	}
+	if n := r.out.Opens.Count; n != 1 {
+		t.Fatalf("%d opens, want 1", n)
+	}
+	open := flow.OpenAt(r.out.Opens, 0)
+	if open.ID != o.ID || open.TCPFlags != flagSYN || open.IPLength != 40 || open.TTL != 64 || open.PortIndex != 1 || open.Key.SrcPort != 40000 {
+		t.Errorf("open: %+v", open)
+	}
+	if s := r.out.Segments; s.Count != 2 || string(s.Data) != "helloworld" || flow.Column(s.Offset).U32(0) != 0 ||
+		s.Direction[1] != 1 || flow.Column(s.Offset).U32(1) != 0 {
+		t.Errorf("segments: %v", s)
+	}
+	if len(r.failures) != 0 {
+		t.Errorf("failures: %+v", r.failures)
+	}
+	r.ledger()
+}
+
+func TestHandshakeSeenFromOneSide(t *testing.T) {
+	r := newRig(t, nil)
+	r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagSYN, 100, "")
+	if o := r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK, 101, ""); !o.Handshake {
+		t.Error("SYN, ACK is no handshake")
+	}
+	r.wait(4 * time.Second)
+	if len(r.failures) != 0 {
+		t.Errorf("failures: %+v", r.failures)
+	}
+}
+
+func TestFailures(t *testing.T) {
+	quote := func(f []byte) []byte { return f[14:] }
+	tests := []struct {
+		name string
+		play func(r *rig)
+		want []FailureReason
+	}{
+		{"refused", func(r *rig) {
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagSYN, 1, "")
+			r.tcp("198.51.100.1", 80, "192.0.2.1", 1, flagRST|flagACK, 0, "")
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagSYN, 1, "") // the client tries again
+			r.tcp("198.51.100.1", 80, "192.0.2.1", 1, flagRST|flagACK, 0, "")
+		}, []FailureReason{Refused}},
+		{"silence", func(r *rig) { r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagSYN, 1, "") }, []FailureReason{Silence}},
+		{"silence udp", func(r *rig) { r.udp("192.0.2.1", 1, "198.51.100.1", 80, "x") }, []FailureReason{Silence}},
+		{"half-open scan of an open port", func(r *rig) {
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagSYN, 1, "")
+			r.tcp("198.51.100.1", 80, "192.0.2.1", 1, flagSYN|flagACK, 0, "")
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagRST, 2, "")
+		}, nil},
+		{"reset after data", func(r *rig) {
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagSYN, 1, "")
+			r.tcp("198.51.100.1", 80, "192.0.2.1", 1, flagSYN|flagACK, 0, "")
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagACK, 2, "GET")
+			r.tcp("198.51.100.1", 80, "192.0.2.1", 1, flagRST, 1, "")
+		}, nil},
+		{"ack scan", func(r *rig) {
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagACK, 1, "")
+			r.tcp("198.51.100.1", 80, "192.0.2.1", 1, flagRST, 0, "")
+		}, []FailureReason{Refused}},
+		{"null scan", func(r *rig) { r.tcp("192.0.2.1", 1, "198.51.100.1", 80, 0, 1, "") }, []FailureReason{Silence}},
+		{"backscatter", func(r *rig) {
+			r.tcp("192.0.2.1", 80, "198.51.100.1", 1, flagSYN|flagACK, 1, "")
+			r.tcp("192.0.2.1", 80, "198.51.100.2", 1, flagRST|flagACK, 1, "")
+			r.tcp("192.0.2.1", 80, "198.51.100.3", 1, flagRST, 1, "")
+		}, nil},
+		{"answer of a reflector", func(r *rig) { r.udp("192.0.2.1", 53, "198.51.100.1", 4000, "x") }, nil},
+		{"multicast", func(r *rig) { r.udp("192.0.2.1", 5353, "224.0.0.251", 5353, "x") }, nil},
+		{"mid-stream", func(r *rig) { r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagACK, 1, "x") }, nil},
+		{"unreachable", func(r *rig) {
+			h := header("192.0.2.1", "198.51.100.1")
+			f := h.AppendUDP(nil, 7, 9, []byte("x"))
+			r.frame(f)
+			b := header("198.51.100.1", "192.0.2.1")
+			o := r.frame(b.AppendICMP(nil, 3, 3, 0, quote(f)))
+			if !o.New || o.Attempt || !o.Failed {
+				r.t.Errorf("unreachable: %+v", o)
+			}
+			r.frame(b.AppendICMP(nil, 3, 3, 0, quote(f)))
+		}, []FailureReason{Unreachable}},
+		{"unreachable v6", func(r *rig) {
+			h := header("2001:db8::1", "2001:db8::2")
+			f := h.AppendTCP(nil, &packet.TCP{SrcPort: 7, DstPort: 9, Flags: flagSYN}, nil)
+			r.frame(f)
+			b := header("2001:db8::ff", "2001:db8::1")
+			r.frame(b.AppendICMP(nil, 1, 4, 0, quote(f)))
+		}, []FailureReason{Unreachable}},
+		{"unreachable of nothing we know", func(r *rig) {
+			h := header("192.0.2.1", "198.51.100.1")
+			b := header("198.51.100.1", "192.0.2.1")
+			r.frame(b.AppendICMP(nil, 3, 3, 0, quote(h.AppendUDP(nil, 7, 9, []byte("x")))))
+			r.frame(b.AppendICMP(nil, 3, 3, 0, []byte{0x45, 0}))
+		}, nil},
+		{"ping answered", func(r *rig) {
+			h, b := header("192.0.2.1", "198.51.100.1"), header("198.51.100.1", "192.0.2.1")
+			if o := r.frame(h.AppendICMP(nil, 8, 0, 1, nil)); !o.Attempt {
+				r.t.Error("echo is no attempt")
+			}
+			r.frame(b.AppendICMP(nil, 0, 0, 1, nil))
+		}, nil},
+		{"ping without answer", func(r *rig) {
+			h := header("192.0.2.1", "198.51.100.1")
+			r.frame(h.AppendICMP(nil, 8, 0, 1, nil))
+		}, []FailureReason{Silence}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, nil)
+			first := r.now
+			tt.play(r)
+			r.wait(10 * time.Second)
+			if len(r.failures) != len(tt.want) {
+				t.Fatalf("failures: %+v, want %v", r.failures, tt.want)
+			}
+			for i, f := range r.failures {
+				if f.Reason != tt.want[i] || f.FirstNs != first || flow.Addr(f.Key.Src).String()[0] != '1' && !flow.Addr(f.Key.Src).Is6() {
+					t.Errorf("failure %+v, want %v", f, tt.want[i])
+				}
+				if f.Reason == Silence && (f.AtNs-first < int64(3*time.Second) || f.AtNs-first > int64(3200*time.Millisecond)) {
+					t.Errorf("silence is noticed after %v", time.Duration(f.AtNs-first))
+				}
+			}
+			r.ledger()
+		})
+	}
+}
+
+func TestImpossibleFlags(t *testing.T) {
+	for f, want := range map[uint8]bool{
+		0: true, flagFIN: true, flagFIN | flagPSH | flagURG: true, flagSYN | flagFIN: true, flagSYN | flagRST: true, flagPSH: true, flagRST | flagFIN: true,
+		flagSYN: false, flagSYN | flagACK: false, flagACK: false, flagRST: false, flagRST | flagACK: false, flagFIN | flagACK: false, flagPSH | flagACK: false,
+		flagSYN | packet.FlagECE | packet.FlagCWR: false,
+	} {
+		if ImpossibleFlags(f) != want {
+			t.Errorf("ImpossibleFlags(%#x) = %v", f, !want)
+		}
+	}
+	r := newRig(t, nil)
+	if o := r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagFIN|flagPSH|flagURG, 1, ""); !o.Invalid || !o.Attempt || !o.OutOfState {
+		t.Errorf("xmas: %+v", o)
+	}
+}
+
+func TestSegments(t *testing.T) {
+	type seg struct {
+		seq  uint32
+		data string
+	}
+	tests := []struct {
+		name string
+		sent []seg
+		want string // what a reader puts together
+		n    uint32
+	}{
+		{"in order", []seg{{11, "abc"}, {14, "def"}}, "abcdef", 2},
+		{"retransmitted", []seg{{11, "abc"}, {11, "abc"}, {14, "def"}, {12, "bcd"}}, "abcdef", 2},
+		{"overlapping", []seg{{11, "abc"}, {12, "bcdef"}}, "abcdef", 2},
+		{"out of order", []seg{{11, "ab"}, {15, "ef"}, {13, "cd"}, {13, "cd"}}, "abcdef", 3},
+		{"filled in two steps", []seg{{11, "ab"}, {15, "ef"}, {13, "c"}, {14, "d"}}, "abcdef", 4},
+		{"two holes", []seg{{11, "a"}, {13, "c"}, {15, "e"}, {12, "b"}, {14, "d"}}, "abcde", 5},
+		{"keepalive before the start", []seg{{10, "x"}, {11, "abc"}}, "abc", 1},
+		{"fills a hole and goes on", []seg{{11, "ab"}, {15, "e"}, {13, "cdefg"}}, "abcdefg", 3},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, nil)
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagSYN, 10, "")
+			for _, s := range tt.sent {
+				r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagACK, s.seq, s.data)
+			}
+			var got [64]byte
+			at, high := 0, 0
+			c := r.out.Segments
+			for i := range int(c.Count) {
+				off, n := int(flow.Column(c.Offset).U32(i)), int(flow.Column(c.Length).U16(i))
+				copy(got[off:], c.Data[at:at+n])
+				at += n
+				high = max(high, off+n)
+			}
+			if string(got[:high]) != tt.want || c.Count != tt.n {
+				t.Errorf("%d segments: %q, want %d: %q", c.Count, got[:high], tt.n, tt.want)
+			}
+		})
+	}
+}
+
+func TestSegmentLimits(t *testing.T) {
+	r := newRig(t, nil)
+	for range 20 {
+		r.udp("192.0.2.1", 1, "198.51.100.1", 80, "0123456789")
+	}
+	if n := r.out.Segments.Count; n != MaxSegments {
+		t.Errorf("%d segments, want %d", n, MaxSegments)
+	}
+	if off := flow.Column(r.out.Segments.Offset).U32(7); off != 70 {
+		t.Errorf("offset of the eighth is %d", off)
+	}
+	long := string(bytes.Repeat([]byte("a"), 1400))
+	for range 5 {
+		r.udp("192.0.2.2", 1, "198.51.100.1", 80, long)
+	}
+	if n := len(r.out.Segments.Data) - 80; n != MaxSegmentBytes {
+		t.Errorf("%d bytes, want %d", n, MaxSegmentBytes)
+	}
+	o := r.udp("192.0.2.3", 1, "198.51.100.1", 80, "x")
+	before := r.out.Segments.Count
+	if k, ok := r.table.Enough(o.ID); !ok || k != o.Key {
+		t.Errorf("Enough: %v %v", k, ok)
+	}
+	r.udp("192.0.2.3", 1, "198.51.100.1", 80, "x")
+	if r.out.Segments.Count != before {
+		t.Error("payload is sent after Enough")
+	}
+	if _, ok := r.table.Enough(o.ID + 1<<24); ok {
+		t.Error("Enough finds a flow of another generation")
+	}
+}
+
+func TestSegmentBudget(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.SegmentBudget = 100; c.SummariseAbove = 5 })
+	for i := range 50 {
+		r.udp("192.0.2.1", uint16(i+1), "198.51.100.1", 80, "0123456789")
+	}
+	if n := r.out.Segments.Count; n != 10 || r.table.Stats().Withheld != 40 || r.out.Opens.Count != 10 {
+		t.Errorf("%d segments, %+v", n, r.table.Stats())
+	}
+	r.udp("198.51.100.1", 80, "192.0.2.1", 1, "answer")
+	if n := r.out.Segments.Count; n != 11 {
+		t.Error("a flow with answers has no budget of its own")
+	}
+	r.wait(70 * time.Second)
+	if s := r.table.Stats(); s.Summarised != 35 || s.Ended != 15 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestTimeouts(t *testing.T) {
+	tests := []struct {
+		name string
+		play func(r *rig)
+		d    time.Duration
+		why  flowv1.EndReason
+	}{
+		{"tcp", func(r *rig) {
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagACK, 1, "x")
+			r.tcp("198.51.100.1", 80, "192.0.2.1", 1, flagACK, 1, "x")
+		}, 120 * time.Second, flowv1.EndReason_END_REASON_IDLE},
+		{"udp", func(r *rig) { r.udp("192.0.2.1", 1, "198.51.100.1", 80, "x") }, 60 * time.Second, flowv1.EndReason_END_REASON_IDLE},
+		{"single", func(r *rig) { r.udp("192.0.2.1", 1, "198.51.100.1", 80, "") }, 5 * time.Second, flowv1.EndReason_END_REASON_IDLE},
+		{"icmp", func(r *rig) {
+			h := header("192.0.2.1", "198.51.100.1")
+			r.frame(h.AppendICMP(nil, 8, 0, 1, []byte("x")))
+		}, 30 * time.Second, flowv1.EndReason_END_REASON_IDLE},
+		{"rst", func(r *rig) {
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagSYN, 1, "")
+			r.tcp("198.51.100.1", 80, "192.0.2.1", 1, flagRST|flagACK, 1, "")
+		}, 2 * time.Second, flowv1.EndReason_END_REASON_RST},
+		{"fin of the only side seen", func(r *rig) {
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagACK, 1, "x")
+			r.tcp("192.0.2.1", 1, "198.51.100.1", 80, flagACK|flagFIN, 1, "")
+		}, 2 * time.Second, flowv1.EndReason_END_REASON_FIN},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, func(c *Config) { c.Active = 0 })
+			tt.play(r)
+			r.wait(tt.d - 100*time.Millisecond)
+			if n := len(r.ends()); n != 0 {
+				t.Fatal("ended early")
+			}
+			r.wait(250 * time.Millisecond)
+			if e := r.ends(); len(e) != 1 || e[0].Reason != tt.why {
+				t.Fatalf("ends: %+v", e)
+			}
+			r.ledger()
+		})
+	}
+}
+
+func TestActiveAndUpdate(t *testing.T) {
+	r := newRig(t, nil)
+	for range 130 {
+		r.udp("192.0.2.1", 1, "198.51.100.1", 80, "x")
+		r.udp("198.51.100.1", 80, "192.0.2.1", 1, "x")
+		r.wait(time.Second)
+	}
+	r.flush()
+	ends := r.ends()
+	var sum uint64
+	for i, e := range ends {
+		if int(e.Part) != i {
+			t.Errorf("part %d is numbered %d", i, e.Part)
+		}
+		sum += e.Totals.PacketsFwd
+	}
+	if len(ends) != 3 || sum != 130 || ends[0].Reason != flowv1.EndReason_END_REASON_ACTIVE || ends[2].Reason != flowv1.EndReason_END_REASON_SHUTDOWN {
+		t.Errorf("ends: %+v", ends)
+	}
+	if n := r.out.Updates.Count; n < 9 || n > 12 {
+		t.Errorf("%d updates in 130 s", n)
+	}
+	if r.out.Opens.Count != 1 {
+		t.Errorf("%d opens", r.out.Opens.Count)
+	}
+	if s := r.table.Stats(); s.Created != 1 || s.Ended != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestMeter(t *testing.T) {
+	r := newRig(t, nil)
+	o := r.udp("192.0.2.1", 1, "198.51.100.1", 80, "x")
+	if _, ok := r.table.Meter(o.Key.Reverse(), 10, 1000, r.now+5); !ok {
+		t.Fatal("the flow is not found")
+	}
+	if _, ok := r.table.Meter(flow.Key{}, 10, 1000, r.now); ok {
+		t.Fatal("a flow that is not there is found")
+	}
+	if o := r.udp("192.0.2.1", 1, "198.51.100.1", 80, "x"); !o.Solicited {
+		t.Error("forwarded packets are no answer")
+	}
+	r.flush()
+	if e := r.ends(); len(e) != 1 || e[0].Totals.PacketsRev != 10 || e[0].Totals.BytesRev != 1000 || e[0].Totals.PacketsFwd != 2 {
+		t.Errorf("ends: %+v", e)
+	}
+}
+
+func TestEvictionPrefersSinglePackets(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.MaxFlows = 64 })
+	for i := range 32 {
+		r.udp("192.0.2.1", uint16(i+1), "198.51.100.1", 80, "x")
+		r.udp("198.51.100.1", 80, "192.0.2.1", uint16(i+1), "x")
+	}
+	for i := range 1000 {
+		r.tcp("203.0.113.1", uint16(i+1), "198.51.100.1", 80, flagSYN, 1, "")
+	}
+	for i := range 32 {
+		if o := r.udp("192.0.2.1", uint16(i+1), "198.51.100.1", 80, "x"); o.New {
+			t.Fatal("a flow with two packets was evicted")
+		}
+	}
+	s := r.table.Stats()
+	if s.Active != 64 || s.Evicted+s.Untracked != 1000-32 || s.Evicted == 0 {
+		t.Errorf("%+v", s)
+	}
+	r.ledger()
+	r = newRig(t, func(c *Config) { c.MaxFlows = 8 })
+	for i := range 9 {
+		r.udp("192.0.2.1", uint16(i+1), "198.51.100.1", 80, "x")
+		o := r.udp("192.0.2.1", uint16(i+1), "198.51.100.1", 80, "x")
+		if i == 8 && (!o.Untracked || o.ID != 0) {
+			t.Errorf("the table has room: %+v", o)
+		}
+	}
+}
+
+func TestSummaries(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.SummariseAbove = 10 })
+	for i := range 500 {
+		r.tcp("203.0.113.1", uint16(i+1), "198.51.100.1", 80, flagSYN, 1, "")
+	}
+	for i := range 20 {
+		r.udp("203.0.113.1", uint16(i+1), "198.51.100.2", 80, "")
+	}
+	r.wait(6 * time.Second)
+	s := r.table.Stats()
+	if s.Summarised == 0 || s.Active != 0 || s.Ended+s.Summarised != 520 {
+		t.Fatalf("%+v", s)
+	}
+	var flows, n uint64
+	for _, m := range r.out.Summaries {
+		flows += m.Flows
+		n += m.Bytes
+		if len(m.DstIp) != 16 || m.Protocol != 6 && m.Protocol != 17 {
+			t.Errorf("summary %v", m)
+		}
+	}
+	if flows != s.Summarised || n == 0 {
+		t.Errorf("summaries hold %d flows, %d are counted", flows, s.Summarised)
+	}
+	r.ledger()
+}
+
+// TestLedgerUnderRandomTraffic plays random packets at random times against a small table.
+func TestLedgerUnderRandomTraffic(t *testing.T) {
+	play := func(seed uint64) (*rig, []byte) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		r := newRig(t, func(c *Config) { c.MaxFlows = 500; c.InitialFlows = 16; c.SummariseAbove = 3 })
+		ids := map[uint64]flow.Key{}
+		addr := func() string {
+			return netip.AddrFrom4([4]byte{10, 0, byte(rng.IntN(2)), byte(rng.IntN(40))}).String()
+		}
+		for range 60000 {
+			src, dst := addr(), addr()
+			sport, dport := uint16(rng.IntN(20)), uint16(rng.IntN(20))
+			payload := "payload of some length"[:rng.IntN(3)*7]
+			var o Observation
+			switch rng.IntN(4) {
+			case 0:
+				o = r.udp(src, sport, dst, dport, payload)
+			case 1:
+				h := header(src, dst)
+				o = r.frame(h.AppendICMP(nil, uint8(rng.IntN(14)), 0, 0, []byte(payload)))
+			default:
+				o = r.tcp(src, sport, dst, dport, uint8(rng.IntN(64)), rng.Uint32(), payload)
+			}
+			if o.New {
+				if _, ok := ids[o.ID]; ok {
+					t.Fatalf("flow id %x is given twice", o.ID)
+				}
+				ids[o.ID] = o.Key
+			} else if o.ID != 0 && ids[o.ID] != o.Key {
+				t.Fatalf("flow id %x has changed its key", o.ID)
+			}
+			if rng.IntN(50) == 0 {
+				r.wait(time.Duration(rng.Int64N(int64(2 * time.Second))))
+			}
+			r.ledger()
+		}
+		r.flush()
+		r.ledger()
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(r.out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r, b
+	}
+	r, first := play(7)
+	s := r.table.Stats()
+	if s.Active != 0 || s.Ended == 0 || s.Summarised == 0 || s.Evicted == 0 {
+		t.Errorf("the traffic does not reach everything: %+v", s)
+	}
+	var ended, summed uint64
+	for _, e := range r.ends() {
+		if e.Reason != flowv1.EndReason_END_REASON_ACTIVE {
+			ended++
+		}
+	}
+	for _, m := range r.out.Summaries {
+		summed += m.Flows
+	}
+	if ended != s.Ended+s.Evicted || summed != s.Summarised {
+		t.Errorf("%d ends and %d in summaries, %+v", ended, summed, s)
+	}
+	if _, second := play(7); !bytes.Equal(first, second) {
+		t.Error("the same packets give other records")
+	}
+}
+
+func TestClockJumps(t *testing.T) {
+	r := newRig(t, nil)
+	r.udp("192.0.2.1", 1, "198.51.100.1", 80, "x")
+	r.now += int64(1000 * time.Hour)
+	for r.table.Advance(r.now, r.out, nil) {
+		continue
+	}
+	if n := len(r.ends()); n != 1 {
+		t.Fatalf("%d ends after a jump of the clock", n)
+	}
+	r.now -= int64(2000 * time.Hour)
+	r.udp("192.0.2.1", 1, "198.51.100.1", 80, "x")
+	r.wait(time.Second)
+	r.flush()
+	r.ledger()
+	if n := len(r.ends()); n != 2 {
+		t.Errorf("%d ends", n)
+	}
+}
+
+func TestNoAllocations(t *testing.T) {
+	r := newRig(t, nil)
+	h := header("192.0.2.1", "198.51.100.1")
+	frames := make([][]byte, 256)
+	for i := range frames {
+		frames[i] = h.AppendTCP(nil, &packet.TCP{SrcPort: uint16(i % 64), DstPort: 80, Flags: flagACK, Seq: uint32(i)}, []byte("payload"))
+	}
+	run := func() {
+		for _, f := range frames {
+			r.frame(f)
+			r.now += int64(time.Millisecond)
+		}
+		r.table.Advance(r.now, r.out, nil)
+		flow.Reset(r.out)
+	}
+	for range 300 {
+		run()
+	}
+	if n := testing.AllocsPerRun(100, run); n != 0 {
+		t.Errorf("%v allocations per 256 packets", n)
+	}
+}

@@ -1,0 +1,527 @@
+package window
+
+import (
+	"encoding/binary"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+	"github.com/tidegate-mesh/tidegate/libs/sketch"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/flowtable"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+)
+
+// rig is a flow table in front of builders.
+type rig struct {
+	t     *testing.T
+	table *flowtable.Table
+	out   flowv1.FlowBatch
+	now   int64
+	p     packet.Packet
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	c := flowtable.DefaultConfig()
+	c.MaxFlows = 1 << 16
+	return &rig{t: t, table: flowtable.New(c, 0), now: 1_700_000_000_000_000_000}
+}
+
+// add decodes a frame, accounts it and adds it to every builder.
+func (r *rig) add(f []byte, to ...*Builder) {
+	r.t.Helper()
+	reason := r.p.Decode(f)
+	if reason == packet.NotIP {
+		for _, b := range to {
+			b.Add(&r.p, nil, r.now, &flowtable.Observation{})
+		}
+		return
+	}
+	if reason != packet.OK {
+		r.t.Fatalf("decode: %v", reason)
+	}
+	o := r.table.Account(&r.p, f[r.p.Payload:r.p.Payload+r.p.PayloadLen], r.now, 0, &r.out)
+	for _, b := range to {
+		b.Add(&r.p, f[r.p.L3:], r.now, &o)
+	}
+}
+
+func (r *rig) silence(to ...*Builder) {
+	r.now += 4_000_000_000
+	for r.table.Advance(r.now, &r.out, func(f *flowtable.Failure) {
+		for _, b := range to {
+			b.Failure(f)
+		}
+	}) {
+		continue
+	}
+}
+
+func header(src, dst netip.Addr) packet.Header { return packet.Header{Src: src, Dst: dst} }
+
+func v4(a, b, c, d int) netip.Addr {
+	return netip.AddrFrom4([4]byte{byte(a), byte(b), byte(c), byte(d)})
+}
+
+func encode(t *testing.T, b *Builder) *flowv1.Window {
+	t.Helper()
+	w := &flowv1.Window{}
+	b.Encode(w)
+	if n := proto.Size(w); n > 1<<20-1<<12 {
+		t.Errorf("the window has %d bytes", n)
+	}
+	return w
+}
+
+func target(w *flowv1.Window, prefix string) *flowv1.Target {
+	p := netip.MustParsePrefix(prefix)
+	n := p.Bits()
+	if p.Addr().Is4() {
+		n += 96
+	}
+	for _, t := range w.Targets {
+		if flow.AddrBytes(t.Addr) == p.Addr() && int(t.PrefixLen) == n {
+			return t
+		}
+	}
+	return nil
+}
+
+func counts(b []byte) []uint32 {
+	var list []uint32
+	for ; len(b) >= 4; b = b[4:] {
+		list = append(list, binary.LittleEndian.Uint32(b))
+	}
+	return list
+}
+
+func distinct(b []byte) float64 {
+	var h sketch.HLL
+	h.Merge(b)
+	return h.Estimate()
+}
+
+func TestHistogramsAndCounters(t *testing.T) {
+	r, b := newRig(t), New(Config{})
+	src, dst := v4(192, 0, 2, 1), v4(198, 51, 100, 7)
+	h := header(src, dst)
+	h.TTL = 57
+	r.add(h.AppendTCP(nil, &packet.TCP{SrcPort: 1, DstPort: 80, Flags: packet.FlagSYN}, nil), b)
+	r.add(h.AppendTCP(nil, &packet.TCP{SrcPort: 1, DstPort: 80, Flags: packet.FlagACK}, nil), b)
+	r.add(h.AppendTCP(nil, &packet.TCP{SrcPort: 1, DstPort: 80, Flags: packet.FlagACK | packet.FlagPSH}, make([]byte, 500)), b)
+	r.add(h.AppendTCP(nil, &packet.TCP{SrcPort: 2, DstPort: 80, Flags: packet.FlagACK | packet.FlagRST}, nil), b)
+	r.add(h.AppendTCP(nil, &packet.TCP{SrcPort: 3, DstPort: 80, Flags: packet.FlagACK | packet.FlagSYN}, nil), b)
+	r.add(h.AppendUDP(nil, 4, 53, make([]byte, 1400)), b)
+	r.add(h.AppendICMP(nil, 8, 0, 0, nil), b)
+	f := h
+	f.MoreFragments = true
+	r.add(append(f.AppendIP(nil, packet.ProtoUDP, 16), make([]byte, 16)...), b)
+	r.add(append(h.AppendIP(nil, 47, 8), make([]byte, 8)...), b)
+	arp := header(src, dst)
+	r.add(arp.AppendARP(nil, 1, [6]byte{}), b)
+
+	w := encode(t, b)
+	bytes := uint64(40 + 40 + 540 + 40 + 40 + 1428 + 28 + 36 + 28)
+	want := &flowv1.Counters{
+		Packets: 9, Bytes: bytes, Tcp: 5, Udp: 2, Icmp: 1, Other: 1, Fragments: 1, Syn: 1, SynAck: 1, Rst: 1, AckOnly: 1,
+		Handshakes: 1, Opens: 7, OutOfState: 2,
+	}
+	for _, prefix := range []string{"198.51.100.7/32", "198.51.100.0/24", "198.51.0.0/16"} {
+		x := target(w, prefix)
+		if x == nil {
+			t.Fatalf("no target %s", prefix)
+		}
+		if d := cmp.Diff(want, x.Counters, protocmp.Transform()); d != "" {
+			t.Errorf("%s: counters (-want +got):\n%s", prefix, d)
+		}
+		lengths := make([]uint32, 16)
+		for _, l := range []uint16{40, 40, 540, 40, 40, 1428, 28, 36, 28} {
+			lengths[LengthClass(l)]++
+		}
+		if d := cmp.Diff(lengths, counts(x.LengthHistogram)); d != "" {
+			t.Errorf("%s: lengths (-want +got):\n%s", prefix, d)
+		}
+		if d := cmp.Diff([]uint32{0, 2, 1, 1, 4, 0, 0, 0}, counts(x.FlagHistogram)); d != "" {
+			t.Errorf("%s: flags (-want +got):\n%s", prefix, d)
+		}
+		if ttl := counts(x.TtlHistogram); len(ttl) != 32 || ttl[7] != 9 {
+			t.Errorf("%s: ttl %v", prefix, ttl)
+		}
+		if len(x.Samples) != 9 || len(x.TopSources) != 1 || x.TopSources[0].Packets != 9 || x.TopSources[0].Bytes != bytes {
+			t.Errorf("%s: %d samples, top %v", prefix, len(x.Samples), x.TopSources)
+		}
+		if p := x.DstPorts; p[0].Port != 80 || p[0].Packets != 5 || p[0].Protocol != 6 {
+			t.Errorf("%s: ports %v", prefix, p)
+		}
+	}
+	s := target(w, "198.51.100.7/32").Samples[2]
+	if s.Length != 540 || len(s.Header) != sampleBytes || s.Header[0] != 0x45 || s.TimeNs != r.now {
+		t.Errorf("sample %v", s)
+	}
+	want = proto.Clone(want).(*flowv1.Counters)
+	want.Packets, want.Other = want.Packets+1, want.Other+1
+	if d := cmp.Diff(want, w.Total, protocmp.Transform()); d != "" {
+		t.Errorf("total (-want +got):\n%s", d)
+	}
+}
+
+func TestLengthClass(t *testing.T) {
+	for l, want := range map[uint16]int{0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 40: 5, 63: 5, 64: 6, 1500: 10, 65535: 15} {
+		if c := LengthClass(l); c != want {
+			t.Errorf("LengthClass(%d) = %d, want %d", l, c, want)
+		}
+	}
+}
+
+// TestHeavyHittersUnderSkew floods one host from random sources, with a few heavy ones among them, while many
+// other hosts get a packet now and then.
+func TestHeavyHittersUnderSkew(t *testing.T) {
+	r, b := newRig(t), New(Config{Seed: 5})
+	rng := rand.New(rand.NewPCG(1, 2))
+	victim := v4(198, 51, 100, 7)
+	for i := range 200_000 {
+		src, dst := v4(rng.IntN(200)+1, rng.IntN(256), rng.IntN(256), rng.IntN(256)), victim
+		switch {
+		case i%10 == 0:
+			src = v4(203, 0, 113, i/10%5)
+		case i%3 == 0:
+			dst = v4(20+rng.IntN(100), rng.IntN(256), rng.IntN(256), rng.IntN(256))
+		}
+		p := packet.Packet{Src: src.As16(), Dst: dst.As16(), SrcPort: 1000, DstPort: 80, Proto: 6, IPLen: 40, IsIP: true, TTL: 64, TCPFlags: packet.FlagSYN}
+		b.Add(&p, nil, r.now, &flowtable.Observation{New: true, Attempt: true})
+	}
+	w := encode(t, b)
+	if len(w.Targets) != MaxHosts+MaxNets+MaxRegions || len(w.Sources) != MaxSources {
+		t.Errorf("%d targets, %d sources", len(w.Targets), len(w.Sources))
+	}
+	x := w.Targets[0]
+	if flow.AddrBytes(x.Addr) != victim || x.Counters.Packets != 140_000 {
+		t.Fatalf("heaviest is %v with %d packets", flow.AddrBytes(x.Addr), x.Counters.Packets)
+	}
+	if d := distinct(x.SourceRegisters); math.Abs(d-120_000) > 25_000 {
+		t.Errorf("%.0f distinct sources, want about 120000", d)
+	}
+	for i := range 5 {
+		s := x.TopSources[i]
+		if a := flow.AddrBytes(s.Addr); a.As4()[0] != 203 || s.Packets < 3600 || s.Packets > 4000 {
+			t.Errorf("top source %d is %v with %d packets", i, a, s.Packets)
+		}
+	}
+	if n := x.TopSources[5].Packets; n > 10 {
+		t.Errorf("a random source is said to have sent %d packets", n)
+	}
+	if len(x.Samples) != hostSamples || x.DstPorts[0].Packets != 140_000 {
+		t.Errorf("%d samples, ports %v", len(x.Samples), x.DstPorts)
+	}
+	var sum uint64
+	for _, t := range w.Targets[MaxHosts:] {
+		if t.PrefixLen == 112 {
+			sum += t.Counters.Packets
+		}
+	}
+	if sum < 140_000 || sum > 200_000 {
+		t.Errorf("/16s have %d packets", sum)
+	}
+	var heavy int
+	for _, s := range w.Sources {
+		if a := flow.AddrBytes(s.Addr).As4(); a[0] == 203 && a[1] == 0 && s.Attempts > 3600 {
+			heavy++
+		}
+	}
+	if heavy != 5 {
+		t.Errorf("%d of 5 heavy sources", heavy)
+	}
+}
+
+// TestCarpet floods a /24 so thinly that no host is heavy.
+func TestCarpet(t *testing.T) {
+	b := New(Config{})
+	// Other hosts take the details that are given freely.
+	for i := range 500 {
+		p := packet.Packet{Src: v4(1, 1, 1, 1).As16(), Dst: v4(10, 0, i/250, i%250).As16(), Proto: 17, IPLen: 100, IsIP: true}
+		b.Add(&p, nil, 1, &flowtable.Observation{})
+	}
+	for i := range 2560 {
+		p := packet.Packet{Src: v4(203, 0, 113, i%7).As16(), Dst: v4(198, 51, 100, i%256).As16(), SrcPort: 9, DstPort: 7, Proto: 17, IPLen: 100, IsIP: true, TTL: 64}
+		b.Add(&p, nil, 1, &flowtable.Observation{})
+	}
+	w := encode(t, b)
+	x := target(w, "198.51.100.0/24")
+	if x == nil || x.Counters.Packets != 2560 || x.Counters.Udp != 2560 || x.Counters.Bytes != 256_000 {
+		t.Fatalf("the /24: %v", x.GetCounters())
+	}
+	if d := distinct(x.SourceRegisters); math.Round(d) != 7 || len(x.Samples) == 0 || x.DstPorts[0].Packets < 2500 {
+		t.Errorf("%v sources, %d samples, ports %v", d, len(x.Samples), x.DstPorts)
+	}
+	if x = target(w, "198.51.0.0/16"); x == nil || x.Counters.Packets != 2560 {
+		t.Errorf("the /16: %v", x.GetCounters())
+	}
+}
+
+func dnsAnswer() []byte {
+	b := make([]byte, 60)
+	b[2] = 0x81
+	return b
+}
+
+func TestReflectors(t *testing.T) {
+	r, b := newRig(t), New(Config{})
+	victim, client := v4(198, 51, 100, 7), v4(198, 51, 100, 8)
+	monlist := append([]byte{0xD7, 0, 3, 42}, make([]byte, 400)...)
+	for i := range 3 {
+		h := header(v4(203, 0, 113, i), victim)
+		r.add(h.AppendUDP(nil, 123, 4000, monlist), b)
+		r.add(h.AppendUDP(nil, 123, 4001, []byte{0x24, 1, 2, 3}), b)
+		r.add(h.AppendUDP(nil, 53, 4000, dnsAnswer()), b)
+		r.add(h.AppendUDP(nil, 1900, 4000, []byte("HTTP/1.1 200 OK")), b)
+	}
+	// A client that asks gets answers that nobody minds.
+	h, back := header(client, v4(203, 0, 113, 1)), header(v4(203, 0, 113, 1), client)
+	r.add(h.AppendUDP(nil, 4000, 53, make([]byte, 20)), b)
+	r.add(back.AppendUDP(nil, 53, 4000, dnsAnswer()), b)
+	w := encode(t, b)
+	want := []*flowv1.Reflector{
+		{Port: 123, Packets: 6, Bytes: 3 * (32 + 432), Marked: 3},
+		{Port: 53, Packets: 3, Bytes: 3 * 88, Marked: 3},
+		{Port: 1900, Packets: 3, Bytes: 3 * 43},
+	}
+	if d := cmp.Diff(want, target(w, "198.51.100.7/32").Reflectors, protocmp.Transform()); d != "" {
+		t.Errorf("reflectors (-want +got):\n%s", d)
+	}
+	if x := target(w, "198.51.100.8/32"); len(x.Reflectors) != 0 {
+		t.Errorf("asked for, and counted: %v", x.Reflectors)
+	}
+	if x := target(w, "198.51.100.0/24"); x.Reflectors[0].Marked != 3 || x.Reflectors[0].Packets != 6 {
+		t.Errorf("the /24 has %v", x.Reflectors)
+	}
+	for _, s := range w.Sources {
+		if a := flow.AddrBytes(s.Addr); a != client {
+			t.Errorf("the reflector %v is said to try something", a)
+		}
+	}
+}
+
+// TestOneMarkedPacketIsSeen hides one monlist answer among hosts with far more traffic.
+func TestOneMarkedPacketIsSeen(t *testing.T) {
+	r, b := newRig(t), New(Config{})
+	for i := range 300 * 40 {
+		p := packet.Packet{Src: v4(1, 1, 1, 1).As16(), Dst: v4(10, 0, i%300/100, i%100).As16(), Proto: 17, IPLen: 100, IsIP: true}
+		b.Add(&p, nil, 1, &flowtable.Observation{})
+	}
+	h := header(v4(203, 0, 113, 9), v4(198, 51, 100, 7))
+	r.add(h.AppendUDP(nil, 123, 4000, []byte{0x97, 0, 3, 20, 0, 0, 0, 0}), b)
+	w := encode(t, b)
+	x := target(w, "198.51.100.7/32")
+	if x == nil || x.Reflectors[0].Marked != 1 {
+		t.Fatalf("the target: %v", x)
+	}
+	hosts := slices.DeleteFunc(slices.Clone(w.Targets), func(t *flowv1.Target) bool { return t.PrefixLen != 128 })
+	if len(hosts) != MaxHosts {
+		t.Errorf("%d hosts", len(hosts))
+	}
+}
+
+func TestSources(t *testing.T) {
+	r, b := newRig(t), New(Config{})
+	scanner, victim := v4(203, 0, 113, 9), v4(198, 51, 100, 7)
+	h, back := header(scanner, victim), header(victim, scanner)
+	first := r.now
+	for port := range uint16(100) {
+		r.add(h.AppendTCP(nil, &packet.TCP{SrcPort: 4000, DstPort: port + 1, Flags: packet.FlagSYN}, nil), b)
+		if port < 90 {
+			r.add(back.AppendTCP(nil, &packet.TCP{SrcPort: port + 1, DstPort: 4000, Flags: packet.FlagRST | packet.FlagACK}, nil), b)
+		}
+	}
+	sweeper := v4(203, 0, 113, 10)
+	for i := range 50 {
+		h := header(sweeper, v4(198, 51, 101, i))
+		r.add(h.AppendTCP(nil, &packet.TCP{SrcPort: 4000, DstPort: 22, Flags: packet.FlagFIN}, nil), b)
+	}
+	r.silence(b)
+	for i := range 30 {
+		h := header(v4(10, 0, 0, 1), v4(10, 0, 0, 2+i))
+		r.add(h.AppendARP(nil, 1, [6]byte{}), b)
+	}
+	h = header(v4(10, 0, 0, 3), v4(10, 0, 0, 3)) // an announcement
+	r.add(h.AppendARP(nil, 1, [6]byte{}), b)
+	w := encode(t, b)
+	if len(w.Sources) != 3 {
+		t.Fatalf("%d sources", len(w.Sources))
+	}
+	near := func(name string, registers []byte, want float64) {
+		t.Helper()
+		if d := distinct(registers); math.Abs(d-want) > want/8+0.6 {
+			t.Errorf("%s: %.1f, want about %v", name, d, want)
+		}
+	}
+	s := w.Sources[0]
+	if flow.AddrBytes(s.Addr) != scanner || s.Attempts != 100 || s.Failed != 100 || s.FirstNs != first ||
+		flow.AddrBytes(s.TopHost) != victim || s.TopHostAttempts != 100 || s.InvalidFlags != 0 || len(s.Samples) != 8 {
+		t.Errorf("scanner: %v", s)
+	}
+	near("hosts", s.AttemptHosts, 1)
+	near("ports", s.AttemptPorts, 100)
+	near("failed hosts", s.FailedHosts, 1)
+	near("failed ports", s.FailedPorts, 100)
+	near("top host's ports", s.TopHostPorts, 100)
+	near("top host's failed ports", s.TopHostFailedPorts, 100)
+	s = w.Sources[1]
+	if flow.AddrBytes(s.Addr) != sweeper || s.Attempts != 50 || s.Failed != 50 || s.InvalidFlags != 50 || s.DstPorts[0].Port != 22 || s.DstPorts[0].Packets != 50 {
+		t.Errorf("sweeper: %v", s)
+	}
+	near("hosts", s.AttemptHosts, 50)
+	near("failed hosts", s.FailedHosts, 50)
+	s = w.Sources[2]
+	if flow.AddrBytes(s.Addr) != v4(10, 0, 0, 1) || s.ArpRequests != 30 || s.Attempts != 0 {
+		t.Errorf("ARP sweeper: %v", s)
+	}
+	near("ARP targets", s.AttemptHosts, 30)
+}
+
+// TestMergeEqualsOne splits traffic between queues and compares with one builder that saw it all.
+func TestMergeEqualsOne(t *testing.T) {
+	r := newRig(t)
+	one := New(Config{})
+	queues := []*Builder{New(Config{Seed: 1}), New(Config{Seed: 2}), New(Config{Seed: 3})}
+	rng := rand.New(rand.NewPCG(3, 4))
+	for range 5000 {
+		h := header(v4(203, 0, 113, rng.IntN(10)), v4(198, 51, rng.IntN(3), rng.IntN(10)))
+		f := h.AppendTCP(nil, &packet.TCP{SrcPort: uint16(4000 + rng.IntN(20)), DstPort: uint16(rng.IntN(5)), Flags: uint8(rng.IntN(64))}, make([]byte, rng.IntN(900)))
+		if rng.IntN(5) == 0 {
+			f = h.AppendUDP(nil, 53, uint16(4000+rng.IntN(3)), dnsAnswer())
+		}
+		r.add(f, one, queues[rng.IntN(3)])
+	}
+	one.Metered(flow.Key{Dst: v4(198, 51, 1, 1).As16(), Protocol: 6}, 10, 1000)
+	queues[1].Metered(flow.Key{Dst: v4(198, 51, 1, 1).As16(), Protocol: 6}, 10, 1000)
+	for i, q := range queues {
+		q.StartNs, q.EndNs, q.Flows = 100, 200, Flows{1, 2, 3}
+		if i > 0 {
+			queues[0].Merge(q)
+		}
+	}
+	one.StartNs, one.EndNs, one.Flows = 100, 200, Flows{3, 6, 9}
+	want, got := encode(t, one), encode(t, queues[0])
+	// Which packets are sampled differs, how many does not; which host a source tried most is a guess when it
+	// tried thirty alike.
+	for _, w := range []*flowv1.Window{want, got} {
+		for _, x := range w.Targets {
+			for _, s := range x.Samples {
+				s.Reset()
+			}
+		}
+		for _, s := range w.Sources {
+			s.Samples = nil
+			s.TopHost, s.TopHostAttempts, s.TopHostPorts, s.TopHostFailedPorts = nil, 0, nil, nil
+		}
+	}
+	if d := cmp.Diff(want, got, protocmp.Transform()); d != "" {
+		t.Errorf("one builder and three merged differ (-one +merged):\n%s", d)
+	}
+}
+
+func TestMergeKeepsTheHeaviest(t *testing.T) {
+	a, b := New(Config{Seed: 1}), New(Config{Seed: 2})
+	fill := func(to *Builder, second int) {
+		for i := range 160 * 20 {
+			p := packet.Packet{Src: v4(1, 1, 1, 1).As16(), Dst: v4(10, second, 0, i%160).As16(), Proto: 17, IPLen: 100, IsIP: true}
+			to.Add(&p, nil, 1, &flowtable.Observation{})
+		}
+	}
+	fill(a, 1)
+	fill(b, 2)
+	for range 1000 {
+		p := packet.Packet{Src: v4(1, 1, 1, 1).As16(), Dst: v4(10, 2, 0, 77).As16(), Proto: 17, IPLen: 100, IsIP: true}
+		b.Add(&p, nil, 1, &flowtable.Observation{})
+	}
+	a.Merge(b)
+	w := encode(t, a)
+	if x := w.Targets[0]; x.Counters.Packets != 1020 || flow.AddrBytes(x.Addr) != v4(10, 2, 0, 77) || counts(x.LengthHistogram)[6] != 1020 {
+		t.Errorf("heaviest: %v", x)
+	}
+	if w.Total.Packets != 2*3200+1000 {
+		t.Errorf("total %v", w.Total)
+	}
+	for prefix, n := range map[string]uint64{"10.1.0.0/16": 3200, "10.2.0.0/16": 4200, "10.2.0.0/24": 4200} {
+		if x := target(w, prefix); x == nil || x.Counters.Packets != n {
+			t.Errorf("%s has %v, want %d", prefix, x.GetCounters().GetPackets(), n)
+		}
+	}
+}
+
+func TestResetEmpties(t *testing.T) {
+	r, b := newRig(t), New(Config{})
+	h := header(v4(203, 0, 113, 9), v4(198, 51, 100, 7))
+	for i := range 100 {
+		r.add(h.AppendUDP(nil, 53, uint16(i), dnsAnswer()), b)
+	}
+	w := encode(t, b)
+	b.Reset()
+	if !b.Empty() {
+		t.Error("not empty")
+	}
+	h = header(v4(203, 0, 113, 10), v4(198, 51, 100, 9))
+	r.add(h.AppendUDP(nil, 7, 9, nil), b)
+	b.Encode(w) // over the old one
+	fresh := New(Config{})
+	r2 := newRig(t)
+	r2.add(h.AppendUDP(nil, 7, 9, nil), fresh)
+	if d := cmp.Diff(encode(t, fresh), w, protocmp.Transform()); d != "" {
+		t.Errorf("traces of the window before (-fresh +reset):\n%s", d)
+	}
+}
+
+func TestV6Prefixes(t *testing.T) {
+	r, b := newRig(t), New(Config{})
+	h := header(netip.MustParseAddr("2001:db8:1:2::9"), netip.MustParseAddr("2001:db8:5:6::7"))
+	r.add(h.AppendUDP(nil, 7, 9, nil), b)
+	w := encode(t, b)
+	for _, p := range []string{"2001:db8:5:6::7/128", "2001:db8:5:6::/64", "2001:db8:5::/48"} {
+		if target(w, p) == nil {
+			t.Errorf("no target %s", p)
+		}
+	}
+}
+
+// TestSizeIsBounded fills everything with IPv6 and large counts.
+func TestSizeIsBounded(t *testing.T) {
+	b := New(Config{})
+	rng := rand.New(rand.NewPCG(9, 9))
+	ip := make([]byte, 200)
+	for range 300_000 {
+		p := packet.Packet{Proto: uint8(rng.IntN(200)), SrcPort: uint16(rng.IntN(60000)), DstPort: uint16(rng.IntN(60000)), IPLen: 60000, IsIP: true, IsV6: true}
+		binary.BigEndian.PutUint64(p.Src[:], rng.Uint64N(300)+1)
+		binary.BigEndian.PutUint64(p.Dst[:], (rng.Uint64N(20)+1)<<48)
+		binary.BigEndian.PutUint64(p.Dst[8:], rng.Uint64N(10))
+		o := flowtable.Observation{New: true, Attempt: true, Failed: true, Failure: &flowtable.Failure{Key: p.Key(), FirstNs: math.MaxInt64}}
+		b.Add(&p, ip, math.MaxInt64, &o)
+	}
+	w := encode(t, b)
+	t.Logf("%d bytes, %d targets, %d sources", proto.Size(w), len(w.Targets), len(w.Sources))
+}
+
+func TestNoAllocations(t *testing.T) {
+	b := New(Config{})
+	rng := rand.New(rand.NewPCG(9, 9))
+	ps := make([]packet.Packet, 1000)
+	for i := range ps {
+		ps[i] = packet.Packet{Src: v4(1, rng.IntN(256), rng.IntN(256), 1).As16(), Dst: v4(10, 0, rng.IntN(9), rng.IntN(256)).As16(), Proto: 6, IPLen: 100, IsIP: true}
+	}
+	o := flowtable.Observation{New: true, Attempt: true}
+	ip := make([]byte, 100)
+	if n := testing.AllocsPerRun(50, func() {
+		for i := range ps {
+			b.Add(&ps[i], ip, 1, &o)
+		}
+		b.Reset()
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
