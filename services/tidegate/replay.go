@@ -104,7 +104,7 @@ func (p *player) play(file string) (ingest.ReplayLedger, error) {
 		return ingest.ReplayLedger{}, err
 	}
 	p.engine = engine
-	l, err := ingest.Replay(p.ctx, ingest.DefaultReplayConfig(), file, p)
+	l, err := ingest.Replay(p.ctx, ingest.ReplayConfig{}, file, p)
 	engine.Flush(&p.batch, &p.window)
 	return l, errors.Join(err, p.flows(), p.detections(), p.report())
 }
@@ -145,7 +145,6 @@ func (p *player) flows() error {
 			}
 		}
 	}
-	p.batch.Reset()
 	return nil
 }
 
@@ -162,7 +161,6 @@ func (p *player) detections() error {
 			}
 		}
 	}
-	p.window.Reset()
 	return nil
 }
 

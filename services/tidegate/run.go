@@ -77,7 +77,7 @@ func (c *runCmd) stackConfig() stackConfig {
 	}
 	s.ingest.Ifaces, s.ingest.Mode, s.ingest.BPFFS = c.Iface, c.Mode, c.BPFFS
 	s.enforce.Ifaces, s.enforce.Enforce, s.enforce.BPFFS = c.Iface, c.Enforce, c.BPFFS
-	s.classify.Protected = append(s.classify.Protected, c.Protected...)
+	s.classify.Engine.Protected = append(s.classify.Engine.Protected, c.Protected...)
 	if s.persist.DataDir == persist.DefaultConfig().DataDir {
 		s.persist.DataDir = c.Data
 	}
@@ -94,7 +94,7 @@ func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string) stack
 	s.telemetry.SampleRatio = 0
 	s.ingest.Ifaces, s.ingest.Mode, s.ingest.BPFFS, s.ingest.Sensor = ifaces, ingest.ModeInline, bpffs, "demo"
 	s.enforce.Ifaces, s.enforce.Enforce, s.enforce.BPFFS, s.enforce.Node = ifaces, true, bpffs, "demo"
-	s.classify.Protected = []string{victim}
+	s.classify.Engine.Protected = []string{victim}
 	s.persist.DBType, s.persist.DatabaseURL, s.persist.DataDir = "sqlite", "", data
 	return s
 }
