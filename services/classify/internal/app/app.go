@@ -36,6 +36,7 @@ type Engine struct {
 	names   names
 	scratch [MaxBytes]byte // a handshake message without its record headers
 	name    [256]byte      // a name under construction
+	in      input          // the argument of the protocol being asked; here so that it is not allocated
 }
 
 // NewEngine returns an Engine with no flow.
@@ -154,15 +155,17 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 		}
 	}
 	view = view[:min(len(view), MaxBytes)]
-	in := input{dir: dir, data: view}
+	in := &f.engine.in
+	*in = input{dir: dir, data: view}
+	defer in.forget()
 	if f.app >= 0 {
-		f.run(int(f.app), &in)
+		f.run(int(f.app), in)
 	} else {
 		for i := range protocols {
 			if d.alive&(1<<i) == 0 {
 				continue
 			}
-			if f.run(i, &in) == no {
+			if f.run(i, in) == no {
 				d.alive &^= 1 << i
 			}
 			if f.app >= 0 {
@@ -181,16 +184,18 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 
 // datagram looks at a UDP payload.
 func (f *Flow) datagram(dir uint8, data []byte) {
-	in := input{dir: dir, data: data}
+	in := &f.engine.in
+	*in = input{dir: dir, data: data}
+	defer in.forget()
 	if f.app >= 0 {
-		f.run(int(f.app), &in)
+		f.run(int(f.app), in)
 		return
 	}
 	for i := range protocols {
 		if protocols[i].datagram == nil {
 			continue
 		}
-		f.run(i, &in)
+		f.run(i, in)
 		if f.app >= 0 {
 			return
 		}
@@ -253,12 +258,12 @@ func (f *Flow) label(name string, isFinal bool) {
 	}
 }
 
-// setHost keeps a lower-case copy of a host name without its trailing dot and port.
+// setHost keeps a lower-case copy of a host name without its trailing dot.
 func (f *Flow) setHost(b []byte) {
 	n := 0
 	for _, c := range b {
-		if n == len(f.engine.name) || c <= ' ' || c == 0x7F {
-			return // not a name: leave none rather than a part
+		if n == len(f.engine.name) || c <= ' ' || c >= 0x7F {
+			return // no name in ASCII (RFC 5890 has others encoded): leave none rather than a part
 		}
 		if c >= 'A' && c <= 'Z' {
 			c += 'a' - 'A'

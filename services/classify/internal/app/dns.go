@@ -72,9 +72,16 @@ func mdnsDatagram(f *Flow, in *input) outcome {
 	if !dnsHeader(b, false) {
 		return no
 	}
-	var q question
-	if binary.BigEndian.Uint16(b[4:]) > 0 && !q.skip(b) && !q.short {
+	if len(b) < 12 {
 		return no
+	}
+	var q question
+	if binary.BigEndian.Uint16(b[4:]) > 0 {
+		if !q.skip(b) && !q.short {
+			return no
+		}
+	} else if !dnsHeader(b, true) || b[2]&0x80 == 0 {
+		return no // without a question it can only be an answer or a goodbye
 	}
 	if q.ok {
 		f.setHost(q.name(f.engine, b))

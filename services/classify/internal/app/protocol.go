@@ -17,6 +17,9 @@ type input struct {
 	dir  uint8  // 0 from the flow's source
 }
 
+// forget lets go of the borrowed bytes.
+func (in *input) forget() { in.data = nil }
+
 // protocol is an entry of the table.
 type protocol struct {
 	label    string

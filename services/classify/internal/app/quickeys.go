@@ -103,12 +103,8 @@ func (k *quicKeys) derive(version uint32, dcid []byte) bool {
 	if s == nil {
 		return false
 	}
-	initial := hmacSHA256(s.salt[:], dcid)
-	client := expandLabel(initial, "client in", 32)
-	key := expandLabel(client, s.key, 16)
-	mask := expandLabel(client, s.mask, 16)
-	iv := expandLabel(client, s.iv, 12)
-	copy(k.iv[:], iv[:])
+	key, iv, mask := s.client(dcid)
+	k.iv = [12]byte(iv[:12])
 	block, err := aes.NewCipher(key[:16])
 	if err != nil {
 		return false
@@ -118,6 +114,14 @@ func (k *quicKeys) derive(version uint32, dcid []byte) bool {
 	}
 	k.mask, err = aes.NewCipher(mask[:16])
 	return err == nil
+}
+
+// client derives key, IV and header protection key of the client's Initial packets, in the first 16, 12 and
+// 16 bytes.
+func (s *quicSecret) client(dcid []byte) (key, iv, mask [32]byte) {
+	initial := hmacSHA256(s.salt[:], dcid)
+	secret := expandLabel(initial, "client in", 32)
+	return expandLabel(secret, s.key, 16), expandLabel(secret, s.iv, 12), expandLabel(secret, s.mask, 16)
 }
 
 // open removes header and packet protection (RFC 9001 5.3 and 5.4) of the packet whose number begins at at.

@@ -1,0 +1,61 @@
+package app
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+)
+
+// dnsQuery builds a query for a name.
+func dnsQuery(name string, typ int) []byte {
+	b := []byte{0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}
+	for _, l := range strings.Split(name, ".") {
+		b = append(append(b, byte(len(l))), l...)
+	}
+	return be16(be16(append(b, 0), typ), 1)
+}
+
+func TestDNS(t *testing.T) {
+	udp, tcp := uint8(packet.ProtoUDP), uint8(packet.ProtoTCP)
+	query := dnsQuery("WWW.example.org", 1)
+	edit := func(at int, v ...byte) []byte {
+		b := append([]byte{}, query...)
+		copy(b[at:], v)
+		return b
+	}
+	answer := append(edit(2, 0x81, 0x80, 0, 1, 0, 1), 0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 1)
+	framed := append(be16(nil, len(query)), query...)
+	want := Result{App: "dns", Host: "www.example.org", Final: true}
+	check(t, []one{
+		{"query", udp, 1, 53, query, want},
+		{"answer", udp, 53, 1, answer, want},
+		{"other port", udp, 1, 5300, query, want},
+		{"trailing bytes on another port", udp, 1, 5300, append(append([]byte{}, query...), 1, 2), unknown},
+		{"class on another port", udp, 1, 5300, edit(len(query)-2, 0x77, 0), unknown},
+		{"counts damaged on its port", udp, 1, 53, edit(6, 0x33), want},
+		{"name damaged on its port", udp, 1, 53, edit(12, 0xAA), Result{App: "dns", Final: true}},
+		{"both damaged", udp, 1, 53, edit(6, 0x33, 0, 0, 0, 0, 0, 0xAA), unknown},
+		{"opcode", udp, 1, 53, edit(2, 0x78), unknown},
+		{"reserved bit", udp, 1, 53, edit(3, 0x40), unknown},
+		{"short", udp, 1, 53, query[:11], unknown},
+		{"tcp", tcp, 1, 53, framed, want},
+		{"tcp on another port", tcp, 1, 853, framed, want},
+		{"tcp length alone", tcp, 1, 53, framed[:2], unknown},
+		{"tcp in the header", tcp, 1, 53, framed[:9], unknown},
+		{"llmnr", udp, 1, portLLMNR, query, unknown},
+		{"netbios", udp, 137, portNetBIOS, query, unknown},
+		{"mdns", udp, portMDNS, portMDNS, edit(0, 0, 0, 0, 0), Result{App: "mdns", Host: "www.example.org", Final: true}},
+		{"mdns answer", udp, portMDNS, portMDNS, []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1}, Result{App: "mdns", Final: true}},
+		{"mdns port alone", udp, portMDNS, portMDNS, []byte("no DNS message at all"), unknown},
+	})
+	parts := []part{{0, 0, framed[:2]}, {0, 2, framed[2:20]}, {0, 20, framed[20:]}}
+	if got := play(NewEngine(), key(tcp, 1, 53), parts...); got != want {
+		t.Errorf("tcp in parts: %+v", got)
+	}
+}
+
+func FuzzDNS(f *testing.F) {
+	query := dnsQuery("www.example.org", 28)
+	fuzz(f, query, append(be16(nil, len(query)), query...), []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0xC0, 12})
+}
