@@ -1,0 +1,240 @@
+package pipeline
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/window"
+	"google.golang.org/protobuf/proto"
+)
+
+const start = int64(1_700_000_000_000_000_000)
+
+// desk takes batches and windows like a sender does, with two builders.
+type desk struct {
+	t         testing.TB
+	q         *Queue
+	batches   int
+	largest   int
+	opens     int
+	ends      int
+	windows   [][2]int64
+	packets   uint64 // of the windows' totals
+	opened    uint64
+	spare     *window.Builder
+	encoded   flowv1.Window
+	afterEach func(*flowv1.FlowBatch)
+}
+
+func newDesk(t testing.TB, change func(*Config)) *desk {
+	t.Helper()
+	d := &desk{t: t, spare: window.New(window.Config{})}
+	c := DefaultConfig()
+	c.Flow.MaxFlows = 1 << 16
+	if change != nil {
+		change(&c)
+	}
+	c.OnBatch = func(b *flowv1.FlowBatch) *flowv1.FlowBatch {
+		d.batches++
+		d.opens += int(b.GetOpens().GetCount())
+		d.ends += int(b.GetEnds().GetCount())
+		if d.afterEach != nil {
+			d.afterEach(b)
+		}
+		flow.Reset(b)
+		return b
+	}
+	c.OnWindow = func(b *window.Builder) *window.Builder {
+		d.windows = append(d.windows[:min(len(d.windows), 1000)], [2]int64{b.StartNs, b.EndNs})
+		d.opened += b.Flows.Opened
+		fresh := d.spare
+		b.Encode(&d.encoded)
+		d.packets += d.encoded.Total.Packets
+		b.Reset()
+		d.spare = b
+		return fresh
+	}
+	d.q = New(c, 1)
+	return d
+}
+
+func udp(n int, payload []byte) []byte {
+	h := packet.Header{
+		Src: netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(n % 16)}),
+	}
+	return h.AppendUDP(nil, 1000, 2000, payload)
+}
+
+func TestCountsBalance(t *testing.T) {
+	d := newDesk(t, nil)
+	good := udp(1, []byte("x"))
+	h := packet.Header{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")}
+	d.q.Frames([][]byte{good, good[:20], good[:38], nil, h.AppendARP(nil, 1, [6]byte{}), good}, start, 0)
+	d.q.Close(start)
+	c := d.q.Counts()
+	if c.Received != 6 || c.Accounted != 3 || c.Undecodable[packet.TruncatedIPv4] != 1 ||
+		c.Undecodable[packet.TruncatedUDP] != 1 || c.Undecodable[packet.TruncatedEthernet] != 1 || c.Bytes != 58 {
+		t.Errorf("%+v", c)
+	}
+	if f := d.q.Flows(); f.Created != 1 || f.Ended != 1 || f.Active != 0 || d.ends != 1 || d.opened != 1 {
+		t.Errorf("%+v, %d ends, %d opened", f, d.ends, d.opened)
+	}
+	if d.packets != 3 {
+		t.Errorf("windows have %d packets", d.packets)
+	}
+}
+
+func TestBatchAge(t *testing.T) {
+	d := newDesk(t, nil)
+	now := start
+	d.q.Poll(now)
+	now += int64(time.Millisecond)
+	d.q.Frames([][]byte{udp(1, []byte("x"))}, now, 0)
+	for range 3 {
+		now += int64(time.Millisecond)
+		d.q.Poll(now)
+	}
+	if d.batches != 0 {
+		t.Error("handed over early")
+	}
+	now += int64(time.Millisecond)
+	d.q.Poll(now)
+	if d.batches != 1 || d.opens != 1 {
+		t.Errorf("%d batches after 4 ms", d.batches)
+	}
+}
+
+func TestBatchSize(t *testing.T) {
+	d := newDesk(t, func(c *Config) { c.BatchAge = time.Hour; c.Flow.SegmentBudget = 0; c.Flow.SummariseAbove = 0 })
+	seen := 0
+	d.afterEach = func(b *flowv1.FlowBatch) {
+		if err := flow.Validate(b); err != nil {
+			t.Fatal(err)
+		}
+		estimate, real := size(b), proto.Size(b)
+		d.largest = max(d.largest, real)
+		if real > estimate+100 {
+			t.Fatalf("a batch of %d bytes is taken for %d", real, estimate)
+		}
+		seen += int(b.GetSegments().GetCount())
+	}
+	payload := make([]byte, 1400)
+	for i := range 30_000 {
+		d.q.Frames([][]byte{udp(i, payload[:i%1400+1])}, start, 0)
+	}
+	d.q.Close(start)
+	if d.largest > MaxBatchBytes || d.largest < MaxBatchBytes/4 || d.ends != 30_000 || seen != 30_000 {
+		t.Errorf("largest batch %d bytes, %d ends, %d segments", d.largest, d.ends, seen)
+	}
+}
+
+func TestWindowBoundaries(t *testing.T) {
+	d := newDesk(t, nil)
+	now := start + int64(30*time.Millisecond)
+	for range 100 {
+		d.q.Frames([][]byte{udp(1, nil)}, now, 0)
+		now += int64(7 * time.Millisecond)
+	}
+	now += int64(time.Second) // a pause
+	d.q.Frames([][]byte{udp(1, nil)}, now, 0)
+	d.q.Close(now)
+	for i, w := range d.windows {
+		if w[0]%1e8 != 0 || w[1]-w[0] != 1e8 || i > 0 && w[0] < d.windows[i-1][1] {
+			t.Errorf("window %d is %v", i, w)
+		}
+	}
+	if len(d.windows) != 9 || d.packets != 101 {
+		t.Errorf("%d windows with %d packets", len(d.windows), d.packets)
+	}
+}
+
+// TestWindowNotTaken lets the taker refuse: the window goes on and loses nothing.
+func TestWindowNotTaken(t *testing.T) {
+	d := newDesk(t, nil)
+	take, refused := d.q.cfg.OnWindow, 0
+	d.q.cfg.OnWindow = func(b *window.Builder) *window.Builder {
+		if refused < 3 {
+			refused++
+			return nil
+		}
+		return take(b)
+	}
+	for i := range 50 {
+		d.q.Frames([][]byte{udp(1, nil)}, start+int64(i)*1e7, 0)
+	}
+	d.q.Close(start + 50e7)
+	if d.packets != 50 || d.windows[0] != [2]int64{start, start + 4e8} {
+		t.Errorf("%d packets, windows %v", d.packets, d.windows)
+	}
+}
+
+func frames(flows int) [][]byte {
+	list := make([][]byte, flows)
+	for i := range list {
+		h := packet.Header{
+			Src: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(i % 16)}),
+		}
+		list[i] = h.AppendTCP(nil, &packet.TCP{SrcPort: 4000, DstPort: 443, Flags: packet.FlagACK}, []byte("abcdef"))
+	}
+	return list
+}
+
+func TestNoAllocations(t *testing.T) {
+	d := newDesk(t, nil)
+	list := frames(1000)
+	now := start
+	run := func() {
+		for i := 0; i < len(list); i += 50 {
+			d.q.Frames(list[i:i+50], now, 0)
+			now += int64(100 * time.Microsecond)
+		}
+	}
+	for range 100 {
+		run()
+	}
+	d.q.cfg.OnWindow = func(b *window.Builder) *window.Builder { // without the encoding, which is another's work
+		b.Reset()
+		return b
+	}
+	if n := testing.AllocsPerRun(100, run); n != 0 {
+		t.Errorf("%v allocations per 1,000 packets", n)
+	}
+}
+
+func benchmark(b *testing.B, flows int, fresh bool) {
+	d := newDesk(b, func(c *Config) { c.Flow.MaxFlows = 1 << 21 })
+	d.q.cfg.OnWindow = func(w *window.Builder) *window.Builder { w.Reset(); return w }
+	list := frames(flows)
+	now, at, round := start, 0, byte(0)
+	turn := func() {
+		if at+64 > len(list) {
+			at = 0
+			round++
+		}
+		if fresh {
+			for _, f := range list[at : at+64] {
+				f[26] = round // another source network
+				f[47] = packet.FlagSYN
+			}
+		}
+		d.q.Frames(list[at:at+64], now, 0)
+		at += 64
+		now += 64 * 100 // 10 M packets/s
+	}
+	for range 3 * flows / 64 {
+		turn()
+	}
+	b.ResetTimer()
+	for i := 0; i < b.N; i += 64 {
+		turn()
+	}
+}
+
+func BenchmarkFrames1kFlows(b *testing.B)  { benchmark(b, 1000, false) }
+func BenchmarkFrames10kFlows(b *testing.B) { benchmark(b, 10_000, false) }
+func BenchmarkFrames1MFlows(b *testing.B)  { benchmark(b, 1_000_000, false) }
+func BenchmarkFramesNewFlows(b *testing.B) { benchmark(b, 100_000, true) }
