@@ -161,7 +161,8 @@ func (e *Engine) tick(w *flowv1.Window, out *WindowResult) {
 	}
 	now := e.now(w)
 	for _, a := range e.ordered() {
-		alive := max(a.lastOver, a.lastHit)
+		// While a rule may still live it hides the attack's return from the sensors.
+		alive := max(a.lastOver, a.lastHit+max(0, int64(e.cfg.Lease-e.cfg.Quiet)))
 		switch {
 		case w.GetEndNs()-alive >= int64(e.cfg.Quiet):
 			e.finish(a, now, out)

@@ -157,8 +157,9 @@ func narrowings(in *Input, m *policy.Match) []narrowing {
 }
 
 // interval is the range of a field in the attack, less trim of the samples at either end, widened on both
-// sides half the way to the nearest good value, and without bound where no good value lies. ok is false when
-// it says nothing.
+// sides half the way to the nearest good value, and without bound where no good value lies. A spread attack has
+// values that no sample shows, so a bound must leave a tenth of its spread. ok is false when it cannot, or when
+// the interval says nothing.
 func interval(in *Input, limit int, trim float64, get func(f *header.Facts) int) (lo, hi int, ok bool) {
 	hist := make(map[int]int)
 	for i := range in.Attack {
@@ -166,6 +167,7 @@ func interval(in *Input, limit int, trim float64, get func(f *header.Facts) int)
 	}
 	cut := int(trim * float64(len(in.Attack)))
 	lo, hi = edge(hist, limit, cut, false), edge(hist, limit, cut, true)
+	room := (hi - lo + 9) / 10
 	below, above := -1, limit+1
 	for i := range in.Good {
 		switch v := get(&in.Good[i]); {
@@ -175,15 +177,22 @@ func interval(in *Input, limit int, trim float64, get func(f *header.Facts) int)
 			above = min(above, v)
 		}
 	}
-	if below < 0 {
+	down, up := (lo-below-1)/2, (above-hi-1)/2
+	switch {
+	case below < 0:
 		lo = 0
-	} else {
-		lo -= (lo - below - 1) / 2
+	case down < room:
+		return 0, 0, false
+	default:
+		lo -= down
 	}
-	if above > limit {
+	switch {
+	case above > limit:
 		hi = limit
-	} else {
-		hi += (above - hi - 1) / 2
+	case up < room:
+		return 0, 0, false
+	default:
+		hi += up
 	}
 	return lo, hi, lo > 0 || hi < limit
 }
