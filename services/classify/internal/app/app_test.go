@@ -233,6 +233,7 @@ func typical() map[string]func(e *Engine) Result {
 	hello := record(clientHelloMessage("www.example.org", "h2", 1200))
 	request := []byte("GET / HTTP/1.1\r\nHost: example.org\r\nAccept: */*\r\n\r\n")
 	query := dnsQuery("www.example.org", 1)
+	banner := []byte("SSH-2.0-x\r\n")
 	noise := bytes.Repeat([]byte{0x55, 0xAA, 0x13}, 30)
 	initial := initialPacket(quicV1, []byte{1, 2, 3, 4, 5, 6, 7, 8}, 0, cryptoFrame(0, clientHelloMessage("www.example.org", "h3", 300)))
 	return map[string]func(e *Engine) Result{
@@ -242,7 +243,7 @@ func typical() map[string]func(e *Engine) Result {
 		"http": func(e *Engine) Result { return play(e, key(packet.ProtoTCP, 40000, 80), part{0, 0, request}) },
 		"dns":  func(e *Engine) Result { return play(e, key(packet.ProtoUDP, 40000, 53), part{0, 0, query}) },
 		"ssh": func(e *Engine) Result {
-			return play(e, key(packet.ProtoTCP, 40000, 22), part{1, 0, []byte("SSH-2.0-x\r\n")})
+			return play(e, key(packet.ProtoTCP, 40000, 22), part{1, 0, banner})
 		},
 		"icmp": func(e *Engine) Result { return play(e, key(packet.ProtoICMP, 0, 0)) },
 		"unknown": func(e *Engine) Result {
