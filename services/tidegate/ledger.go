@@ -22,17 +22,18 @@ type ledgerObject struct {
 	Difference int64         `json:"difference"`
 }
 
+// equations name their terms service.term; see DESIGN 6 for what each stands for.
 var equations = []struct {
 	stage, in string
 	out       []string
 }{
-	{"xdp", "xdp_seen", []string{"dropped", "passed", "forwarded", "no_reader", "redirected"}},
-	{"capture", "redirected", []string{"received", "ring_drops", "lost_at_restart"}},
-	{"decode", "received", []string{"accounted", "undecodable"}},
-	{"flows", "flows_created", []string{"ended_exported", "active", "summarised", "evicted"}},
-	{"batches", "batches_made", []string{"acked", "batches_dropped", "batches_pending"}},
-	{"publish", "records_acked", []string{"published", "unpublished"}},
-	{"persist", "published_messages", []string{"committed", "duplicate", "rejected", "discarded", "pending"}},
+	{"xdp", "ingest.xdp_seen", []string{"ingest.xdp_dropped", "ingest.xdp_rate_limited", "ingest.xdp_passed", "ingest.xdp_forwarded", "ingest.xdp_no_reader", "ingest.redirected"}},
+	{"capture", "ingest.redirected", []string{"ingest.received", "ingest.ring_drops", "ingest.lost_at_restart"}},
+	{"decode", "ingest.received", []string{"ingest.accounted", "ingest.undecodable"}},
+	{"flows", "ingest.flows_created", []string{"ingest.flows_ended", "ingest.flows_active", "ingest.flows_summarised", "ingest.flows_evicted"}},
+	{"batches", "ingest.batches_made", []string{"ingest.batches_acked", "ingest.batches_dropped", "ingest.batches_pending"}},
+	{"publish", "classify.records_received", []string{"classify.published", "classify.unpublished"}},
+	{"persist", "classify.published", []string{"persist.records_committed", "persist.records_duplicate", "persist.records_rejected"}},
 }
 
 // newLedger puts the services' terms into the equations; an equation is left out while a term is unknown.
@@ -40,7 +41,7 @@ func newLedger(services []*statusv1.ServiceStatus) ledgerObject {
 	terms := map[string]uint64{}
 	for _, s := range services {
 		for k, v := range s.GetLedger().GetTerms() {
-			terms[k] = v
+			terms[s.Service+"."+k] = v
 		}
 	}
 	var o ledgerObject
@@ -54,7 +55,7 @@ func newLedger(services []*statusv1.ServiceStatus) ledgerObject {
 		for _, name := range e.out {
 			v, known := terms[name]
 			ok = ok && known
-			st.Out[name] = v
+			st.Out[short(name)] = v
 			sum += v
 		}
 		if !ok {
@@ -76,10 +77,16 @@ func (l ledgerObject) text() string {
 				continue
 			}
 			for _, name := range e.out {
-				parts = append(parts, fmt.Sprintf("%s %d", strings.ReplaceAll(name, "_", " "), s.Out[name]))
+				parts = append(parts, fmt.Sprintf("%s %d", strings.ReplaceAll(short(name), "_", " "), s.Out[short(name)]))
 			}
 		}
 		fmt.Fprintf(&b, "ledger %-8s %d = %s (difference %d)\n", s.Stage, s.In, strings.Join(parts, " + "), s.Difference)
 	}
 	return b.String()
+}
+
+// short is a term without its service.
+func short(name string) string {
+	_, term, _ := strings.Cut(name, ".")
+	return strings.TrimPrefix(term, "xdp_")
 }
