@@ -291,10 +291,15 @@ func TestDecodeLink(t *testing.T) {
 func TestNoAllocation(t *testing.T) {
 	all := frames()
 	var p Packet
+	var in Packet
+	for name, f := range tunnels() {
+		all[name] = f
+	}
 	var k flow.Key
 	if n := testing.AllocsPerRun(100, func() {
 		for _, f := range all {
 			p.Decode(f)
+			p.Inner(f, &in)
 			k = p.Key()
 		}
 	}); n != 0 {
@@ -319,6 +324,9 @@ func FuzzDecode(f *testing.F) {
 		f.Add(uint16(LinkCooked), append(make([]byte, 14), frame[12:]...))
 		f.Add(uint16(LinkCooked2), append(append(append([]byte{}, frame[12:14]...), make([]byte, 18)...), frame[14:]...))
 	}
+	for _, frame := range tunnels() {
+		f.Add(uint16(LinkEthernet), frame)
+	}
 	f.Fuzz(func(t *testing.T, link uint16, frame []byte) {
 		var p Packet
 		r := p.DecodeLink(int(link), frame)
@@ -331,6 +339,11 @@ func FuzzDecode(f *testing.F) {
 		}
 		if r == OK && !p.IsIP {
 			t.Fatalf("ok without IP: %+v", p)
+		}
+		var in Packet
+		if r == OK && p.Inner(frame, &in) && (!in.IsIP || in.L3 < p.Payload || in.PayloadLen < 0 ||
+			in.Payload+in.PayloadLen > p.Payload+p.PayloadLen) {
+			t.Fatalf("inner packet outside: %+v in %+v", in, p)
 		}
 	})
 }

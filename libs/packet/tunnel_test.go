@@ -1,0 +1,98 @@
+package packet
+
+import (
+	"testing"
+
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+)
+
+// tunnels are frames with a DNS-sized UDP packet from port 53 to 5353 inside.
+func tunnels() map[string][]byte {
+	join := func(parts ...[]byte) []byte {
+		var out []byte
+		for _, p := range parts {
+			out = append(out, p...)
+		}
+		return out
+	}
+	inner4 := v4.AppendUDP(nil, 53, 5353, body)
+	inner6 := v6.AppendUDP(nil, 53, 5353, body)
+	ip4, ip6 := inner4[14:], inner6[14:]
+	inside := func(proto uint8, payload []byte) []byte {
+		return append(v4.AppendIP(nil, proto, len(payload)), payload...)
+	}
+	wlan := append([]byte{0x08, 0x01}, make([]byte, 22)...)
+	qos := append([]byte{0x88, 0x03}, make([]byte, 30)...)
+	swapped := append([]byte{0x01, 0x08}, make([]byte, 22)...)
+	llc := []byte{0xAA, 0xAA, 3, 0, 0, 0, 0x08, 0x00}
+	capwap := []byte{0, 2 << 3, 1<<1 | 1, 0, 0, 0, 0, 0}
+	return map[string][]byte{
+		"4in4":           inside(4, ip4),
+		"6in4":           inside(41, ip6),
+		"4in6":           append(v6.AppendIP(nil, 4, len(ip4)), ip4...),
+		"gre":            inside(47, join([]byte{0, 0, 0x86, 0xDD}, ip6)),
+		"gre with key":   inside(47, join([]byte{0x30, 0, 0x08, 0, 0, 0, 0, 1, 0, 0, 0, 2}, ip4)),
+		"gre ethernet":   inside(47, join([]byte{0, 0, 0x65, 0x58}, inner4)),
+		"vxlan":          v4.AppendUDP(nil, 40000, portVXLAN, join([]byte{8, 0, 0, 0, 0, 0, 5, 0}, inner4)),
+		"gtp":            v4.AppendUDP(nil, 2152, portGTPU, join([]byte{0x30, 0xFF, 0, 0, 0, 0, 0, 1}, ip4)),
+		"gtp extension":  v4.AppendUDP(nil, 2152, portGTPU, join([]byte{0x34, 0xFF, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x85, 1, 0, 0, 0}, ip6)),
+		"capwap":         v4.AppendUDP(nil, 9000, portCapwapData, join(capwap, wlan, llc, ip4)),
+		"capwap qos":     v4.AppendUDP(nil, portCapwapData, 9000, join(capwap, qos, llc, ip4)),
+		"capwap swapped": v4.AppendUDP(nil, 9000, portCapwapData, join(capwap, swapped, llc, ip4)),
+		"capwap 802.3":   v4.AppendUDP(nil, 9000, portCapwapData, join([]byte{0, 2 << 3, 1 << 1, 0, 0, 0, 0, 0}, inner6)),
+	}
+}
+
+func TestInner(t *testing.T) {
+	var p, in Packet
+	for name, frame := range tunnels() {
+		if r := p.Decode(frame); r != OK {
+			t.Errorf("%s: %v", name, r)
+			continue
+		}
+		if !p.Inner(frame, &in) {
+			t.Errorf("%s: nothing inside", name)
+			continue
+		}
+		if in.Proto != ProtoUDP || in.SrcPort != 53 || in.PayloadLen != len(body) ||
+			string(frame[in.Payload:in.Payload+in.PayloadLen]) != string(body) {
+			t.Errorf("%s: %+v", name, in)
+		}
+		if flow.Addr(in.Src) != v4.Src && flow.Addr(in.Src) != v6.Src {
+			t.Errorf("%s: inner source %v", name, flow.Addr(in.Src))
+		}
+		// No prefix of a tunnel may be read past its end.
+		for n := range frame {
+			if p.Decode(frame[:n]) == OK {
+				p.Inner(frame[:n], &in)
+			}
+		}
+	}
+	tagged := with(v4, func(h *Header) { h.VLAN = 9 })
+	frame := append(tagged.AppendIP(nil, 4, 28), v4.AppendUDP(nil, 1, 2, nil)[14:]...)
+	if p.Decode(frame) != OK || !p.Inner(frame, &in) || in.VLAN != 9 {
+		t.Errorf("the outer tag is lost: %+v", in)
+	}
+}
+
+func TestNothingInside(t *testing.T) {
+	all := frames()
+	for name, frame := range map[string][]byte{
+		"tcp":              all["tcp4 data"],
+		"udp":              all["udp4"],
+		"arp":              all["arp"],
+		"fragment":         append(with(v4, func(h *Header) { h.MoreFragments = true }).AppendIP(nil, 4, 28), v4.AppendUDP(nil, 1, 2, nil)[14:]...),
+		"gre of routing":   append(v4.AppendIP(nil, 47, 8), 0x40, 0, 8, 0, 0, 0, 0, 0),
+		"vxlan no flag":    v4.AppendUDP(nil, 1, portVXLAN, make([]byte, 60)),
+		"gtp echo":         v4.AppendUDP(nil, 1, portGTPU, []byte{0x30, 1, 0, 0, 0, 0, 0, 0, 0x45}),
+		"gtp loop":         v4.AppendUDP(nil, 1, portGTPU, []byte{0x34, 0xFF, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x85, 0, 0, 0, 0x85}),
+		"capwap dtls":      v4.AppendUDP(nil, 1, portCapwapData, append([]byte{1}, make([]byte, 60)...)),
+		"capwap protected": v4.AppendUDP(nil, 1, portCapwapData, append([]byte{0, 16, 3, 0, 0, 0, 0, 0, 0x08, 0x41}, make([]byte, 60)...)),
+	} {
+		var p, in Packet
+		p.Decode(frame)
+		if p.Inner(frame, &in) {
+			t.Errorf("%s: %+v", name, in)
+		}
+	}
+}
