@@ -36,7 +36,7 @@ const (
 func (s *Service) open(ctx context.Context) (context.Context, context.CancelFunc, *sqlstore.Store, error) {
 	st := s.store.Load()
 	if st == nil {
-		why := "the database was not reached yet"
+		why := "database: it was not reached yet"
 		if p := s.problemList(); len(p) > 0 {
 			why = p[0]
 		}
@@ -55,6 +55,9 @@ func (s *Service) failed(ctx context.Context, err error) error {
 		return status.Error(codes.Canceled, "the query was cancelled")
 	}
 	s.t.CountError("query")
+	if st := s.store.Load(); st != nil && st.Ping(ctx) == nil {
+		return status.Error(codes.Internal, err.Error()) // the database is there: it is the query
+	}
 	return status.Error(codes.Unavailable, err.Error())
 }
 

@@ -125,7 +125,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: cfg, t: deps.Telemetry, bus: deps.Bus, metrics: m, started: time.Now(),
-		problems: map[string]string{"database": "the database was not reached yet"}}
+		problems: map[string]string{"database": "database: it was not reached yet"}}
 	s.flows = newWriter(s, bus.StreamFlows, "flows")
 	s.events = newWriter(s, bus.StreamEvents, "events")
 	s.t.Check("persist", func() error {

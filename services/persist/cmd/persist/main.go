@@ -23,6 +23,9 @@ type cli struct {
 	Telemetry telemetry.Config `embed:""`
 }
 
+// Validate is called by the parser, so that --check-config finds a wrong database setting too.
+func (c *cli) Validate() error { return c.Persist.Validate() }
+
 func main() {
 	err := run(os.Args[1:])
 	if err != nil {
@@ -59,12 +62,14 @@ func run(args []string) error {
 	var g lifecycle.Group
 	g.Add("telemetry", 0, t.Run)
 	g.Add("grpc", 0, func(ctx context.Context) error { return rpc.Serve(ctx, srv, health, c.Listen) })
-	g.Add("persist", 10*time.Second, func(ctx context.Context) error {
-		if !b.connect(ctx, t, c.NATS) {
-			return nil
+	g.Add("nats", 0, func(ctx context.Context) error {
+		if b.connect(ctx, t, c.NATS) {
+			defer b.close()
+			<-ctx.Done()
 		}
-		defer b.close()
-		return svc.Run(ctx)
+		return nil
 	})
+	// Queries are answered while NATS is away: the service does not wait for it.
+	g.Add("persist", 10*time.Second, svc.Run)
 	return g.Run(ctx)
 }
