@@ -224,7 +224,7 @@ func Output(ctx context.Context, path string, args ...string) ([]byte, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		err = fmt.Errorf("%s %s: %w: %s", filepath.Base(path), strings.Join(args, " "), err, tail(stderr.String(), 2000))
+		err = fmt.Errorf("%s %.200s: %w: %s", filepath.Base(path), strings.Join(args, " "), err, tail(stderr.String(), 2000))
 	}
 	return out, err
 }

@@ -22,7 +22,8 @@ import (
 
 // Stream is an even stream of UDP frames made in the kernel: the fastest sender there is without hardware.
 // The interface's peer must run an XDP program, else the kernel takes no redirected frames.
-// Each flow has a source address and port of its own; destinations are Hosts addresses from Target on.
+// 64 flows share a source address, each with a port of its own, and talk to one of Hosts addresses from
+// Target on: busy clients, not scanners.
 type Stream struct {
 	NS             *netlab.NS
 	Iface          string // in NS; frames leave here

@@ -24,6 +24,9 @@ type demoCmd struct {
 	Attacks []string      `help:"attacks to send, in this order, again and again" default:"syn_flood,amp_dns,port_scan"`
 	PPS     int           `help:"packets a second of an attack; the scans send a tenth of the flood's" default:"50000"`
 	Rate    float64       `help:"benign connections a second" default:"60"`
+	WarmUp  time.Duration `help:"benign traffic alone before the first attack" default:"4s"`
+	Attack  time.Duration `name:"attack-for" help:"how long each attack lasts" default:"8s"`
+	Rest    time.Duration `help:"pause between attacks" default:"4s"`
 	Listen  string        `help:"gRPC address for tidegate status, attacks, rules …; empty = none" default:"127.0.0.1:50051"`
 	Metrics string        `help:"address of /metrics; empty = none" default:"127.0.0.1:9090"`
 	Data    string        `help:"folder to keep the database and the message store in; default: a temporary one" type:"path"`
@@ -153,16 +156,9 @@ func (d *demo) play(ctx context.Context, stackDone <-chan error) error {
 	return trafficErr
 }
 
-// Pauses of the scenario: benign traffic alone first, so that there is something to compare with.
-const (
-	warmUp    = 4 * time.Second
-	attackFor = 8 * time.Second
-	restFor   = 4 * time.Second
-)
-
 // scenario sends the attacks one after the other, each time around with another seed.
 func (d *demo) scenario(ctx context.Context) error {
-	if !sleep(ctx, warmUp) {
+	if !sleep(ctx, d.cmd.WarmUp) {
 		return nil
 	}
 	for i := 0; ; i++ {
@@ -170,7 +166,7 @@ func (d *demo) scenario(ctx context.Context) error {
 		if err := d.attack(ctx, kind, d.cmd.Seed+uint64(i/len(d.cmd.Attacks))); err != nil {
 			return err
 		}
-		if !sleep(ctx, restFor) {
+		if !sleep(ctx, d.cmd.Rest) {
 			return nil
 		}
 	}
@@ -190,7 +186,7 @@ func (d *demo) attack(ctx context.Context, kind string, seed uint64) error {
 	d.attacks = append(d.attacks, run)
 	d.current = run
 	d.mu.Unlock()
-	attackCtx, cancel := context.WithTimeout(ctx, attackFor)
+	attackCtx, cancel := context.WithTimeout(ctx, d.cmd.Attack)
 	defer cancel()
 	sentSoFar := func(b []byte) []byte {
 		d.mu.Lock()

@@ -16,7 +16,7 @@ struct send_config {
 	__u32 ifindex;
 	__u32 share;       // of every 1,024 frames so many are sent, the rest dropped: even pacing
 	__u32 flows;       // distinct flows: source address and port follow the flow number
-	__u32 hosts;       // distinct destination addresses
+	__u32 hosts;       // distinct destination addresses; a source talks to one of them
 	__u32 source_base; // first source address, host order
 	__u32 target_base; // first destination address, host order
 };
@@ -62,7 +62,7 @@ int send(struct xdp_md *ctx)
 
 	st->sent++;
 	ip->saddr = bpf_htonl(cfg->source_base + flow / 64);
-	ip->daddr = bpf_htonl(cfg->target_base + flow % cfg->hosts);
+	ip->daddr = bpf_htonl(cfg->target_base + flow / 64 % cfg->hosts);
 	udp->source = bpf_htons(10000 + flow % 50000);
 	udp->dest = bpf_htons(27015);
 	udp->check = 0;
