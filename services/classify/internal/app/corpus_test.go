@@ -236,3 +236,36 @@ func TestCorpusLabels(t *testing.T) {
 		t.Errorf("wrong labels: %.4f of the flows, want at most 0.01", share)
 	}
 }
+
+// TestCorpusAll classifies every shared capture, those made to break decoders among them. What it checks is
+// that each flow ends with a label of the table; TIDEGATE_SHOW=ports lists labels by port.
+func TestCorpusAll(t *testing.T) {
+	ours := map[string]bool{Unknown: true}
+	for _, p := range protocols {
+		ours[p.label] = true
+	}
+	e := NewEngine()
+	flows := 0
+	ports := map[string]int{}
+	for _, path := range corpustest.Captures(t, corpustest.Dir(t)) {
+		if err := replay(path, e, func(k flow.Key, r Result) {
+			flows++
+			if !ours[r.App] {
+				t.Errorf("%s: label %q", path, r.App)
+			}
+			if r.App != Unknown {
+				ports[fmt.Sprintf("%s %s/%d", r.App, flow.ProtocolName(k.Protocol), min(k.SrcPort, k.DstPort))]++
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if flows < 10_000 {
+		t.Errorf("%d flows, the corpus has more", flows)
+	}
+	if os.Getenv("TIDEGATE_SHOW") == "ports" {
+		for p, n := range ports {
+			t.Logf("%6d %s", n, p)
+		}
+	}
+}

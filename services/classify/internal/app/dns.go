@@ -12,10 +12,10 @@ const (
 
 // dnsDatagram recognises DNS over UDP (RFC 1035 4).
 func dnsDatagram(f *Flow, in *input) outcome {
-	if f.hasPort(portMDNS) || f.hasPort(portLLMNR) || f.hasPort(portNetBIOS) {
-		return no
-	}
 	if !f.hasPort(portDNS) {
+		if f.hasPort(portMDNS) || f.hasPort(portLLMNR) || f.hasPort(portNetBIOS) {
+			return no
+		}
 		return dnsMessage(f, in.data)
 	}
 	// On its own port either the counts or the question may be damaged, not both.
@@ -65,8 +65,8 @@ func dnsStream(f *Flow, in *input) outcome {
 
 // mdnsDatagram recognises multicast DNS (RFC 6762 18): DNS's shape on port 5353 of either side.
 func mdnsDatagram(f *Flow, in *input) outcome {
-	if !f.hasPort(portMDNS) {
-		return no
+	if !f.hasPort(portMDNS) || f.hasPort(portDNS) {
+		return no // a resolver's client may happen to use port 5353
 	}
 	b := in.data
 	if !dnsHeader(b, false) {

@@ -47,6 +47,7 @@ func TestDNS(t *testing.T) {
 		{"netbios", udp, 137, portNetBIOS, query, unknown},
 		{"mdns", udp, portMDNS, portMDNS, edit(0, 0, 0, 0, 0), Result{App: "mdns", Host: "www.example.org", Final: true}},
 		{"mdns answer", udp, portMDNS, portMDNS, []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1}, Result{App: "mdns", Final: true}},
+		{"client on mdns port", udp, portMDNS, 53, query, want},
 		{"mdns port alone", udp, portMDNS, portMDNS, []byte("no DNS message at all"), unknown},
 	})
 	parts := []part{{0, 0, framed[:2]}, {0, 2, framed[2:20]}, {0, 20, framed[20:]}}
