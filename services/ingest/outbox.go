@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -37,8 +38,9 @@ type outbox struct {
 	bytes    int64     // of batches not acknowledged
 	windows  []*parcel
 	sequence uint64
-	progress time.Time // of the last acknowledgement or rewind
-	counts   outboxCounts
+	// When the oldest batch or window was last acknowledged or dropped, so that another became the oldest.
+	batchMoved, windowMoved time.Time
+	counts                  outboxCounts
 }
 
 // outboxCounts are the outbox's part of the ledger: batches made = acked + dropped + pending, and the same for
@@ -91,14 +93,14 @@ func (o *outbox) put(b *flowv1.FlowBatch, now time.Time) {
 	o.bytes += size
 	o.counts.BatchesMade++
 	for o.bytes > o.limit && len(o.parcels) > 1 {
-		o.dropOldest()
+		o.dropOldest(now)
 	}
 	o.mu.Unlock()
 	o.signal()
 }
 
 // dropOldest takes the front parcel out unacknowledged. Its memory is not reused: it may be with gRPC.
-func (o *outbox) dropOldest() {
+func (o *outbox) dropOldest(now time.Time) {
 	p := o.parcels[0]
 	if !p.gone {
 		p.gone = true
@@ -106,15 +108,18 @@ func (o *outbox) dropOldest() {
 		o.counts.BatchesDropped++
 		o.counts.RecordsDropped += uint64(p.records) //nolint:gosec // a count
 	}
-	o.advance()
+	o.advance(now)
 }
 
 // advance removes parcels that are done with from the front.
-func (o *outbox) advance() {
+func (o *outbox) advance(now time.Time) {
 	n := 0
 	for n < len(o.parcels) && o.parcels[n].gone {
 		o.parcels[n] = nil
 		n++
+	}
+	if n > 0 {
+		o.batchMoved = now
 	}
 	o.parcels = o.parcels[n:]
 	o.next = max(o.next-n, 0)
@@ -143,6 +148,9 @@ func (o *outbox) expireWindows(now time.Time) {
 			continue
 		}
 		kept = append(kept, p)
+	}
+	if len(kept) < len(o.windows) {
+		o.windowMoved = now
 	}
 	clear(o.windows[len(kept):])
 	o.windows = kept
@@ -196,7 +204,6 @@ func (o *outbox) sent(p *parcel) {
 // ackBatch takes an acknowledged batch out. An unknown number (dropped meanwhile, acknowledged twice) is false.
 func (o *outbox) ackBatch(number, published, unpublished uint64, now time.Time) bool {
 	o.mu.Lock()
-	o.progress = now
 	if len(o.parcels) == 0 || number < o.parcels[0].number || number > o.number {
 		o.mu.Unlock()
 		return false
@@ -212,7 +219,7 @@ func (o *outbox) ackBatch(number, published, unpublished uint64, now time.Time) 
 	o.counts.RecordsAcked += uint64(p.records) //nolint:gosec // a count
 	o.counts.Published += published
 	o.counts.Unpublished += unpublished
-	o.advance()
+	o.advance(now)
 	reuse := !p.busy
 	o.mu.Unlock()
 	if reuse {
@@ -225,10 +232,12 @@ func (o *outbox) ackBatch(number, published, unpublished uint64, now time.Time) 
 func (o *outbox) ackWindow(number uint64, now time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.progress = now
 	for i, p := range o.windows {
 		if p.number == number {
-			o.windows = append(o.windows[:i], o.windows[i+1:]...)
+			if i == 0 {
+				o.windowMoved = now
+			}
+			o.windows = slices.Delete(o.windows, i, i+1)
 			o.counts.WindowsAcked++
 			return true
 		}
@@ -239,7 +248,6 @@ func (o *outbox) ackWindow(number uint64, now time.Time) bool {
 // rewind makes everything unacknowledged wait again, for a new stream.
 func (o *outbox) rewind(now time.Time) {
 	o.mu.Lock()
-	o.progress = now
 	for _, list := range [][]*parcel{o.parcels, o.windows} {
 		for _, p := range list {
 			if !p.sentAt.IsZero() && !p.gone {
@@ -253,31 +261,24 @@ func (o *outbox) rewind(now time.Time) {
 	o.signal()
 }
 
-// silence is how long something sent has been waiting without any acknowledgement arriving; 0 when nothing
-// is on its way.
+// silence is how long the oldest batch or window that was sent has been the oldest without being
+// acknowledged; 0 when nothing is on its way. A classifier that works through a backlog in order is slow, not
+// silent.
 func (o *outbox) silence(now time.Time) time.Duration {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var oldest time.Time
-	for _, p := range o.windows {
-		if !p.sentAt.IsZero() {
-			oldest = p.sentAt
-			break
-		}
-	}
-	// Sent parcels are before next; the front is never gone.
-	if o.next > 0 && len(o.parcels) > 0 {
-		if at := o.parcels[0].sentAt; !at.IsZero() && (oldest.IsZero() || at.Before(oldest)) {
-			oldest = at
-		}
-	}
-	if oldest.IsZero() {
+	return max(waited(o.parcels, o.batchMoved, now), waited(o.windows, o.windowMoved, now))
+}
+
+func waited(list []*parcel, moved, now time.Time) time.Duration {
+	if len(list) == 0 || list[0].sentAt.IsZero() {
 		return 0
 	}
-	if o.progress.After(oldest) {
-		oldest = o.progress
+	since := list[0].sentAt
+	if moved.After(since) {
+		since = moved
 	}
-	return now.Sub(oldest)
+	return now.Sub(since)
 }
 
 // idle reports whether no batch waits for an acknowledgement.

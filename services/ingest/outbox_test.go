@@ -173,7 +173,17 @@ func TestOutboxSilence(t *testing.T) {
 	if d := o.silence(at(3 * time.Second)); d != 3*time.Second {
 		t.Errorf("silence is %v, want 3s", d)
 	}
-	// Progress counts: a slow classifier is not a dead one.
+	// Only the oldest counts: an answer that is missing among others is missing.
+	o.putWindow(&flowv1.Window{}, at(2*time.Second))
+	o.sent(o.take(at(2 * time.Second)))
+	o.ackWindow(1, at(2500*time.Millisecond))
+	o.ackBatch(2, 1, 0, at(2500*time.Millisecond))
+	if d := o.silence(at(3 * time.Second)); d != 3*time.Second {
+		t.Errorf("silence is %v, want 3s", d)
+	}
+	o.put(batchOf(o, 1, 0), t0)
+	o.sent(o.take(at(time.Second)))
+	// Progress counts: a slow classifier is not a silent one.
 	o.ackBatch(1, 1, 0, at(2*time.Second))
 	if d := o.silence(at(3 * time.Second)); d != time.Second {
 		t.Errorf("silence is %v, want 1s", d)

@@ -1,0 +1,401 @@
+package ingest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/google/go-cmp/cmp"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
+	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
+)
+
+func TestDefaultsAreTheTags(t *testing.T) {
+	var c Config
+	k, err := kong.New(&c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Parse(nil); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(DefaultConfig(), c); d != "" {
+		t.Errorf("tags differ from DefaultConfig:\n%s", d)
+	}
+}
+
+func TestConfigMistakes(t *testing.T) {
+	for _, c := range []struct {
+		change func(*Config)
+		want   string
+	}{
+		{func(c *Config) { c.Ifaces = nil }, "no interface"},
+		{func(c *Config) { c.Ifaces = []string{"a"} }, "inline bridges two interfaces"},
+		{func(c *Config) { c.Ifaces = []string{"a", "a"} }, "both interfaces are a"},
+		{func(c *Config) { c.Ifaces = []string{"a", "b", "c"} }, "one or two"},
+		{func(c *Config) { c.Mode = "span" }, "none of inline, tap and host"},
+		{func(c *Config) { c.BatchInterval = 0 }, "batch interval"},
+		{func(c *Config) { c.WindowInterval = time.Millisecond }, "window interval"},
+		{func(c *Config) { c.BufferBytes = 10 }, "buffer of 10 bytes"},
+		{func(c *Config) { c.MaxFlows = 1 }, "flows"},
+		{func(c *Config) { c.Spin = -1 }, "spin"},
+	} {
+		cfg := DefaultConfig()
+		cfg.Ifaces = []string{"a", "b"}
+		c.change(&cfg)
+		if err := cfg.validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("got %v, want %q", err, c.want)
+		}
+	}
+	cfg := DefaultConfig()
+	cfg.Ifaces = []string{"a", "b"}
+	if err := cfg.validate(); err != nil || cfg.Sensor == "" {
+		t.Errorf("a good configuration: %v, sensor %q", err, cfg.Sensor)
+	}
+}
+
+func TestStartFailsInOneSentence(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	cfg := r.config()
+	cfg.Ifaces[1] = "tg-absent"
+	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: f.client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Run(context.Background())
+	if err == nil || !strings.Contains(err.Error(), "tg-absent") || strings.Contains(err.Error(), "\n") {
+		t.Fatalf("Run: %v", err)
+	}
+}
+
+func TestInline(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	cfg := r.config()
+	cfg.KernelForwarding = false
+	s, tel, stop := start(t, cfg, f.client)
+	r.echo()
+
+	if err := r.ping(3); err != nil {
+		t.Fatal(err)
+	}
+	const connections, size = 20, 20 << 10
+	for range connections {
+		if err := r.exchange(size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "ledger", func() error { return settled(s) })
+
+	st, err := s.Status(context.Background(), &ingestv1.StatusRequest{})
+	if err != nil || !st.Status.Ready || len(st.Interfaces) != 2 || st.Interfaces[0].Queues != 1 ||
+		!strings.HasPrefix(st.Interfaces[0].Capture, "af_xdp native") {
+		t.Errorf("status: %v, %v", st, err)
+	}
+	if len(st.TopDestinations) == 0 || len(st.TopSources) == 0 || st.TopDestinations[0].Pps <= 0 {
+		t.Errorf("top talkers: %v, %v", st.TopDestinations, st.TopSources)
+	}
+	if got := metric(t, tel, "tidegate_ingest_packets_total"); got != float64(s.Ledger()["received"]) {
+		t.Errorf("packets metric is %v, received %d", got, s.Ledger()["received"])
+	}
+	if got := metric(t, tel, "tidegate_ingest_drops_total"); got != 0 {
+		t.Errorf("drops metric is %v", got)
+	}
+
+	stop()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	tcp := 0
+	for id, o := range f.opens {
+		if o.Key.Protocol != 6 || o.Key.DstPort != 7777 {
+			continue
+		}
+		tcp++
+		e, ok := f.ends[id]
+		if !ok || e.Totals.BytesFwd < size || e.Totals.BytesRev < size {
+			t.Errorf("flow %x ended with %+v", id, e)
+		}
+	}
+	if tcp != connections {
+		t.Errorf("%d TCP flows, want %d", tcp, connections)
+	}
+	if !bytes.Contains(f.data, []byte("GET /tidegate HTTP/1.1")) {
+		t.Error("no payload arrived")
+	}
+	if l := s.Ledger(); f.windows == 0 || f.packets != l["accounted"] {
+		t.Errorf("%d windows hold %d packets, accounted were %d", f.windows, f.packets, l["accounted"])
+	}
+	if err := settled(s); err != nil {
+		t.Errorf("after the end: %v", err)
+	}
+	if l := s.Ledger(); l["flows_active"] != 0 || l["lost_at_restart"] != 0 {
+		t.Errorf("after the end: %v", l)
+	}
+}
+
+// metric sums a metric over its labels.
+func metric(t *testing.T, tel *telemetry.Telemetry, name string) float64 {
+	t.Helper()
+	families, err := tel.Registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, found := 0.0, false
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		found = true
+		for _, m := range f.GetMetric() {
+			sum += value(m)
+		}
+	}
+	if !found {
+		t.Errorf("there is no metric %s", name)
+	}
+	return sum
+}
+
+func value(m *dto.Metric) float64 { return m.GetCounter().GetValue() + m.GetGauge().GetValue() }
+
+func TestClassifyRestarts(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	s, tel, _ := start(t, r.config(), f.client)
+	r.echo()
+	if err := r.exchange(4096); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "first batches", func() error { return settled(s) })
+
+	// A classifier that takes and never answers, then none at all: traffic goes on.
+	f.set(func() { f.mute = true })
+	for range 5 {
+		if err := r.exchange(4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "unacknowledged batches", func() error {
+		if n := s.Ledger()["batches_pending"]; n == 0 {
+			return fmt.Errorf("none is pending")
+		}
+		return nil
+	})
+	f.srv.Stop()
+	for range 5 {
+		if err := r.exchange(4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "readiness says so", func() error {
+		if p := tel.Ready(); len(p) != 1 || !strings.Contains(p[0], "classify") {
+			return fmt.Errorf("problems: %v", p)
+		}
+		return nil
+	})
+	f.set(func() { f.mute = false })
+	f.start()
+	eventually(t, "everything is sent", func() error { return settled(s) })
+	l := s.Ledger()
+	if l["batches_resent"] == 0 || l["batches_dropped"] != 0 || l["records_dropped"] != 0 {
+		t.Errorf("ledger: %v", l)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n := uint64(1); n <= l["batches_made"]; n++ {
+		if f.batches[n] == 0 {
+			t.Errorf("batch %d never arrived", n)
+		}
+	}
+}
+
+func TestSilentClassifierIsLeft(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	s, _, _ := start(t, r.config(), f.client)
+	r.echo()
+	f.set(func() { f.mute = true })
+	if err := r.exchange(4096); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a new stream", func() error {
+		if s.send.reconnects.Load() == 0 {
+			return fmt.Errorf("the stream is the same")
+		}
+		return nil
+	})
+	f.set(func() { f.mute = false })
+	eventually(t, "everything is sent again", func() error { return settled(s) })
+}
+
+func TestKernelForwarding(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	f.enough = true
+	s, _, stop := start(t, r.config(), f.client)
+	r.echo()
+	c, err := r.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // closed below too
+	if err := echoOn(c, 1024); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the flow is in the kernel", func() error {
+		if s.Ledger()["kernel_flows"] == 0 {
+			return fmt.Errorf("no flow is forwarded")
+		}
+		return nil
+	})
+	const size = 1 << 20
+	if err := echoOn(c, size); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	eventually(t, "ledger", func() error {
+		l := s.Ledger()
+		if l["kernel_metered"] < 2*size/1024 || l["kernel_metered"] != l["xdp_forwarded"] {
+			return fmt.Errorf("metered %d of %d forwarded packets", l["kernel_metered"], l["xdp_forwarded"])
+		}
+		return settled(s)
+	})
+	eventually(t, "the kernel forgets the flow", func() error {
+		if n := s.Ledger()["kernel_flows"]; n != 0 {
+			return fmt.Errorf("%d flows are forwarded", n)
+		}
+		return nil
+	})
+	stop()
+	l := s.Ledger()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, o := range f.opens {
+		if o.Key.Protocol == 6 {
+			if e := f.ends[id]; e.Totals.BytesFwd < size || e.Totals.BytesRev < size {
+				t.Errorf("the flow's end misses what the kernel forwarded: %+v", e)
+			}
+		}
+	}
+	if f.packets != l["accounted"]+l["kernel_metered"] {
+		t.Errorf("windows hold %d packets, accounted %d and metered %d", f.packets, l["accounted"], l["kernel_metered"])
+	}
+}
+
+func TestKernelForwardsAfterTheEnd(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	s, _, stop := start(t, r.config(), f.client)
+	r.echo()
+	c, err := r.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // nothing is left
+	if err := echoOn(c, 8192); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if err := echoOn(c, 8192); err != nil {
+		t.Fatalf("the connection did not survive the sensor: %v", err)
+	}
+	if err := r.exchange(8192); err != nil {
+		t.Fatalf("no new connection without the sensor: %v", err)
+	}
+	if err := settled(s); err != nil {
+		t.Error(err)
+	}
+	g, err := xdp.Open(xdp.Options{Iface: r.a, BPFFS: r.bpffs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close() //nolint:errcheck // test
+	n, err := g.Counters()
+	if err != nil || n.Forward == 0 {
+		t.Errorf("the kernel forwarded nothing: %+v, %v", n, err)
+	}
+	// The next sensor begins its own ledger, and has the connection.
+	s2, _, _ := start(t, r.config(), f.client)
+	if err := echoOn(c, 8192); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "second ledger", func() error { return settled(s2) })
+	if l := s2.Ledger(); l["received"] == 0 || l["xdp_forwarded"] >= n.Forward {
+		t.Errorf("second ledger: %v", l)
+	}
+}
+
+func TestInterfaceMadeAgain(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	s, tel, _ := start(t, r.config(), f.client)
+	r.echo()
+	if err := r.exchange(4096); err != nil {
+		t.Fatal(err)
+	}
+	before := s.Ledger()["received"]
+	if out, err := exec.Command("ip", "link", "del", r.a).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	eventually(t, "readiness says so", func() error {
+		if p := tel.Ready(); len(p) == 0 || !strings.Contains(p[0], "capture") {
+			return fmt.Errorf("problems: %v", p)
+		}
+		return nil
+	})
+	r.wire(r.client, r.a, clientAddr)
+	eventually(t, "ready again", func() error {
+		if p := tel.Ready(); len(p) != 0 {
+			return fmt.Errorf("problems: %v", p)
+		}
+		return nil
+	})
+	if err := r.exchange(4096); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "ledger", func() error { return settled(s) })
+	if l := s.Ledger(); l["received"] <= before {
+		t.Errorf("received %d, before %d", l["received"], before)
+	}
+}
+
+func TestTap(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	cfg := r.config()
+	cfg.Mode, cfg.Ifaces = ModeTap, []string{r.a}
+	s, _, _ := start(t, cfg, f.client)
+	r.shout() // nobody answers a mirror port
+	eventually(t, "packets", func() error {
+		l := s.Ledger()
+		if l["received"] == 0 || l["transmitted"] != 0 || l["received"] != l["accounted"] {
+			return fmt.Errorf("ledger: %v", l)
+		}
+		return nil
+	})
+}
+
+func TestHost(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	cfg := r.config()
+	cfg.Mode, cfg.Ifaces = ModeHost, []string{r.a}
+	s, _, stop := start(t, cfg, f.client)
+	r.shout()
+	eventually(t, "packets pass", func() error {
+		if l := s.Ledger(); l["xdp_passed"] == 0 || l["xdp_passed"] != l["xdp_seen"] || l["received"] != 0 {
+			return fmt.Errorf("ledger: %v", l)
+		}
+		return nil
+	})
+	stop()
+}
