@@ -9,9 +9,13 @@ import (
 // Account counts an IP packet in its flow and appends what has to be told of it to out. payload is what follows
 // the transport header and is copied. port is the sensor's interface. Times are Unix ns.
 func (t *Table) Account(p *packet.Packet, payload []byte, nowNs int64, port uint8, out *flowv1.FlowBatch) Observation {
+	return t.AccountHashed(p, t.Hash(p), payload, nowNs, port, out)
+}
+
+// AccountHashed is Account for a packet whose Hash is known.
+func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowNs int64, port uint8, out *flowv1.FlowBatch) Observation {
 	t.clock(nowNs)
 	k := p.Key()
-	tag := t.hash(&k)
 	i, e, reverse, ok := t.find(tag, &k)
 	if ok && e.state&(closing|handshake) == closing|handshake && p.Proto == packet.ProtoTCP &&
 		p.TCPFlags&(packet.FlagSYN|packet.FlagACK|packet.FlagRST) == packet.FlagSYN {

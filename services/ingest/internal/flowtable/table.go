@@ -5,6 +5,7 @@ import (
 	"math/bits"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
 	"github.com/tidegate-mesh/tidegate/libs/sketch"
 )
 
@@ -74,6 +75,7 @@ type Table struct {
 	hand   uint32 // where the search for an eviction goes on
 
 	flushed uint32 // where Flush goes on
+	warmed  uint64 // keeps the compiler from dropping Warm's loads
 
 	now   int64
 	wheel wheel
@@ -117,11 +119,44 @@ func fold(a, b uint64) uint64 {
 	return hi ^ lo
 }
 
-// hash is the same for both directions: the two ends are hashed alike and added.
+// end mixes one end of a flow.
+func (t *Table) end(addr *[16]byte, port uint16) uint64 {
+	return fold(binary.LittleEndian.Uint64(addr[:8])^t.k[0]^uint64(port)<<17, binary.LittleEndian.Uint64(addr[8:])^t.k[1])
+}
+
+// join makes the same hash of both directions: the two ends are added.
+func (t *Table) join(ends uint64, protocol uint8, vlan uint16) uint32 {
+	return uint32(fold(ends^t.k[2], uint64(protocol)|uint64(vlan)<<8^t.k[3])) //nolint:gosec // the low half is wanted
+}
+
 func (t *Table) hash(k *flow.Key) uint32 {
-	s := fold(binary.LittleEndian.Uint64(k.Src[:8])^t.k[0]^uint64(k.SrcPort)<<17, binary.LittleEndian.Uint64(k.Src[8:])^t.k[1])
-	d := fold(binary.LittleEndian.Uint64(k.Dst[:8])^t.k[0]^uint64(k.DstPort)<<17, binary.LittleEndian.Uint64(k.Dst[8:])^t.k[1])
-	return uint32(fold(s+d^t.k[2], uint64(k.Protocol)|uint64(k.VLAN)<<8^t.k[3])) //nolint:gosec // the low half is wanted
+	return t.join(t.end(&k.Src, k.SrcPort)+t.end(&k.Dst, k.DstPort), k.Protocol, k.VLAN)
+}
+
+// Hash is the hash of p's flow in this table, the same in both directions.
+func (t *Table) Hash(p *packet.Packet) uint32 {
+	return t.join(t.end(&p.Src, p.SrcPort)+t.end(&p.Dst, p.DstPort), p.Proto, p.VLAN)
+}
+
+// WarmMax is the most hashes that one Warm takes.
+const WarmMax = 32
+
+// Warm loads the entries that hashes lead to into the CPU's caches. The loads do not depend on each other, so
+// their delays overlap; looking the flows up one by one would wait for each.
+func (t *Table) Warm(hashes []uint32) {
+	var slots [WarmMax]uint64
+	n := min(len(hashes), WarmMax)
+	for i, h := range hashes[:n] {
+		slots[i] = t.index[h&t.mask]
+	}
+	x := uint64(0)
+	for _, s := range slots[:n] {
+		if s != 0 {
+			e := t.entry(uint32(s) - 1) //nolint:gosec // the low half is wanted
+			x += uint64(e.state) + e.packets[0]
+		}
+	}
+	t.warmed = x
 }
 
 // find returns the entry number of k's flow and whether k is its reverse.

@@ -52,7 +52,6 @@ func DefaultConfig() Config {
 // Queue is one rx queue's pipeline. Its methods, but for Counts and Flows, belong to one goroutine.
 type Queue struct {
 	cfg   Config
-	p     packet.Packet
 	table *flowtable.Table
 	w     *window.Builder
 	batch *flowv1.FlowBatch
@@ -64,6 +63,11 @@ type Queue struct {
 	atWindow    flowtable.Stats // when the window began
 	failed      func(*flowtable.Failure)
 	publishedNs int64
+
+	// The frames at hand.
+	packets       [flowtable.WarmMax]packet.Packet
+	reasons       [flowtable.WarmMax]packet.Reason
+	hashes, known [flowtable.WarmMax]uint32
 
 	// Plain counts of the owner; publish makes them visible.
 	received, accounted, bytes uint64
@@ -97,35 +101,43 @@ func New(cfg Config, queue uint8) *Queue {
 	return q
 }
 
-// Packet is what the last frame decoded to, valid until the next.
-func (q *Queue) Packet() *packet.Packet { return &q.p }
-
 // Frames takes a batch of frames that arrived at nowNs (Unix ns) on the sensor's interface port, after running
 // timers and boundaries up to nowNs. The frames are borrowed for the call.
 func (q *Queue) Frames(frames [][]byte, nowNs int64, port uint8) {
 	q.Poll(nowNs)
-	for _, f := range frames {
-		q.Frame(f, nowNs, port)
+	for len(frames) > 0 {
+		n := min(len(frames), flowtable.WarmMax)
+		known := 0
+		for i, f := range frames[:n] {
+			q.reasons[i] = q.packets[i].Decode(f)
+			if q.reasons[i] == packet.OK {
+				q.hashes[i] = q.table.Hash(&q.packets[i])
+				q.known[known] = q.hashes[i]
+				known++
+			}
+		}
+		q.table.Warm(q.known[:known])
+		for i, f := range frames[:n] {
+			q.account(&q.packets[i], q.reasons[i], q.hashes[i], f, nowNs, port)
+		}
+		frames = frames[n:]
 	}
 }
 
-// Frame takes one Ethernet frame, borrowed for the call. Poll must be called at least once per rx batch.
-func (q *Queue) Frame(frame []byte, nowNs int64, port uint8) packet.Reason {
-	r := q.p.Decode(frame)
-	q.decoded(r, frame, nowNs, port)
-	return r
-}
-
-// FrameLink is Frame for another link type of capture files.
+// FrameLink takes one frame of a capture file's link type, borrowed for the call. Poll must be called before.
 func (q *Queue) FrameLink(linkType int, frame []byte, nowNs int64, port uint8) packet.Reason {
-	r := q.p.DecodeLink(linkType, frame)
-	q.decoded(r, frame, nowNs, port)
+	p := &q.packets[0]
+	r := p.DecodeLink(linkType, frame)
+	hash := uint32(0)
+	if r == packet.OK {
+		hash = q.table.Hash(p)
+	}
+	q.account(p, r, hash, frame, nowNs, port)
 	return r
 }
 
-func (q *Queue) decoded(r packet.Reason, frame []byte, nowNs int64, port uint8) {
+func (q *Queue) account(p *packet.Packet, r packet.Reason, hash uint32, frame []byte, nowNs int64, port uint8) {
 	q.received++
-	p := &q.p
 	if r != packet.OK {
 		if r.Undecodable() {
 			q.undecodable[r]++
@@ -137,7 +149,7 @@ func (q *Queue) decoded(r packet.Reason, frame []byte, nowNs int64, port uint8) 
 	}
 	q.accounted++
 	q.bytes += uint64(p.IPLen)
-	o := q.table.Account(p, frame[p.Payload:p.Payload+p.PayloadLen], nowNs, port, q.batch)
+	o := q.table.AccountHashed(p, hash, frame[p.Payload:p.Payload+p.PayloadLen], nowNs, port, q.batch)
 	q.w.Add(p, frame[p.L3:], nowNs, &o)
 	if !q.batchBegun || size(q.batch) > MaxBatchBytes-headroom {
 		q.age(nowNs)
