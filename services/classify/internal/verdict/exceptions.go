@@ -93,8 +93,10 @@ type sources struct {
 	counts map[netip.Prefix]int
 }
 
-// steps are the prefix lengths at which density is looked at.
-const step = 4
+const (
+	step          = 4 // density is looked at for prefix lengths that are multiples of it
+	enoughSamples = 3 // fewer in a network do not tell its density
+)
 
 func density(in *Input) sources {
 	s := sources{n: len(in.Attack), counts: make(map[netip.Prefix]int)}
@@ -110,12 +112,15 @@ func density(in *Input) sources {
 // seen reports whether a sampled source lies in p; p's length is a multiple of step.
 func (s *sources) seen(p netip.Prefix) bool { return s.counts[p] > 0 }
 
-// share estimates which share of the attack comes from p: the densest network around p that was sampled,
-// its sources spread evenly over it.
+// share estimates which share of the attack comes from p: the densest network around p, of those with samples
+// enough to tell, its sources spread evenly over it.
 func (s *sources) share(p netip.Prefix) float64 {
 	best := 0.0
 	for n := 0; n <= p.Bits(); n += step {
 		q := netip.PrefixFrom(p.Addr(), n).Masked()
+		if s.counts[q] < enoughSamples && n > 0 {
+			break
+		}
 		best = math.Max(best, float64(s.counts[q])/float64(max(1, s.n))*math.Exp2(float64(n-p.Bits())))
 	}
 	return best

@@ -29,6 +29,10 @@ func bySignature(in *Input) Choice {
 		len(in.Attack) >= 8 && !m.HasSrcPort {
 		m.SrcPort, m.HasSrcPort = p, true
 	}
+	if n := in.Attack[0].Length; len(in.Good) == 0 && len(in.Attack) >= 32 && constantLength(in.Attack) {
+		// Nothing is known of good packets, so the rule spares those of other lengths.
+		m.LengthMin, m.LengthMax = n, n
+	}
 	attack, good := shares(in, &m)
 	var used []string
 	for good > maxGoodShare {
@@ -69,7 +73,7 @@ func explain(in *Input, m *policy.Match, used []string, c *Choice, allows int) s
 	case c.GoodShare > maxGoodShare:
 		fmt.Fprintf(&b, "; nothing in the headers tells good ones apart (%.0f%% of them match)", 100*c.GoodShare)
 	case len(used) > 0:
-		fmt.Fprintf(&b, "; %s keep good ones out", strings.Join(used, " and "))
+		fmt.Fprintf(&b, "; its %s keeps good ones out", strings.Join(used, " and "))
 	}
 	b.WriteString(".")
 	if allows > 0 {
@@ -80,6 +84,15 @@ func explain(in *Input, m *policy.Match, used []string, c *Choice, allows int) s
 
 func hasPorts(f *header.Facts) bool {
 	return !f.Later && (f.Protocol == 6 || f.Protocol == 17 || f.Protocol == 132)
+}
+
+func constantLength(facts []header.Facts) bool {
+	for i := range facts {
+		if facts[i].Length != facts[0].Length {
+			return false
+		}
+	}
+	return true
 }
 
 // common is the most frequent value and its share of all samples.
