@@ -43,6 +43,7 @@ type config struct {
 
 type mask struct {
 	SrcMask, DstMask         [16]byte
+	Common                   common
 	ID                       uint16
 	Specificity              uint16
 	LenMin, LenMax           uint16
@@ -54,7 +55,17 @@ type mask struct {
 	Fragment                 uint8
 	SrcBits, DstBits         uint8
 	Variant                  uint8
-	Pad                      [3]uint8
+	Pad                      [7]uint8
+}
+
+// common is what all rules of a mask have in common: where a bit of Care is set, all have Want's.
+type common struct {
+	SrcCare, SrcWant           [16]byte
+	DstCare, DstWant           [16]byte
+	SrcPortCare, SrcPortWant   [2]byte
+	DstPortCare, DstPortWant   [2]byte
+	ProtocolCare, ProtocolWant uint8
+	TCPCare, TCPWant           uint8
 }
 
 type maskSet struct {

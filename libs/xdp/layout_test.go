@@ -21,7 +21,7 @@ func TestLayout(t *testing.T) {
 		offsets map[string]uintptr
 	}{
 		"config":     {unsafe.Sizeof(config{}), map[string]uintptr{"mask_set": unsafe.Offsetof(config{}.MaskSet), "flows_used": unsafe.Offsetof(config{}.FlowsUsed), "rules_version": unsafe.Offsetof(config{}.RulesVersion)}},
-		"mask":       {unsafe.Sizeof(mask{}), map[string]uintptr{"id": unsafe.Offsetof(mask{}.ID), "tcp_mask": unsafe.Offsetof(mask{}.TCPMask), "family": unsafe.Offsetof(mask{}.Family), "variant": unsafe.Offsetof(mask{}.Variant)}},
+		"mask":       {unsafe.Sizeof(mask{}), map[string]uintptr{"id": unsafe.Offsetof(mask{}.ID), "tcp_mask": unsafe.Offsetof(mask{}.TCPMask), "family": unsafe.Offsetof(mask{}.Family), "variant": unsafe.Offsetof(mask{}.Variant), "src_port_care": unsafe.Offsetof(mask{}.Common) + unsafe.Offsetof(common{}.SrcPortCare), "tcp_want": unsafe.Offsetof(mask{}.Common) + unsafe.Offsetof(common{}.TCPWant)}},
 		"mask_set":   {unsafe.Sizeof(maskSet{}), map[string]uintptr{"masks": unsafe.Offsetof(maskSet{}.Masks)}},
 		"rule_key":   {unsafe.Sizeof(ruleKey{}), map[string]uintptr{"mask": unsafe.Offsetof(ruleKey{}.Mask), "tcp_flags": unsafe.Offsetof(ruleKey{}.TCPFlags)}},
 		"rule":       {unsafe.Sizeof(ruleValue{}), map[string]uintptr{"slot": unsafe.Offsetof(ruleValue{}.Slot), "flags": unsafe.Offsetof(ruleValue{}.Flags)}},

@@ -157,5 +157,43 @@ func less(a, b *mask) int {
 func sameShape(a, b *mask) bool {
 	x, y := *a, *b
 	x.ID, y.ID = 0, 0
+	x.Common, y.Common = common{}, common{}
 	return x == y
+}
+
+// only is the common part of a mask with one rule: all that the mask looks at.
+func only(m *mask, k *ruleKey) common {
+	c := common{
+		SrcCare: m.SrcMask, SrcWant: k.Src, DstCare: m.DstMask, DstWant: k.Dst,
+		SrcPortWant: k.SrcPort, DstPortWant: k.DstPort,
+		ProtocolCare: m.ProtocolMask, ProtocolWant: k.Protocol, TCPCare: m.TCPMask, TCPWant: k.TCPFlags,
+	}
+	if m.SrcPortMask != 0 {
+		c.SrcPortCare = [2]byte{0xff, 0xff}
+	}
+	if m.DstPortMask != 0 {
+		c.DstPortCare = [2]byte{0xff, 0xff}
+	}
+	return c
+}
+
+// and is the common part of what two parts have in common.
+func (c common) and(o common) common {
+	meet(c.SrcCare[:], c.SrcWant[:], o.SrcCare[:], o.SrcWant[:])
+	meet(c.DstCare[:], c.DstWant[:], o.DstCare[:], o.DstWant[:])
+	meet(c.SrcPortCare[:], c.SrcPortWant[:], o.SrcPortCare[:], o.SrcPortWant[:])
+	meet(c.DstPortCare[:], c.DstPortWant[:], o.DstPortCare[:], o.DstPortWant[:])
+	c.ProtocolCare &= o.ProtocolCare &^ (c.ProtocolWant ^ o.ProtocolWant)
+	c.ProtocolWant &= c.ProtocolCare
+	c.TCPCare &= o.TCPCare &^ (c.TCPWant ^ o.TCPWant)
+	c.TCPWant &= c.TCPCare
+	return c
+}
+
+// meet keeps of care the bits that both look at and agree on.
+func meet(care, want, otherCare, otherWant []byte) {
+	for i := range care {
+		care[i] &= otherCare[i] &^ (want[i] ^ otherWant[i])
+		want[i] &= care[i]
+	}
 }

@@ -199,6 +199,7 @@ func (t *ruleTable) put(r *Rule) error {
 	}
 	t.dirty = true
 	t.byKey[key] = r.ID
+	t.join(at, &key)
 	if fresh || e.key != key {
 		t.masks[at].rules++
 		if !fresh {

@@ -88,6 +88,7 @@ func (t *ruleTable) load() error {
 			}
 			continue
 		}
+		t.join(at, &k)
 		t.masks[at].rules++
 		t.byKey[k] = values[i].ID
 		t.byID[values[i].ID] = &ruleEntry{key: k, value: values[i]}
@@ -100,6 +101,19 @@ func (t *ruleTable) load() error {
 	}
 	t.loaded = true
 	return nil
+}
+
+// join makes a mask's common part cover one more key. A wider common part comes into force with commit; the
+// key waits in the map until then.
+func (t *ruleTable) join(at int, k *ruleKey) {
+	m := &t.masks[at]
+	c := only(&m.mask, k)
+	if m.rules > 0 || m.Common != (common{}) {
+		c = c.and(m.Common)
+	}
+	if c != m.Common {
+		m.Common, t.reshaped = c, true
+	}
 }
 
 // find returns the index of a mask by its id, -1 without.

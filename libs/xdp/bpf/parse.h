@@ -87,7 +87,9 @@ struct packet {
 	__u8 ports_known; /* the transport header was read */
 	__u8 observed; /* a rule or list that only counts has matched */
 	__u8 pad;
+	__u16 specificity; /* of the best rule so far */
 	__u32 size; /* of the frame in bytes */
+	__u64 now; /* coarse, of the last rule that matched */
 };
 
 #define MAPPED_PREFIX 0xffff0000ULL /* bytes 8..11 of ::ffff:0:0 as a little-endian word */

@@ -96,6 +96,38 @@ inline_always int in_range(const struct mask *m, const struct packet *p)
 	return p->ports_known || !(m->tcp_mask | m->src_port_mask | m->dst_port_mask);
 }
 
+/* Whether the packet has what all rules of the mask have in common. One branch for all fields. */
+inline_always int in_common(const struct mask *m, const struct packet *p)
+{
+	__u64 differs = (p->src[0] & m->src_care[0]) ^ m->src_want[0];
+
+	differs |= (p->src[1] & m->src_care[1]) ^ m->src_want[1];
+	differs |= (p->dst[0] & m->dst_care[0]) ^ m->dst_want[0];
+	differs |= (p->dst[1] & m->dst_care[1]) ^ m->dst_want[1];
+	differs |= (p->src_port & m->src_port_care) ^ m->src_port_want;
+	differs |= (p->dst_port & m->dst_port_care) ^ m->dst_port_want;
+	differs |= (p->protocol & m->protocol_care) ^ m->protocol_want;
+	differs |= (p->tcp_flags & m->tcp_care) ^ m->tcp_want;
+	return !differs;
+}
+
+/* Whether the packet lies in the mask's ranges, and the key under which a rule that selects it is. */
+checked_alone int select_key(const struct packet *p, const struct mask *m, struct rule_key *key)
+{
+	if (!p || !m || !key || !in_range(m, p))
+		return 0;
+	key->mask = m->id;
+	key->src[0] = p->src[0] & m->src_mask[0];
+	key->src[1] = p->src[1] & m->src_mask[1];
+	key->dst[0] = p->dst[0] & m->dst_mask[0];
+	key->dst[1] = p->dst[1] & m->dst_mask[1];
+	key->src_port = p->src_port & m->src_port_mask;
+	key->dst_port = p->dst_port & m->dst_port_mask;
+	key->protocol = p->protocol & m->protocol_mask;
+	key->tcp_flags = p->tcp_flags & m->tcp_mask;
+	return 1;
+}
+
 /*
  * Rules that only observe (count, shadow, and all that would stop a packet in tap mode) are counted wherever
  * they match and never end the search: a rule in shadow must not shield a packet from one in force. Among
@@ -105,34 +137,25 @@ checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
 {
 	struct mask_set *set = bpf_map_lookup_elem(&gate_masks, &set_index);
 	struct rule *best = NULL;
-	__u16 specificity = 0;
-	__u64 now;
+	struct rule_key key = {};
 	__u32 count;
 
-	if (!p || !set || !set->count)
+	if (!p || !set)
 		return UNDECIDED;
 	count = set->count;
-	now = bpf_ktime_get_coarse_ns();
 	for (__u32 i = 0; i < MAX_MASKS; i++) {
 		struct mask *m = &set->masks[i];
-		struct rule_key key = {};
 		struct rule *r;
 
-		if (i >= count || (best && m->specificity < specificity))
+		if (i >= count || (best && m->specificity < p->specificity))
 			break;
-		if (!in_range(m, p))
+		if (!in_common(m, p) || !select_key(p, m, &key))
 			continue;
-		key.mask = m->id;
-		key.src[0] = p->src[0] & m->src_mask[0];
-		key.src[1] = p->src[1] & m->src_mask[1];
-		key.dst[0] = p->dst[0] & m->dst_mask[0];
-		key.dst[1] = p->dst[1] & m->dst_mask[1];
-		key.src_port = p->src_port & m->src_port_mask;
-		key.dst_port = p->dst_port & m->dst_port_mask;
-		key.protocol = p->protocol & m->protocol_mask;
-		key.tcp_flags = p->tcp_flags & m->tcp_mask;
 		r = bpf_map_lookup_elem(&gate_rules, &key);
-		if (!r || (r->expires_ns && r->expires_ns <= now))
+		if (!r)
+			continue;
+		p->now = bpf_ktime_get_coarse_ns();
+		if (r->expires_ns && r->expires_ns <= p->now)
 			continue;
 		if (r->action == ACTION_COUNT || r->flags & RULE_WOULD_DROP ||
 		    (mode == MODE_TAP && r->action != ACTION_ALLOW)) {
@@ -140,16 +163,16 @@ checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
 			struct hits *h = bpf_map_lookup_elem(&gate_hits, &slot);
 
 			if (h)
-				hit(h, p->size, now, 0);
+				hit(h, p->size, p->now, 0);
 			p->observed = 1;
 			continue;
 		}
 		if (!best || r->priority > best->priority) {
 			best = r;
-			specificity = m->specificity;
+			p->specificity = m->specificity;
 		}
 	}
-	return best ? apply(best, p->size, now) : UNDECIDED;
+	return best ? apply(best, p->size, p->now) : UNDECIDED;
 }
 
 inline_always enum verdict apply_listed(const struct listed *l, struct packet *p, __u32 mode)

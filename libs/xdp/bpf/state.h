@@ -39,6 +39,22 @@ struct config {
 struct mask {
 	__u64 src_mask[2]; /* network byte order */
 	__u64 dst_mask[2];
+	/*
+	 * What all rules of the mask have in common: the bits to look at and their values. Most packets that no
+	 * rule of the mask selects differ here, which spares them the hash.
+	 */
+	__u64 src_care[2];
+	__u64 src_want[2];
+	__u64 dst_care[2];
+	__u64 dst_want[2];
+	__u16 src_port_care; /* network byte order */
+	__u16 src_port_want;
+	__u16 dst_port_care;
+	__u16 dst_port_want;
+	__u8 protocol_care;
+	__u8 protocol_want;
+	__u8 tcp_care;
+	__u8 tcp_want;
 	__u16 id;
 	__u16 specificity;
 	__u16 len_min;
@@ -54,7 +70,7 @@ struct mask {
 	__u8 src_bits; /* of the 16-byte address */
 	__u8 dst_bits;
 	__u8 variant; /* the same shape again, for rules that match the same packets */
-	__u8 pad[3];
+	__u8 pad[7];
 };
 
 struct mask_set {
