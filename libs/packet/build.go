@@ -256,19 +256,20 @@ func add(sum uint32, b []byte) uint32 {
 	return uint32(s) //nolint:gosec // at most 20 bits
 }
 
-// AppendMSS, and the functions below it, append a TCP option (RFC 9293 3.2, RFC 7323, RFC 2018).
+// AppendMSS appends the maximum segment size option (RFC 9293 3.7.1).
 func AppendMSS(options []byte, mss uint16) []byte {
 	return binary.BigEndian.AppendUint16(append(options, 2, 4), mss)
 }
 
-// AppendSACKPermitted appends the SACK-permitted option.
+// AppendSACKPermitted appends the SACK-permitted option (RFC 2018 2).
 func AppendSACKPermitted(options []byte) []byte { return append(options, 4, 2) }
 
-// AppendTimestamps appends the timestamps option.
+// AppendTimestamps appends the timestamps option (RFC 7323 3).
 func AppendTimestamps(options []byte, value, echo uint32) []byte {
 	options = binary.BigEndian.AppendUint32(append(options, 8, 10), value)
 	return binary.BigEndian.AppendUint32(options, echo)
 }
 
-// AppendWindowScale appends the window scale option behind a no-operation, so that it fills a word.
+// AppendWindowScale appends the window scale option (RFC 7323 2) behind a no-operation, so that it fills a
+// word.
 func AppendWindowScale(options []byte, shift uint8) []byte { return append(options, 1, 3, 3, shift) }

@@ -34,7 +34,7 @@ type Engine struct {
 	buffers [][]byte
 	quic    []*quicState
 	names   names
-	scratch [MaxBytes]byte // a handshake message without its record headers
+	scratch [MaxBytes]byte // for one call: a message without record headers, a packet without protection, a name
 	name    [256]byte      // a name under construction
 	in      input          // the argument of the protocol being asked; here so that it is not allocated
 }
@@ -226,7 +226,8 @@ func (f *Flow) run(i int, in *input) outcome {
 	return o
 }
 
-// giveUp ends a flow whose directions are both used up, or whose first bytes match nothing on both sides.
+// giveUp ends a flow whose directions are both used up. One alone is not enough: a download may show much of
+// the answer before the question comes by.
 func (f *Flow) giveUp() bool {
 	a, b := &f.dirs[0], &f.dirs[1]
 	if a.exhausted() && b.exhausted() {
