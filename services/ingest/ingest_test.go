@@ -96,13 +96,17 @@ func TestInline(t *testing.T) {
 	}
 	eventually(t, "ledger", func() error { return settled(s) })
 
-	st, err := s.Status(context.Background(), &ingestv1.StatusRequest{})
-	if err != nil || !st.Status.Ready || len(st.Interfaces) != 2 || st.Interfaces[0].Queues != 1 ||
+	var st *ingestv1.StatusResponse
+	eventually(t, "top talkers", func() (err error) {
+		st, err = s.Status(context.Background(), &ingestv1.StatusRequest{})
+		if err == nil && (len(st.TopDestinations) == 0 || len(st.TopSources) == 0 || st.TopDestinations[0].Pps <= 0) {
+			err = fmt.Errorf("there are none: %v", st)
+		}
+		return err
+	})
+	if !st.Status.Ready || len(st.Interfaces) != 2 || st.Interfaces[0].Queues != 1 ||
 		!strings.HasPrefix(st.Interfaces[0].Capture, "af_xdp native") {
-		t.Errorf("status: %v, %v", st, err)
-	}
-	if len(st.TopDestinations) == 0 || len(st.TopSources) == 0 || st.TopDestinations[0].Pps <= 0 {
-		t.Errorf("top talkers: %v, %v", st.TopDestinations, st.TopSources)
+		t.Errorf("status: %v", st)
 	}
 	if got := metric(t, tel, "tidegate_ingest_packets_total"); got != float64(s.Ledger()["received"]) {
 		t.Errorf("packets metric is %v, received %d", got, s.Ledger()["received"])
