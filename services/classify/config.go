@@ -19,7 +19,7 @@ import (
 // destination.
 type EngineConfig struct {
 	Protected []string `name:"protected" help:"Prefix whose hosts are protected (repeatable); none: every address." placeholder:"CIDR"`
-	Groups    []Group  `name:"group" help:"Group of protected prefixes with thresholds of its own (repeatable): name;CIDR,CIDR;threshold=value;…" placeholder:"GROUP"`
+	Groups    []Group  `name:"group" help:"Group of protected prefixes with thresholds of its own (repeatable): name;CIDR,CIDR;threshold=value;… In one value several are separated by |." sep:"|" placeholder:"GROUP"`
 
 	SYN        float64 `name:"syn-threshold" default:"150" help:"syn_flood: SYNs beyond twice the completed handshakes."`
 	UDPPackets float64 `name:"udp-threshold" default:"20000" help:"udp_flood: packets."`

@@ -86,7 +86,7 @@ func (l *lab) frame(f []byte, offset int64, solicited bool) {
 	case 17:
 		c.Udp++
 		if !solicited && header.Reflector(p.SrcPort) {
-			reflect(t, &p, f)
+			reflected(t, &p, f)
 		}
 	case 1, 58:
 		c.Icmp++
@@ -102,7 +102,7 @@ func (l *lab) frame(f []byte, offset int64, solicited bool) {
 	}
 }
 
-func reflect(t *flowv1.Target, p *packet.Packet, f []byte) {
+func reflected(t *flowv1.Target, p *packet.Packet, f []byte) {
 	var r *flowv1.Reflector
 	for _, x := range t.Reflectors {
 		if x.Port == uint32(p.SrcPort) {
