@@ -215,7 +215,7 @@ func (s *Service) resume(ctx context.Context, st *sqlstore.Store) error {
 	return nil
 }
 
-// maintain prunes and makes partitions, at once and then every minute.
+// maintain prunes and makes partitions, at once, then every minute and when the size should be looked at.
 func (s *Service) maintain(ctx context.Context) error {
 	tick := time.NewTicker(maintainEvery)
 	defer tick.Stop()
@@ -233,6 +233,7 @@ func (s *Service) maintain(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-st.Full():
 		}
 	}
 }

@@ -95,9 +95,16 @@ func (s *Store) Insert(ctx context.Context, b Batch) (Result, error) {
 	for _, c := range res.Count {
 		inserted += c.Committed
 	}
-	if s.cfg.MaxBytes > 0 && s.d.sizeDue(inserted) {
-		// The rows are safe already; a failure to prune now is found again by the next batch.
-		_ = s.capSize(ctx)
+	if due, inline := s.d.sizeDue(inserted); s.cfg.MaxBytes > 0 && due {
+		if inline {
+			// The rows are safe already; a failure to prune now is found again by the next batch.
+			_ = s.capSize(ctx)
+		} else {
+			select {
+			case s.full <- struct{}{}:
+			default: // told already
+			}
+		}
 	}
 	return res, nil
 }

@@ -212,21 +212,22 @@ func (d *postgresDialect) prune(ctx context.Context, t Table, before int64, remo
 	return nil
 }
 
-// shrink drops the oldest days. When only the current day is left, its older part is deleted and the
-// partition rewritten, which needs room for the part that stays and makes inserts wait meanwhile; a cap of
-// more than one day's rows avoids it.
+// shrink drops the oldest days. When only the current day is left, the partition is replaced by one without
+// its oldest quarter, which needs room for the part that stays and makes inserts wait meanwhile; a cap of more
+// than one day's rows avoids it.
 func (d *postgresDialect) shrink(ctx context.Context, max int64, removed func(Table, int64)) error {
 	for _, t := range Tables {
-		if n, err := d.size(ctx); err != nil || n <= max {
-			return err
+		above := func() (bool, error) {
+			n, err := d.size(ctx)
+			return n > max, err
 		}
 		if !slices.Contains(partitioned, t) {
-			if err := d.shrinkTable(ctx, t, string(t), max, removed); err != nil {
+			if err := d.shrinkTable(ctx, string(t), above, func(n int64) { removed(t, n) }); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := d.shrinkTable(ctx, t, string(t)+"_default", max, removed); err != nil {
+		if err := d.replaceUntil(ctx, t, partition{string(t) + "_default", -1}, above, removed); err != nil {
 			return err
 		}
 		parts, err := d.partitions(ctx, t)
@@ -235,14 +236,14 @@ func (d *postgresDialect) shrink(ctx context.Context, max int64, removed func(Ta
 		}
 		today := d.now().UnixNano() / dayNs
 		for _, p := range parts {
-			if n, err := d.size(ctx); err != nil || n <= max {
-				return err
-			}
 			if p.day >= today {
-				if err := d.shrinkTable(ctx, t, p.name, max, removed); err != nil {
+				if err := d.replaceUntil(ctx, t, p, above, removed); err != nil {
 					return err
 				}
 				continue
+			}
+			if more, err := above(); err != nil || !more {
+				return err
 			}
 			n, err := d.drop(ctx, t, p)
 			if err != nil {
@@ -254,10 +255,75 @@ func (d *postgresDialect) shrink(ctx context.Context, max int64, removed func(Ta
 	return nil
 }
 
-// shrinkTable deletes the oldest quarter of table until the size is at most max or the table is empty.
-func (d *postgresDialect) shrinkTable(ctx context.Context, t Table, table string, max int64, removed func(Table, int64)) error {
+// replaceUntil takes the oldest quarter out of a partition until the size is right or the partition empty.
+func (d *postgresDialect) replaceUntil(ctx context.Context, t Table, p partition, above func() (bool, error), removed func(Table, int64)) error {
 	for {
-		if n, err := d.size(ctx); err != nil || n <= max {
+		if more, err := above(); err != nil || !more {
+			return err
+		}
+		n, err := d.replace(ctx, t, p)
+		if err != nil {
+			return fmt.Errorf("shrink partition %s: %w", p.name, err)
+		}
+		if n == 0 {
+			return nil
+		}
+		removed(t, n)
+	}
+}
+
+// replace puts a copy without the oldest quarter of the rows in a partition's place, in one transaction: when
+// it is interrupted, nothing is lost. It returns how many rows went.
+func (d *postgresDialect) replace(ctx context.Context, t Table, p partition) (int64, error) {
+	tx, err := d.db.BeginTxx(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
+	for _, q := range []string{
+		"SET LOCAL lock_timeout = '" + lockTimeout + "'",
+		fmt.Sprintf("SELECT pg_advisory_xact_lock(%d)", int64(partitionLock)),
+		"LOCK TABLE " + p.name + " IN EXCLUSIVE MODE", // readers go on until the drop
+	} {
+		if _, err := tx.ExecContext(ctx, q); err != nil {
+			return 0, err
+		}
+	}
+	var rows int64
+	if err := tx.GetContext(ctx, &rows, "SELECT count(*) FROM "+p.name); err != nil || rows == 0 {
+		return 0, err
+	}
+	var cut int64
+	if err := tx.GetContext(ctx, &cut, fmt.Sprintf("SELECT ts FROM %s ORDER BY ts LIMIT 1 OFFSET %d", p.name, rows/4)); err != nil {
+		return 0, err
+	}
+	bound := "DEFAULT"
+	if p.day >= 0 {
+		bound = fmt.Sprintf("FOR VALUES FROM (%d) TO (%d)", p.day*dayNs, (p.day+1)*dayNs)
+	}
+	fresh := p.name + "_new"
+	for _, q := range []string{
+		fmt.Sprintf("CREATE TABLE %s (LIKE %s INCLUDING DEFAULTS INCLUDING CONSTRAINTS)", fresh, t),
+		fmt.Sprintf("INSERT INTO %s SELECT * FROM %s WHERE ts > %d", fresh, p.name, cut),
+		"DROP TABLE " + p.name,
+		fmt.Sprintf("ALTER TABLE %s RENAME TO %s", fresh, p.name),
+		fmt.Sprintf("ALTER TABLE %s ATTACH PARTITION %s %s", t, p.name, bound),
+	} {
+		if _, err := tx.ExecContext(ctx, q); err != nil {
+			return 0, err
+		}
+	}
+	var left int64
+	if err := tx.GetContext(ctx, &left, "SELECT count(*) FROM "+p.name); err != nil {
+		return 0, err
+	}
+	return rows - left, tx.Commit()
+}
+
+// shrinkTable deletes the oldest quarter of a small table until the size is right or the table is empty.
+func (d *postgresDialect) shrinkTable(ctx context.Context, table string, above func() (bool, error), removed func(int64)) error {
+	for {
+		if more, err := above(); err != nil || !more {
 			return err
 		}
 		var rows int64
@@ -275,7 +341,7 @@ func (d *postgresDialect) shrinkTable(ctx context.Context, t Table, table string
 		if err != nil {
 			return err
 		}
-		removed(t, n)
+		removed(n)
 		if _, err := d.db.ExecContext(ctx, "VACUUM FULL "+table); err != nil {
 			return fmt.Errorf("give back the space of %s: %w", table, err)
 		}

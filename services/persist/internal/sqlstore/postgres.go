@@ -94,12 +94,12 @@ func (d *postgresDialect) migration() (string, goose.Dialect, lock.SessionLocker
 	return "postgresql", goose.DialectPostgres, l
 }
 
-func (d *postgresDialect) sizeDue(inserted int64) bool {
+func (d *postgresDialect) sizeDue(inserted int64) (due, inline bool) {
 	if d.since.Add(inserted) < sizeRows {
-		return false
+		return false, false
 	}
 	d.since.Store(0)
-	return true
+	return true, false // rewriting a partition can take minutes
 }
 
 func (d *postgresDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (int64, error) {

@@ -131,7 +131,7 @@ func (d *sqliteDialect) migration() (string, goose.Dialect, lock.SessionLocker) 
 func (d *sqliteDialect) prepare(context.Context, Table, []record) error { return nil }
 func (d *sqliteDialect) ahead(context.Context, time.Time) error         { return nil }
 func (d *sqliteDialect) defaultMaxBytes() int64                         { return 2 << 30 }
-func (d *sqliteDialect) sizeDue(int64) bool                             { return true } // two pragmas: microseconds
+func (d *sqliteDialect) sizeDue(int64) (due, inline bool)               { return true, true } // two calls of stat
 
 func (d *sqliteDialect) close() error {
 	return errors.Join(d.r.Close(), d.w.Close())

@@ -56,6 +56,7 @@ type Store struct {
 	cfg Config
 
 	pruning sync.Mutex // one pruner at a time
+	full    chan struct{}
 }
 
 // dialect is what differs between databases. Adding one means implementing this, adding a folder of
@@ -86,8 +87,9 @@ type dialect interface {
 	// is at most max, oldest flows first. Both call removed after each step.
 	prune(ctx context.Context, t Table, before int64, removed func(Table, int64)) error
 	shrink(ctx context.Context, max int64, removed func(Table, int64)) error
-	// sizeDue tells whether the size should be looked at after so many rows were inserted.
-	sizeDue(inserted int64) bool
+	// sizeDue tells whether the size should be looked at after so many rows were inserted, and inline
+	// whether the inserter itself should shrink, which suits short steps.
+	sizeDue(inserted int64) (due, inline bool)
 	// ahead makes what coming days need.
 	ahead(ctx context.Context, now time.Time) error
 	defaultMaxBytes() int64
@@ -168,7 +170,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.MaxBytes == 0 {
 		cfg.MaxBytes = d.defaultMaxBytes()
 	}
-	s := &Store{d: d, cfg: cfg}
+	s := &Store{d: d, cfg: cfg, full: make(chan struct{}, 1)}
 	if err := s.migrate(ctx); err != nil {
 		_ = d.close()
 		return nil, err
@@ -212,6 +214,9 @@ func (s *Store) Close() error { return s.d.close() }
 
 // Ping tells whether the database answers.
 func (s *Store) Ping(ctx context.Context) error { return s.d.writer().PingContext(ctx) }
+
+// Full receives when enough was inserted that the size cap should be looked at: call Maintain.
+func (s *Store) Full() <-chan struct{} { return s.full }
 
 // Version names the database for people.
 func (s *Store) Version(ctx context.Context) (string, error) { return s.d.version(ctx) }
