@@ -155,7 +155,18 @@ func (b *Bus) SubscribeWindows(ctx context.Context, h func(sensor string, w *flo
 }
 
 func decodeEvent(m jetstream.Msg) (EventMsg, error) {
-	out := EventMsg{Subject: m.Subject(), Traceparent: m.Headers().Get(headerTrace)}
+	out, err := parseEvent(m.Subject(), m.Data())
+	if err != nil {
+		return out, err
+	}
+	out.Traceparent = m.Headers().Get(headerTrace)
+	out.StreamSeq, out.Redelivered = sequence(m)
+	return out, nil
+}
+
+// parseEvent reads an event's JSON as what its subject says.
+func parseEvent(subject string, data []byte) (EventMsg, error) {
+	out := EventMsg{Subject: subject}
 	var into proto.Message
 	switch {
 	case strings.HasPrefix(out.Subject, SubjectAttack):
@@ -170,10 +181,9 @@ func decodeEvent(m jetstream.Msg) (EventMsg, error) {
 	default:
 		return out, fmt.Errorf("unknown subject %q", out.Subject)
 	}
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(m.Data(), into); err != nil {
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, into); err != nil {
 		return out, fmt.Errorf("event: %w", err)
 	}
-	out.StreamSeq, out.Redelivered = sequence(m)
 	return out, nil
 }
 
