@@ -37,7 +37,7 @@ type system struct {
 
 func start(t *testing.T, mode string, args ...string) *system {
 	t.Helper()
-	s := &system{link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgbench", Sink: true}), addr: rig.FreeAddr(t)}
+	s := &system{link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgben", Sink: true}), addr: rig.FreeAddr(t)}
 	args = append([]string{
 		"run", "--mode", mode, "--iface", s.link.PortA, "--bpffs", s.link.BPFFS, "--data", t.TempDir(),
 		"--listen", s.addr, "--metrics-listen", rig.FreeAddr(t), "--log-level", "error", "--ingest-sensor", "bench",

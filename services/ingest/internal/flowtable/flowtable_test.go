@@ -239,6 +239,14 @@ func TestFailures(t *testing.T) {
 			r.frame(b.AppendICMP(nil, 3, 3, 0, quote(h.AppendUDP(nil, 7, 9, []byte("x")))))
 			r.frame(b.AppendICMP(nil, 3, 3, 0, []byte{0x45, 0}))
 		}, nil},
+		{"protocol unreachable, the question unseen", func(r *rig) {
+			h := header("203.0.113.1", "198.51.100.1") // the quote is from before address translation
+			b := header("198.51.100.1", "192.0.2.1")
+			o := r.frame(b.AppendICMP(nil, 3, 2, 0, quote(h.AppendIP(nil, 99, 0))))
+			if f := o.Failure; f == nil || f.Key.Src != o.Key.Dst || f.Key.Dst != o.Key.Src || f.Key.Protocol != 99 {
+				r.t.Errorf("failure: %+v", f)
+			}
+		}, []FailureReason{Unreachable}},
 		{"ping answered", func(r *rig) {
 			h, b := header("192.0.2.1", "198.51.100.1"), header("198.51.100.1", "192.0.2.1")
 			if o := r.frame(h.AppendICMP(nil, 8, 0, 1, nil)); !o.Attempt {

@@ -79,15 +79,27 @@ func ReflectorPort(port uint16) bool { return reflectorPorts[port/64]>>(port%64)
 // unreachable finds the attempt that an ICMP destination-unreachable message quotes (RFC 792, RFC 4443 3.1).
 func (t *Table) unreachable(p *packet.Packet, quote []byte, nowNs int64, o *Observation) {
 	k, ok := quoted(p, quote)
-	if !ok || k.Src != p.Dst {
+	if !ok {
 		return
 	}
-	i, e, reverse, ok := t.find(t.hash(&k), &k)
-	if !ok || reverse || e.state&(attempt|failed|answered|handshake) != attempt {
-		return
+	if k.Src == p.Dst {
+		if i, e, reverse, ok := t.find(t.hash(&k), &k); ok {
+			if !reverse && e.state&(attempt|failed|answered|handshake) == attempt {
+				t.fail(i, e, Unreachable, nowNs)
+				o.Failed, o.Failure = true, &t.failure
+			}
+			return
+		}
 	}
-	t.fail(i, e, Unreachable, nowNs)
-	o.Failed, o.Failure = true, &t.failure
+	if p.Proto == packet.ProtoICMP && p.ICMPCode == 2 && p.Src != p.Dst && !multicast(&p.Dst) {
+		// Only the destination itself says that it lacks a protocol (RFC 1122 3.2.2.1), so the outer addresses
+		// tell who asked whom, also behind address translation and when the question took another path.
+		t.failure = Failure{
+			Key:     flow.Key{Src: p.Dst, Dst: p.Src, VLAN: p.VLAN, Protocol: k.Protocol},
+			FirstNs: nowNs, AtNs: nowNs, Reason: Unreachable,
+		}
+		o.Failed, o.Failure = true, &t.failure
+	}
 }
 
 // quoted reads the flow key from the packet that an ICMP error carries.

@@ -51,9 +51,9 @@ func (r FailureReason) String() string {
 	return "none"
 }
 
-// Failure is an attempt that failed. Each attempt is reported at most once.
+// Failure is an attempt that failed. Each attempt that the table saw is reported at most once.
 type Failure struct {
-	ID       uint64
+	ID       uint64   // 0 = the attempt was not seen, only the message that it failed
 	Key      flow.Key // from the side that tried
 	FirstNs  int64    // the attempt's first packet, Unix ns
 	AtNs     int64    // when it failed

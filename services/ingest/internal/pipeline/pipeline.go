@@ -125,11 +125,17 @@ func (q *Queue) Frames(frames [][]byte, nowNs int64, port uint8) {
 }
 
 // FrameLink takes one frame of a capture file's link type, borrowed for the call. Poll must be called before.
+// A tunnelled packet is accounted by what it carries, at most two tunnels deep. Frames does not look into
+// tunnels: the XDP program matches outer headers, and what is judged live must be what can be stopped.
 func (q *Queue) FrameLink(linkType int, frame []byte, nowNs int64, port uint8) packet.Reason {
 	p := &q.packets[0]
 	r := p.DecodeLink(linkType, frame)
 	hash := uint32(0)
 	if r == packet.OK {
+		var inner packet.Packet
+		for depth := 0; depth < 2 && p.Inner(frame, &inner); depth++ {
+			*p = inner
+		}
 		hash = q.table.Hash(p)
 	}
 	q.account(p, r, hash, frame, nowNs, port)

@@ -174,6 +174,47 @@ func TestWindowNotTaken(t *testing.T) {
 	}
 }
 
+// FuzzFrames cuts arbitrary bytes into frames: nothing may panic, and every frame and flow is accounted for.
+func FuzzFrames(f *testing.F) {
+	h := packet.Header{Src: netip.MustParseAddr("192.0.2.1"), Dst: netip.MustParseAddr("198.51.100.1")}
+	back := packet.Header{Src: h.Dst, Dst: h.Src}
+	question := h.AppendUDP(nil, 7, 9, []byte("x"))
+	var seed []byte
+	for _, b := range [][]byte{
+		question, back.AppendICMP(nil, 3, 3, 0, question[14:]), back.AppendICMP(nil, 3, 2, 0, question[14:]),
+		h.AppendTCP(nil, &packet.TCP{Flags: packet.FlagSYN}, nil), back.AppendUDP(nil, 123, 4000, []byte{0xD7, 0, 3, 42}),
+		h.AppendARP(nil, 1, [6]byte{}),
+	} {
+		seed = append(append(seed, byte(len(b))), b...)
+	}
+	f.Add(seed)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d := newDesk(t, func(c *Config) { c.Flow.MaxFlows = 8; c.Flow.SummariseAbove = 1 })
+		d.afterEach = func(b *flowv1.FlowBatch) {
+			if err := flow.Validate(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now, n := start, uint64(0)
+		for len(b) > 0 {
+			end := min(1+int(b[0]), len(b))
+			d.q.Frames([][]byte{b[1:end]}, now, 0)
+			now += int64(b[0]) * 1e7
+			b = b[end:]
+			n++
+		}
+		d.q.Close(now)
+		c, fl := d.q.Counts(), d.q.Flows()
+		sum := c.Accounted
+		for _, u := range c.Undecodable {
+			sum += u
+		}
+		if c.Received != n || sum != n || fl.Active != 0 || fl.Created != fl.Ended+fl.Summarised+fl.Evicted || d.packets != c.Accounted {
+			t.Fatalf("%+v, %+v, windows %d", c, fl, d.packets)
+		}
+	})
+}
+
 func frames(flows int) [][]byte {
 	list := make([][]byte, flows)
 	for i := range list {
