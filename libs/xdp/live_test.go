@@ -187,7 +187,7 @@ func TestNoGap(t *testing.T) {
 			}
 		}
 	}()
-	for i := range 200 {
+	for i := range 60 {
 		must(t, g.PutRules([]Rule{{ID: 1, Action: policy.Drop, Match: matches[i%len(matches)]}}))
 	}
 	stop.Store(true)
@@ -236,4 +236,40 @@ func BenchmarkDrop(b *testing.B) {
 			b.ReportMetric(float64(per.Nanoseconds()), "ns/packet")
 		})
 	}
+}
+
+// BenchmarkPutRules is the time to put and delete 1,000 rules, and a single rule beside them.
+func BenchmarkPutRules(b *testing.B) {
+	r := newRig(b, 1)
+	g := r.open(b, Options{Mode: ModeHost})
+	var rules []Rule
+	var ids []uint64
+	for i := range 1000 {
+		rules = append(rules, Rule{ID: uint64(i + 1), Action: policy.Drop, Match: policy.Match{HasProtocol: true, Protocol: 17, HasDstPort: true, DstPort: uint16(i)}})
+		ids = append(ids, uint64(i+1))
+	}
+	b.Run("1000", func(b *testing.B) {
+		for range b.N {
+			must(b, g.PutRules(rules))
+			must(b, g.DeleteRules(ids))
+		}
+	})
+	must(b, g.PutRules(rules[1:]))
+	b.Run("1", func(b *testing.B) {
+		for range b.N {
+			must(b, g.PutRules(rules[:1]))
+			must(b, g.DeleteRules(ids[:1]))
+		}
+	})
+	b.Run("1 renewed", func(b *testing.B) {
+		for range b.N {
+			must(b, g.PutRules(rules[1:2]))
+		}
+	})
+	b.Run("1000 stats", func(b *testing.B) {
+		for range b.N {
+			_, err := g.RuleStats(nil)
+			must(b, err)
+		}
+	})
 }

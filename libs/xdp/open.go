@@ -18,8 +18,10 @@ import (
 
 // Open attaches the program to an interface of the caller's network namespace, or opens what is attached
 // and pinned. Pins that do not fit (interface made again, other layout, other sizes, parts missing) are
-// replaced by new ones, which begin empty; Reattached says so. A program of another build with fitting
-// maps is exchanged under traffic, maps kept. Errors: ErrPermission, ErrNoInterface, ErrNotMounted,
+// replaced; Reattached says so. New maps begin empty, but if only the sizes changed, mode, rules,
+// never-block entries and address lists are carried over; sockets, allowed flows and counters are not, and
+// other processes find their gates dead (Alive). A program of another build with fitting maps is
+// exchanged under traffic, maps kept. Errors: ErrPermission, ErrNoInterface, ErrNotMounted,
 // ErrBusy, ErrForeign, *FeatureError.
 func Open(o Options) (*Gate, error) {
 	if o.Log == nil {
@@ -102,7 +104,7 @@ func (g *Gate) attach(o Options) error {
 	defer p.closeMaps()
 	if why != absent {
 		g.reattached = why
-		g.log.Warn("attaching anew, rules and counters begin empty", "iface", g.iface, "reason", why)
+		g.log.Warn("attaching anew, counters begin at zero", "iface", g.iface, "reason", why, "rules_kept", p.carries(&here))
 	}
 	return g.attachNew(o, &here, p)
 }
@@ -128,7 +130,12 @@ func sized(geo Geometry) (*ebpf.CollectionSpec, error) {
 // attachNew loads program and maps, puts the program onto the interface and pins all. The meta map is
 // pinned last: pins without it are of an Open that died.
 func (g *Gate) attachNew(o Options, here *meta, old *pins) (err error) {
-	geo := o.Geometry.or(DefaultGeometry())
+	carry := old.carries(here)
+	geo := o.Geometry
+	if carry {
+		geo = geo.or(old.meta.geometry())
+	}
+	geo = geo.or(DefaultGeometry())
 	spec, err := sized(geo)
 	if err != nil {
 		return err
@@ -149,6 +156,11 @@ func (g *Gate) attachNew(o Options, here *meta, old *pins) (err error) {
 	g.maps = objs.gateMaps
 	if err := g.maps.GateMeta.Update(uint32(0), here, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("write the meta map: %w", err)
+	}
+	if carry {
+		if err := g.carryOver(&old.maps); err != nil {
+			return fmt.Errorf("carry the settings and rules over: %w", err)
+		}
 	}
 	if err := g.setMode(o); err != nil { // before the first packet
 		return err

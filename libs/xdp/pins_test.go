@@ -3,6 +3,7 @@ package xdp
 import (
 	"bufio"
 	"errors"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -181,6 +182,47 @@ func TestMismatch(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSizesChange: other sizes keep mode, peer and all that is written by hand.
+func TestSizesChange(t *testing.T) {
+	r := newRig(t, 1)
+	old := r.open(t, Options{Mode: ModeInline, FailClosed: true, Geometry: Geometry{Flows: 128}})
+	must(t, old.PutRules([]Rule{
+		{ID: 1, Action: policy.Drop, Match: policy.Match{Src: pfx("192.0.2.0/24")}},
+		{ID: 2, Action: policy.Drop, Match: policy.Match{Dst: pfx("2001:db8::/32"), HasProtocol: true, Protocol: 17}},
+	}))
+	must(t, old.PutNever([]Never{{Prefix: pfx("192.0.2.9/32"), Source: true}}))
+	must(t, old.PutHosts(1, policy.Drop, time.Time{}, []netip.Addr{netip.MustParseAddr("203.0.113.1")}))
+	must(t, old.PutPrefixes(1, policy.Drop, time.Time{}, []netip.Prefix{pfx("203.0.114.0/24")}))
+	g := r.open(t, Options{Geometry: Geometry{Rules: 100}})
+	if !strings.Contains(g.Reattached(), "sizes") || g.Mode() != ModeInline || g.maps.GateFlows.MaxEntries() != 128 {
+		t.Errorf("reason %q, mode %s, %d flows", g.Reattached(), g.Mode(), g.maps.GateFlows.MaxEntries())
+	}
+	p := program(t, g)
+	for src, want := range map[string]Counters{
+		"192.0.2.1": {Drop: 1}, "192.0.2.9": {NoReader: 1, Never: 1}, "203.0.113.1": {Drop: 1}, "203.0.114.1": {Drop: 1}, "203.0.115.1": {NoReader: 1},
+	} {
+		before := counters(t, g)
+		send(t, p, udp(src, "198.51.100.1").frame(t))
+		after := counters(t, g)
+		if after.Drop-before.Drop != want.Drop || after.NoReader-before.NoReader != want.NoReader || after.Never-before.Never != want.Never {
+			t.Errorf("from %s: %+v, then %+v", src, before, after)
+		}
+	}
+	if got := send(t, p, udp("2001:db8::1", "2001:db8::2").frame(t)); got != drop {
+		t.Errorf("second rule: action %d", got)
+	}
+	keep := r.open(t, Options{Mode: ModeInline})
+	if got := send(t, p, udp("203.0.115.1", "198.51.100.1").frame(t)); got != redirect || keep.Reattached() != "" {
+		t.Errorf("fail-open again: action %d, %q", got, keep.Reattached())
+	}
+	// Fewer slots than rules: the old attachment stays.
+	must(t, keep.PutRules([]Rule{{ID: 3, Action: policy.Count}}))
+	if _, err := r.try(Options{Geometry: Geometry{Rules: 2}}); !errors.Is(err, ErrRuleLimit) {
+		t.Errorf("too small for the rules in force: %v", err)
+	}
+	must(t, keep.Alive())
 }
 
 // TestOpenErrors: what cannot be opened says why.

@@ -60,7 +60,8 @@ func (r *Rule) value(slot uint32) ruleValue {
 }
 
 // PutRules inserts rules or replaces those of the same ID, whose counters and first drop stay. A rule
-// whose match changes is in force under the new match before the old one goes. Rules that cannot be taken
+// whose match changes is in force under the new match before the old one goes, for which PutRules waits
+// some 10 ms; otherwise a rule takes some 10 us. Rules that cannot be taken
 // are left out; the error joins a RuleError for each (ErrMaskLimit, ErrRuleLimit among them).
 func (g *Gate) PutRules(rules []Rule) error {
 	return g.locked(func() error {
@@ -103,26 +104,31 @@ func (g *Gate) Rules() ([]Rule, error) {
 		if err != nil {
 			return err
 		}
-		out = make([]Rule, 0, len(t.byID))
-		for _, e := range t.byID {
-			v := &e.value
-			r := Rule{
-				ID: v.ID, Action: policy.Action(v.Action), Priority: v.Priority,
-				Expires: MonotonicToUnix(v.ExpiresNs), WouldDrop: v.Flags&ruleWouldDrop != 0,
-				Match: match(&t.masks[t.find(e.key.Mask)].mask, &e.key),
-			}
-			switch {
-			case r.Action != policy.RateLimit:
-			case v.Flags&ruleRateBits != 0:
-				r.RateBPS = v.Rate
-			default:
-				r.RatePPS = v.Rate
-			}
-			out = append(out, r)
-		}
+		out = t.list()
 		return nil
 	})
 	return out, err
+}
+
+func (t *ruleTable) list() []Rule {
+	out := make([]Rule, 0, len(t.byID))
+	for _, e := range t.byID {
+		v := &e.value
+		r := Rule{
+			ID: v.ID, Action: policy.Action(v.Action), Priority: v.Priority,
+			Expires: MonotonicToUnix(v.ExpiresNs), WouldDrop: v.Flags&ruleWouldDrop != 0,
+			Match: match(&t.masks[t.find(e.key.Mask)].mask, &e.key),
+		}
+		switch {
+		case r.Action != policy.RateLimit:
+		case v.Flags&ruleRateBits != 0:
+			r.RateBPS = v.Rate
+		default:
+			r.RatePPS = v.Rate
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 // RuleStats reads what rules have done; nil means all rules. Unknown IDs are left out.

@@ -167,6 +167,9 @@ func (t *ruleTable) settle() error {
 			return err
 		}
 	}
+	if len(t.stale) > 0 {
+		quiesce()
+	}
 	for _, k := range t.stale {
 		if err := t.dropKey(k); err != nil {
 			return err
@@ -189,6 +192,16 @@ func (t *ruleTable) settle() error {
 		c.NextMask = uint32(t.nextMask)
 		t.version = c.RulesVersion
 	})
+}
+
+// quiesce waits until no CPU is within a packet that it began before the call: such a packet may still
+// look for keys by the masks that were replaced. membarrier(2)'s global command is an RCU grace period, in
+// which XDP programs run; kernels with nohz_full refuse it, there a pause has to do.
+func quiesce() {
+	const membarrierGlobal = 1
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+		time.Sleep(grace)
+	}
 }
 
 // flip writes the masks into the set that has been out of force the longest and makes that the one.
