@@ -9,6 +9,9 @@ import (
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
+// clockSkew is how far apart two nodes may see a deadline pass.
+const clockSkew = 250 * time.Millisecond
+
 // state of a rule on this node.
 type state uint8
 
@@ -223,6 +226,11 @@ func (s *Service) remove(c *changes, id, detail string) {
 		c.remove(r)
 	} else {
 		delete(c.put, id)
+	}
+	if now := time.Now(); !r.rule.Expires.IsZero() && r.rule.Expires.Before(now.Add(clockSkew)) {
+		r.revision = 0 // another node was first to see the deadline pass and has deleted the key
+		s.end(r, now)
+		return
 	}
 	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_REVOKED, func(e *eventv1.Enforcement) { e.Detail = detail })
 }
