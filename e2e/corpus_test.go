@@ -100,8 +100,12 @@ type flowKey struct {
 }
 
 func keyOf(pcap, transport, src, sport, dst, dport string) (flowKey, bool) {
-	a, err1 := netip.ParseAddr(strings.Trim(src, "[]"))
-	b, err2 := netip.ParseAddr(strings.Trim(dst, "[]"))
+	plain := func(s string) string {
+		s, _, _ = strings.Cut(strings.Trim(s, "[]"), "%")
+		return s
+	}
+	a, err1 := netip.ParseAddr(plain(src))
+	b, err2 := netip.ParseAddr(plain(dst))
 	if err1 != nil || err2 != nil {
 		return flowKey{}, false
 	}

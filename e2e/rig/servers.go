@@ -100,7 +100,7 @@ func Postgres(t testing.TB) string {
 	err = Eventually(20*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		_, err := Output(ctx, filepath.Join(postgresBin, "pg_isready"), "-h", "127.0.0.1", "-p", port)
+		_, err := Output(ctx, filepath.Join(postgresBin, "pg_isready"), "-h", "127.0.0.1", "-p", port, "-U", "tidegate")
 		return err
 	})
 	if err != nil {
