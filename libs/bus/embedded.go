@@ -35,8 +35,8 @@ func StartEmbedded(ctx context.Context, dir, listen string) (*Embedded, error) {
 		if err != nil {
 			return nil, fmt.Errorf("embedded NATS: listen address %q: %w", listen, err)
 		}
-		n, err := strconv.ParseUint(port, 10, 16)
-		if err != nil {
+		n, err := strconv.Atoi(port)
+		if err != nil || n < 0 || n > 65535 {
 			return nil, fmt.Errorf("embedded NATS: listen address %q: port is not a number up to 65535", listen)
 		}
 		// The server exits the process when it cannot listen; ask first.
@@ -44,13 +44,13 @@ func StartEmbedded(ctx context.Context, dir, listen string) (*Embedded, error) {
 		if err != nil {
 			return nil, fmt.Errorf("embedded NATS: cannot listen on %s, another program may use it: %w", listen, err)
 		}
-		if n == 0 {
-			n = uint64(l.Addr().(*net.TCPAddr).Port) //nolint:gosec // a port
+		if bound, ok := l.Addr().(*net.TCPAddr); ok {
+			n = bound.Port // chosen by the kernel when 0 was asked for
 		}
 		if err := l.Close(); err != nil {
 			return nil, fmt.Errorf("embedded NATS: %w", err)
 		}
-		opts.DontListen, opts.Host, opts.Port = false, host, int(n) //nolint:gosec // 16 bits
+		opts.DontListen, opts.Host, opts.Port = false, host, n
 	}
 	srv, err := server.NewServer(opts)
 	if err != nil {

@@ -138,7 +138,10 @@ func (b *Bus) Backlog(ctx context.Context, stream, durable string) (uint64, erro
 		return 0, fmt.Errorf("backlog of %s on %s: %w", durable, stream, unavailable(err))
 	}
 	i := c.CachedInfo()
-	return i.NumPending + uint64(max(i.NumAckPending, 0)), nil //nolint:gosec // not negative
+	if i.NumAckPending > 0 {
+		return i.NumPending + uint64(i.NumAckPending), nil
+	}
+	return i.NumPending, nil
 }
 
 // StreamState is what a stream holds.
