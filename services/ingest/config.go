@@ -16,6 +16,9 @@ const (
 	ModeHost   = "host"
 )
 
+// maxForwarded is half of the gate's flow map: a flow takes an entry for each direction.
+const maxForwarded = 65536
+
 // Config describes a sensor. The tags are the command line's; DefaultConfig gives the same defaults.
 type Config struct {
 	Ifaces []string `name:"iface" env:"TIDEGATE_INGEST_IFACE" help:"Interface to watch; inline takes two, the bridge's ports."`
@@ -81,8 +84,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("ingest: at most %d flows: use at least 1024", c.MaxFlows)
 	case c.Spin < 0 || c.Spin > time.Second:
 		return fmt.Errorf("ingest: spin of %v: use 0 to 1s", c.Spin)
-	case c.MaxForwarded < 0:
-		return fmt.Errorf("ingest: at most %d forwarded flows: use 0 or more", c.MaxForwarded)
+	case c.MaxForwarded < 0 || c.MaxForwarded > maxForwarded:
+		return fmt.Errorf("ingest: at most %d forwarded flows: use 0 to %d", c.MaxForwarded, maxForwarded)
 	}
 	if c.Sensor == "" {
 		host, err := os.Hostname()

@@ -192,15 +192,16 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 		s.tel.Log.Warn("host mode meters in the kernel only: packets pass to the machine's stack and no flows or windows are made",
 			"ifaces", s.cfg.Ifaces)
 	}
-	if s.offload != nil {
-		gates := make([]flowGate, len(p.ports))
-		for i, q := range p.ports {
-			gates[i] = q.gate
-		}
-		if err := s.offload.start(gates); err != nil {
+	gates := make([]flowGate, len(p.ports))
+	for i, q := range p.ports {
+		gates[i] = q.gate
+		if err := forgetAll(q.gate); err != nil {
 			p.close()
-			return false, fmt.Errorf("remove the predecessor's forwarded flows: %w", err)
+			return false, fmt.Errorf("remove the flows that a predecessor left in the kernel: %w", err)
 		}
+	}
+	if s.offload != nil {
+		s.offload.start(gates)
 	}
 	workers := s.staff(p)
 	s.mu.Lock()
@@ -277,6 +278,11 @@ func (s *Service) watch(ctx context.Context, p *plane, failed <-chan error) erro
 				return err
 			}
 			s.account()
+			// Queues that the interfaces no longer have keep their timers.
+			for _, w := range s.workers[p.workers():] {
+				w.readMail(mailboxSize)
+				w.pipe.Poll(time.Now().UnixNano())
+			}
 		}
 	}
 }
@@ -295,7 +301,7 @@ func (s *Service) staff(p *plane) []*worker {
 
 func (s *Service) newWorker(n, of int) *worker {
 	w := &worker{
-		n: n, mail: make(chan mail, mailboxSize), allowed: make(map[uint64]struct{}), offload: s.offload, box: s.box,
+		n: n, mail: make(chan mail, mailboxSize), allowed: make(map[uint64]struct{}), offload: s.offload, box: s.box, tel: s.tel,
 	}
 	f := flowtable.DefaultConfig()
 	f.MaxFlows = min(max(s.cfg.MaxFlows/of, 1024), flowtable.MaxFlowsLimit)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/google/go-cmp/cmp"
-	dto "github.com/prometheus/client_model/go"
 
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
@@ -47,6 +46,7 @@ func TestConfigMistakes(t *testing.T) {
 		{func(c *Config) { c.BufferBytes = 10 }, "buffer of 10 bytes"},
 		{func(c *Config) { c.MaxFlows = 1 }, "flows"},
 		{func(c *Config) { c.Spin = -1 }, "spin"},
+		{func(c *Config) { c.MaxForwarded = 1 << 20 }, "forwarded flows"},
 	} {
 		cfg := DefaultConfig()
 		cfg.Ifaces = []string{"a", "b"}
@@ -160,7 +160,7 @@ func metric(t *testing.T, tel *telemetry.Telemetry, name string) float64 {
 		}
 		found = true
 		for _, m := range f.GetMetric() {
-			sum += value(m)
+			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
 		}
 	}
 	if !found {
@@ -168,8 +168,6 @@ func metric(t *testing.T, tel *telemetry.Telemetry, name string) float64 {
 	}
 	return sum
 }
-
-func value(m *dto.Metric) float64 { return m.GetCounter().GetValue() + m.GetGauge().GetValue() }
 
 func TestClassifyRestarts(t *testing.T) {
 	r := newRig(t)

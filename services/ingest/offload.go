@@ -1,7 +1,6 @@
 package ingest
 
 import (
-	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -93,30 +92,32 @@ func (o *offload) end(id uint64) {
 	o.mu.Unlock()
 }
 
-// start takes the gates of a newly opened data plane and removes what a predecessor left in them.
-func (o *offload) start(gates []flowGate) error {
+// start takes the gates of a newly opened data plane.
+func (o *offload) start(gates []flowGate) {
 	o.gates = gates
 	o.flows = make(map[uint64]*offloadFlow)
 	o.byKey = make(map[xdp.FlowKey]direction)
 	o.last = make([]map[xdp.FlowKey]counted, len(gates))
+	for i := range o.last {
+		o.last[i] = make(map[xdp.FlowKey]counted)
+	}
 	o.mu.Lock()
-	o.added, o.ended = o.added[:0], o.ended[:0]
+	o.added, o.ended = nil, nil
 	o.mu.Unlock()
 	o.forwards.Store(0)
-	var errs []error
-	for i, g := range gates {
-		o.last[i] = make(map[xdp.FlowKey]counted)
-		left, err := g.AllowedFlows(o.buf[:0])
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		o.buf = left
-		if len(left) > 0 {
-			errs = append(errs, g.ForgetFlow(keysOf(left)))
-		}
+}
+
+// forgetAll removes the flows that a dead predecessor left in a gate: nobody would meter them.
+func forgetAll(g flowGate) error {
+	left, err := g.AllowedFlows(nil)
+	if err != nil {
+		return err
 	}
-	return errors.Join(errs...)
+	keys := make([]xdp.FlowKey, len(left))
+	for i := range left {
+		keys[i] = left[i].Key
+	}
+	return g.ForgetFlow(keys)
 }
 
 // stop reads the meters a last time and gives every flow back to user space, or to the gate's fallback.
@@ -274,14 +275,6 @@ func networkBytes(frames, packets uint64, tagged bool) uint64 {
 		header = 18
 	}
 	return frames - min(frames, header*packets)
-}
-
-func keysOf(meters []xdp.FlowMeter) []xdp.FlowKey {
-	keys := make([]xdp.FlowKey, len(meters))
-	for i := range meters {
-		keys[i] = meters[i].Key
-	}
-	return keys
 }
 
 func gateKey(k flow.Key) xdp.FlowKey {

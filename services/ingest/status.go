@@ -94,7 +94,9 @@ func (s *Service) Ledger() map[string]uint64 {
 		}
 	}
 	s.mu.Unlock()
-	t["undecodable"] += 0
+	for _, name := range []string{"accounted", "undecodable"} {
+		t[name] += 0 // a term that is 0 is known
+	}
 	if s.offload != nil {
 		t["kernel_flows"] = uint64(max(s.offload.forwards.Load(), 0)) //nolint:gosec // not negative
 		t["kernel_metered"] = s.offload.metered.Load()

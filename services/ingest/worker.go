@@ -12,6 +12,7 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/pipeline"
 )
@@ -40,6 +41,7 @@ type worker struct {
 	allowed map[uint64]struct{} // flows that were handed to offload
 	offload *offload            // nil without kernel forwarding
 	box     *outbox
+	tel     *telemetry.Telemetry
 
 	inputs []input
 	fds    []unix.PollFd
@@ -231,6 +233,7 @@ func (w *worker) onBatch(b *flowv1.FlowBatch) *flowv1.FlowBatch {
 	if len(w.allowed) > 0 {
 		w.findEnded(b.GetEnds())
 	}
+	b.Traceparent = sampled(w.tel, "ingest.batch")
 	w.box.put(b, time.Now())
 	return w.box.empty()
 }

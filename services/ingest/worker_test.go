@@ -1,0 +1,190 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/afxdp"
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/window"
+)
+
+// fakeSocket has a transmit ring of room frames, of which each flush frees some.
+type fakeSocket struct {
+	room, perFlush int
+	sent, flushes  int
+	flushErr       error
+	rx             [][]byte
+}
+
+func (s *fakeSocket) Receive(frames []afxdp.Frame) int {
+	n := min(len(frames), len(s.rx))
+	for i := range n {
+		frames[i].Data = s.rx[i]
+	}
+	s.rx = s.rx[n:]
+	return n
+}
+func (s *fakeSocket) Release() {}
+func (s *fakeSocket) Send(frames [][]byte) (int, error) {
+	n := 0
+	for n < len(frames) && s.room > 0 {
+		if len(frames[n]) > 2048 {
+			return n, afxdp.ErrFrameTooLarge
+		}
+		n++
+		s.room--
+		s.sent++
+	}
+	return n, nil
+}
+func (s *fakeSocket) Flush() error                     { s.flushes++; s.room += s.perFlush; return s.flushErr }
+func (s *fakeSocket) Wait(time.Duration) (bool, error) { return len(s.rx) > 0, nil }
+func (s *fakeSocket) Stats() (afxdp.Stats, error)      { return afxdp.Stats{}, nil }
+func (s *fakeSocket) FD() int                          { return -1 }
+func (s *fakeSocket) ZeroCopy() bool                   { return false }
+func (s *fakeSocket) Close() error                     { return nil }
+
+func TestForward(t *testing.T) {
+	small := func(n int) [][]byte {
+		f := make([][]byte, n)
+		for i := range f {
+			f[i] = make([]byte, 60)
+		}
+		return f
+	}
+	huge := small(10)
+	huge[4] = make([]byte, 4000)
+	for _, c := range []struct {
+		name          string
+		sock          fakeSocket
+		frames        [][]byte
+		sent, dropped uint64
+	}{
+		{"room", fakeSocket{room: 100}, small(64), 64, 0},
+		{"full at times", fakeSocket{room: 10, perFlush: 10}, small(64), 64, 0},
+		{"stays full", fakeSocket{room: 10}, small(64), 10, 54},
+		{"one too large", fakeSocket{room: 100}, huge, 9, 1},
+		{"port down", fakeSocket{room: 10, perFlush: 10, flushErr: errors.New("down")}, small(64), 10, 54},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			out := &portCounts{}
+			(&worker{}).forward(&input{tx: &c.sock, out: out}, c.frames)
+			if out.transmitted.Load() != c.sent || out.txDropped.Load() != c.dropped {
+				t.Errorf("transmitted %d, dropped %d; want %d and %d", out.transmitted.Load(), out.txDropped.Load(), c.sent, c.dropped)
+			}
+			if uint64(len(c.frames)) != c.sent+c.dropped || c.sock.flushes == 0 || c.sock.flushes > txAttempts {
+				t.Errorf("%d frames, %d flushes", len(c.frames), c.sock.flushes)
+			}
+		})
+	}
+}
+
+// testService is a Service that no interface belongs to.
+func testService(t *testing.T) *Service {
+	t.Helper()
+	cfg := DefaultConfig()
+	cfg.Ifaces, cfg.Sensor, cfg.MaxFlows = []string{"a", "b"}, "test-sensor", 4096
+	tel := telemetry.Discard("ingest")
+	s := &Service{cfg: cfg, tel: tel, box: newOutbox(cfg.Sensor, 1, cfg.BufferBytes)}
+	s.windows = newWindows(tel, s.box, func() int { return 1 })
+	s.offload = newOffload(tel, 10, func(int, []meterReading) bool { return true })
+	s.offload.start([]flowGate{newFakeGate()})
+	s.workers = []*worker{s.newWorker(0, 1)}
+	return s
+}
+
+func TestWorkerHandsFlowsToTheKernelAndBack(t *testing.T) {
+	s := testService(t)
+	w := s.workers[0]
+	h := packet.Header{Src: flow.Addr([16]byte{10: 0xff, 11: 0xff, 12: 10, 15: 1}), Dst: flow.Addr([16]byte{10: 0xff, 11: 0xff, 12: 10, 15: 2})}
+	var queue queueCounts
+	in := &input{rx: &fakeSocket{rx: [][]byte{h.AppendUDP(nil, 1000, 53, []byte("payload"))}}, queue: &queue}
+	if !w.receive(in) || queue.packets.Load() != 1 {
+		t.Fatal("the frame was not taken")
+	}
+	now := time.Now()
+	w.pipe.Poll(now.Add(time.Second).UnixNano())
+	var batch *flowv1.FlowBatch
+	for p := s.box.take(now); p != nil && batch == nil; p = s.box.take(now) {
+		batch = p.batch
+	}
+	if batch.GetOpens().GetCount() != 1 {
+		t.Fatalf("no batch with an open: %v", batch)
+	}
+	id := flow.Column(batch.Opens.FlowId).U64(0)
+	// Through the service, as an acknowledgement brings it; unknown ids are nothing.
+	ids := make([]byte, 0, 24)
+	for _, v := range []uint64{id, 1234567, 9 << 56} {
+		for i := range 8 {
+			ids = append(ids, byte(v>>(8*i)))
+		}
+	}
+	s.enough(ids)
+	w.readMail(mailboxSize)
+	s.offload.step(now)
+	if s.offload.forwards.Load() != 1 {
+		t.Fatalf("%d flows are in the kernel", s.offload.forwards.Load())
+	}
+	w.readMail(mailboxSize)
+	w.pipe.Close(now.Add(2 * time.Second).UnixNano())
+	s.offload.step(now)
+	if s.offload.forwards.Load() != 0 {
+		t.Error("the ended flow is still in the kernel")
+	}
+}
+
+func TestMailboxNeverBlocks(t *testing.T) {
+	s := testService(t)
+	for i := range 2 * mailboxSize {
+		if ok := s.post(0, mail{}); ok != (i < mailboxSize) {
+			t.Fatalf("post %d: %v", i, ok)
+		}
+	}
+	if s.post(7, mail{}) {
+		t.Error("a queue that does not exist took a message")
+	}
+}
+
+func TestWindowsMerge(t *testing.T) {
+	tel := telemetry.Discard("ingest")
+	box := newOutbox("s", 1, 1<<20)
+	w := newWindows(tel, box, func() int { return 2 })
+	a, b := w.take(emptyBuilder(100)), w.take(emptyBuilder(100))
+	w.take(emptyBuilder(200))
+	if a == nil || b == nil {
+		t.Fatal("a window was not taken")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { w.run(ctx); close(done) }()
+	eventually(t, "two windows", func() error {
+		if n := box.stats().WindowsMade; n != 2 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	cancel()
+	<-done
+	// When nobody merges, taking stops instead of blocking.
+	full := 0
+	for range 2 * builderPool {
+		if w.take(emptyBuilder(300)) == nil {
+			full++
+		}
+	}
+	if full != builderPool {
+		t.Errorf("%d windows were not taken, want %d", full, builderPool)
+	}
+}
+
+func emptyBuilder(start int64) *window.Builder {
+	b := window.New(window.DefaultConfig())
+	b.StartNs, b.EndNs = start, start+100
+	return b
+}
