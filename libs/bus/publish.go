@@ -94,7 +94,8 @@ func (b *Bus) publishEvent(ctx context.Context, subject, id, traceparent string,
 		}
 		b.t.CountError("publish_event")
 		b.recover(ctx, err)
-		if !sleep(ctx, wait/2+rand.N(wait/2)) { // #nosec G404 -- jitter needs no secrecy
+		jitter := rand.N(wait / 2) // #nosec G404 -- needs no secrecy
+		if !sleep(ctx, wait/2+jitter) {
 			return fmt.Errorf("publish %s: %w: last: %w", id, context.Cause(ctx), err)
 		}
 		wait = min(2*wait, retryMax)

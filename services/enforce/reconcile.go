@@ -427,7 +427,7 @@ func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal
 // ruleErrors sorts a joined error by rule; what concerns no single rule is returned.
 func ruleErrors(err error, each map[uint64]error) (whole error) {
 	var one *xdp.RuleError
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the tree is walked here
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { // not errors.As: every branch of the tree counts
 		for _, e := range joined.Unwrap() {
 			whole = errors.Join(whole, ruleErrors(e, each))
 		}
