@@ -1,9 +1,11 @@
 package persist
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/binary"
 	"hash/fnv"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -44,7 +46,7 @@ func (t tokens) read(s string) (sqlstore.Cursor, error) {
 		return sqlstore.Cursor{}, nil
 	}
 	b, err := base64.RawURLEncoding.DecodeString(s)
-	if err != nil || len(b) <= 16 || len(b) > 16+maxText*4 {
+	if err != nil || len(b) <= 16 || len(b) > 16+maxText*4 || !utf8.Valid(b[16:]) || bytes.IndexByte(b[16:], 0) >= 0 {
 		return sqlstore.Cursor{}, invalid("page_token is damaged: use next_page_token of the page before as it is")
 	}
 	if binary.BigEndian.Uint64(b) != t.digest {

@@ -1,9 +1,11 @@
 package sqlstore
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -137,6 +139,10 @@ func testSizeCap(t *testing.T, p place) {
 	if len(rows) == 0 || rows[0].Sensor != "cap11" {
 		t.Errorf("the newest rows are gone: %d left", len(rows))
 	}
+	again := insert(t, s, Batch{Flows: someFlows(4000, now.Add(110*time.Second), "cap11")}).Count[Flows]
+	if again.Duplicate == 0 || again.Duplicate+again.Committed != 4000 {
+		t.Errorf("the last batch again: %+v", again) // the shrunk partition still has its unique key
+	}
 	if n := count(t, s, Verdicts); n != events {
 		t.Errorf("%d verdicts left of %d although flows were there to go", n, events)
 	}
@@ -191,6 +197,61 @@ func TestKilledMidBatch(t *testing.T) {
 	}
 	if pos, err := s.Positions(context.Background()); err != nil || pos["K"] != batches {
 		t.Errorf("positions %v, %v", pos, err)
+	}
+}
+
+// TestSQLiteKilled kills the process that writes to SQLite: what it said was committed is there, once.
+func TestSQLiteKilled(t *testing.T) {
+	const size = 50
+	base := time.Unix(1_800_000_000, 0) // the same in every process
+	batch := func(i int) Batch {
+		return Batch{Flows: someFlows(size, base.Add(time.Duration(i)*time.Second), fmt.Sprint("k", i)), Stream: "K", Seq: uint64(i + 1)}
+	}
+	if path := os.Getenv("SQLSTORE_WRITE_TO"); path != "" { // the child
+		s := openStore(t, Config{URL: path}, nil)
+		for i := 0; ; i++ {
+			insert(t, s, batch(i))
+			fmt.Println("committed", i)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "k.db")
+	committed := -1
+	for range 3 {
+		c := exec.Command(os.Args[0], "-test.run=^TestSQLiteKilled$") //nolint:gosec // this test itself
+		c.Env = append(os.Environ(), "SQLSTORE_WRITE_TO="+path)
+		out, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for n := 0; n < 40 && lines.Scan(); n++ {
+			var i int
+			if _, err := fmt.Sscanf(lines.Text(), "committed %d", &i); err != nil {
+				t.Fatalf("%q: %v", lines.Text(), err)
+			}
+			committed = max(committed, i)
+		}
+		_ = c.Process.Kill() // in the middle of some batch
+		_ = c.Wait()
+	}
+	s := openStore(t, Config{URL: path}, nil)
+	pos, err := s.Positions(context.Background())
+	if err != nil || int(pos["K"]) <= committed || committed < 39 { //nolint:gosec // small
+		t.Fatalf("position %v after batch %d was committed, %v", pos, committed, err)
+	}
+	stored := int(pos["K"]) //nolint:gosec // small
+	if n := count(t, s, Flows); n != int64(stored*size) {
+		t.Errorf("%d rows, want %d: each batch is there whole", n, stored*size)
+	}
+	var all Batch
+	for i := range stored {
+		all.Flows = append(all.Flows, batch(i).Flows...)
+	}
+	if got := insert(t, s, all).Count[Flows]; got != (Count{Duplicate: int64(stored * size)}) {
+		t.Errorf("everything again: %+v", got)
 	}
 }
 
