@@ -281,11 +281,11 @@ func waited(list []*parcel, moved, now time.Time) time.Duration {
 	return now.Sub(since)
 }
 
-// idle reports whether no batch waits for an acknowledgement.
+// idle reports whether nothing waits for an acknowledgement.
 func (o *outbox) idle() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.parcels) == 0
+	return len(o.parcels) == 0 && len(o.windows) == 0
 }
 
 // stats returns the counts at one moment.
