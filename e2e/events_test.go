@@ -13,8 +13,16 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 )
 
-// checkEvents compares what is in the event stream with what is in SQL: every event there, once.
-func (m *mesh) checkEvents(t *testing.T, db *sql.DB) {
+// eventLog is a second durable reader of the event stream, beside persist.
+type eventLog struct {
+	mu      sync.Mutex
+	ids     map[string]map[string]bool // by table
+	doubled []string
+	stop    func()
+}
+
+// recordEvents reads all events from now on until the test ends.
+func (m *mesh) recordEvents(t *testing.T) *eventLog {
 	t.Helper()
 	cfg := bus.DefaultConfig()
 	cfg.URL = m.natsURL
@@ -22,36 +30,48 @@ func (m *mesh) checkEvents(t *testing.T, db *sql.DB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
-	var mu sync.Mutex
-	stream := map[string]map[string]bool{"attacks": {}, "verdicts": {}, "enforcements": {}}
-	doubled := 0
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
-	defer cancel()
-	_ = b.ConsumeEvents(ctx, "e2e-check", []string{bus.AllAttacks, bus.AllVerdicts, bus.AllEnforcements}, func(_ context.Context, msgs []bus.EventMsg) error {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, msg := range msgs {
-			var table, id string
-			switch {
-			case msg.Attack != nil:
-				table, id = "attacks", fmt.Sprintf("%s/%d", msg.Attack.Id, msg.Attack.Revision)
-			case msg.Verdict != nil:
-				table, id = "verdicts", msg.Verdict.Id
-			case msg.Enforcement != nil:
-				table, id = "enforcements", msg.Enforcement.Id
-			}
-			if stream[table][id] && !msg.Redelivered {
-				doubled++
-			}
-			stream[table][id] = true
+	l := &eventLog{ids: map[string]map[string]bool{"attacks": {}, "verdicts": {}, "enforcements": {}}}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = b.ConsumeEvents(ctx, "e2e-check", []string{bus.AllAttacks, bus.AllVerdicts, bus.AllEnforcements}, l.take)
+	}()
+	l.stop = sync.OnceFunc(func() { cancel(); <-done; _ = b.Close() })
+	t.Cleanup(l.stop)
+	return l
+}
+
+func (l *eventLog) take(_ context.Context, msgs []bus.EventMsg) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, msg := range msgs {
+		var table, id string
+		switch {
+		case msg.Attack != nil:
+			table, id = "attacks", fmt.Sprintf("%s/%d", msg.Attack.Id, msg.Attack.Revision)
+		case msg.Verdict != nil:
+			table, id = "verdicts", msg.Verdict.Id
+		case msg.Enforcement != nil:
+			table, id = "enforcements", msg.Enforcement.Id
 		}
-		return nil
-	})
-	if doubled > 0 {
-		t.Errorf("%d events are in the stream twice", doubled)
+		if l.ids[table][id] && !msg.Redelivered {
+			l.doubled = append(l.doubled, table+" "+id)
+		}
+		l.ids[table][id] = true
 	}
-	for table, ids := range stream {
+	return nil
+}
+
+// check compares what went through the stream with what is in SQL: every event there, once.
+func (l *eventLog) check(t *testing.T, db *sql.DB) {
+	t.Helper()
+	time.Sleep(2 * time.Second) // the last events are under way
+	l.stop()
+	if len(l.doubled) > 0 {
+		t.Errorf("%d events are in the stream twice: %v", len(l.doubled), l.doubled)
+	}
+	for table, ids := range l.ids {
 		err := rig.Eventually(10*time.Second, func() error {
 			if n := count(t, db, "SELECT count(*) FROM "+table); n != len(ids) {
 				return fmt.Errorf("%s: %d events in the stream, %d rows", table, len(ids), n)
