@@ -290,6 +290,10 @@ func TestInterfaceMissing(t *testing.T) {
 	old.dead = errors.New("the interface is gone")
 	old.mu.Unlock()
 	bustest.Wait(t, "the rule in the new gate", func() bool { _, ok := fresh.get(policy.NumericID("r1")); return ok })
+	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	if n := r.count("r1", evApplied); n != 1 {
+		t.Errorf("applied was told %d times", n)
+	}
 }
 
 func TestKernelRefusals(t *testing.T) {

@@ -473,6 +473,7 @@ func (s *Service) reconcileGate(p *port, now time.Time) {
 		if no := s.guard.check(&r.rule, now); no != nil {
 			continue // its deadline passes at the next tick
 		}
+		r.silent = r.inForce() // on other interfaces, or here before the program was attached anew
 		c.add(r)
 	}
 	s.flush(c)
