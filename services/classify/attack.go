@@ -53,12 +53,14 @@ type ruleState struct {
 type counters struct{ packets, bytes uint64 }
 
 const (
-	bucket      = time.Minute    // attack ids change with it
-	updateEvery = time.Second    // while an attack is on
-	adopt       = 24 * time.Hour // how old an attack may be that a restart continues
-	maxAttacks  = 1_024          // at once
-	maxVerdicts = 8              // of one attack
-	reviseAfter = 300 * time.Millisecond
+	bucket       = time.Minute    // attack ids change with it
+	updateEvery  = time.Second    // while an attack is on
+	adopt        = 24 * time.Hour // how old an attack may be that a restart continues
+	maxAttacks   = 1_024          // at once
+	adoptNumbers = 4              // attacks of one minute that a restart tells apart
+	maxEnded     = 4_096          // ids of ended attacks
+	maxVerdicts  = 8              // of one attack
+	reviseAfter  = 300 * time.Millisecond
 )
 
 // begin makes an attack, or continues the one that rules of an earlier run name.
@@ -68,23 +70,15 @@ func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64) *att
 		key: attackKey{typ, target}, sensor: w.GetSensor(), firstNs: startNs, detectedNs: now, updatedNs: now,
 		lastOver: w.GetEndNs(), scanners: make(map[netip.Addr]bool),
 	}
-	a.id = attackID(typ, target, a.firstNs)
-	if len(e.known) > 0 {
-		for back := int64(0); back <= int64(adopt/bucket); back++ {
-			id := attackID(typ, target, a.firstNs-back*int64(bucket))
-			first, ok := e.known[id]
-			if !ok {
-				continue
-			}
-			a.id = id
-			if first > 0 {
-				a.firstNs = first
-			}
-			// One update a second at most came before, so this revision is new.
-			a.revision = uint32(max(0, (now-a.firstNs)/int64(updateEvery))) + 120 //nolint:gosec // a day of seconds
-			delete(e.known, id)
-			break
+	if id, first := e.earlier(typ, target, a.firstNs); id != "" {
+		a.id = id
+		if first > 0 {
+			a.firstNs = first
 		}
+		// One update a second at most came before, so this revision is new.
+		a.revision = uint32(max(0, (now-a.firstNs)/int64(updateEvery))) + 120 //nolint:gosec // a day of seconds
+	} else {
+		a.id = e.freshID(typ, target, a.firstNs)
 	}
 	if len(e.attacks) >= maxAttacks {
 		e.forgetOldest()
@@ -93,8 +87,55 @@ func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64) *att
 	return a
 }
 
-func attackID(typ, target string, firstNs int64) string {
-	return policy.DerivedID(typ, target, strconv.FormatInt(firstNs/int64(bucket), 10))
+// attackID is the id of the n-th attack, from 0, of a type on a target that began in a minute.
+func attackID(typ, target string, firstNs int64, n int) string {
+	parts := []string{typ, target, strconv.FormatInt(firstNs/int64(bucket), 10)}
+	if n > 0 {
+		parts = append(parts, strconv.Itoa(n))
+	}
+	return policy.DerivedID(parts...)
+}
+
+// freshID is an id that no ended attack has: its events and rules would be taken for repetitions.
+func (e *Engine) freshID(typ, target string, firstNs int64) string {
+	for n := 0; ; n++ {
+		id := attackID(typ, target, firstNs, n)
+		if _, used := e.ended[id]; !used {
+			return id
+		}
+	}
+}
+
+// earlier finds the attack that rules of an earlier run name, and when it began.
+func (e *Engine) earlier(typ, target string, firstNs int64) (id string, began int64) {
+	if len(e.known) == 0 {
+		return "", 0
+	}
+	for back := int64(0); back <= int64(adopt/bucket); back++ {
+		for n := range adoptNumbers {
+			id := attackID(typ, target, firstNs-back*int64(bucket), n)
+			if began, ok := e.known[id]; ok {
+				delete(e.known, id)
+				return id, began
+			}
+		}
+	}
+	return "", 0
+}
+
+// noteEnd notes the id of an attack that is over. Ids are of a minute, so old ones may be forgotten.
+func (e *Engine) noteEnd(a *attack) {
+	if len(e.ended) >= maxEnded {
+		for id, at := range e.ended {
+			if a.updatedNs-at > 2*int64(bucket) || at > a.updatedNs {
+				delete(e.ended, id)
+			}
+		}
+		if len(e.ended) >= maxEnded {
+			clear(e.ended)
+		}
+	}
+	e.ended[a.id] = a.firstNs
 }
 
 // forgetOldest makes room without an event: its rules expire by themselves.
@@ -110,6 +151,7 @@ func (e *Engine) forgetOldest() {
 
 func (e *Engine) remove(a *attack) {
 	delete(e.attacks, a.key)
+	e.noteEnd(a)
 	for id, r := range e.rules {
 		if r.attack == a {
 			delete(e.rules, id)

@@ -189,7 +189,9 @@ func (s *Service) prepare(ctx context.Context) error {
 	}
 	rules := make([]policy.Rule, 0, len(entries))
 	for _, e := range entries {
-		rules = append(rules, e.Rule)
+		if e.Rule.Expires.IsZero() || time.Until(e.Rule.Expires) > 0 {
+			rules = append(rules, e.Rule)
+		}
 	}
 	s.engine.Adopt(rules)
 	return nil

@@ -196,6 +196,25 @@ func (g *groups) of(addr netip.Addr) *group {
 	return best
 }
 
+// overlapping is the group of protected prefixes that a swept network of a usual size has addresses in common
+// with, or nil. Wider networks than /24 (v6 /64) tell nothing.
+func (g *groups) overlapping(p netip.Prefix) *group {
+	if g.all != nil {
+		return g.all
+	}
+	if p.Bits() < 24 || !p.Addr().Is4() && p.Bits() < 64 {
+		return nil
+	}
+	for i := range g.list {
+		for _, own := range g.list[i].prefixes {
+			if own.Overlaps(p) {
+				return &g.list[i]
+			}
+		}
+	}
+	return nil
+}
+
 // version is a short hash of everything that decides verdicts.
 func (c *EngineConfig) version() string {
 	b, err := json.Marshal(c)

@@ -57,6 +57,7 @@ type Engine struct {
 	rules   map[string]*ruleState
 	blocked map[netip.Addr]*attack // sources that scans made blocked → the attack whose rule it is
 	flooded map[[16]byte]int       // destinations under flood → how many kinds
+	ended   map[string]int64       // ids of attacks that are over → when they began
 	known   map[string]int64       // ids of attacks that rules of an earlier run name → when they began
 
 	facts []header.Facts // of the window's target at hand
@@ -71,7 +72,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	}
 	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), newLabel: payloadLabels()}
 	e.reset()
-	e.streams, e.known = make(map[string]uint32), make(map[string]int64)
+	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]int64), make(map[string]int64)
 	return e, nil
 }
 
@@ -150,6 +151,12 @@ func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	return nil
 }
 
+// A steep flood need not last a second: twice the threshold over two windows is enough.
+const (
+	steepSlots  = 2
+	steepFactor = 2
+)
+
 // now is the time of decisions: the caller's clock, or the window's end.
 func (e *Engine) now(w *flowv1.Window) int64 {
 	if e.cfg.Now != nil {
@@ -174,11 +181,17 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 		return e.peers.Trusted(addr16, f.Src, f.Protocol, f.SrcPort, w.GetStartNs())
 	})
 	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
-	second, slot := t.series.Sum(detect.Slots), t.series.Sum(1)
+	second, short, slot := t.series.Sum(detect.Slots), t.series.Sum(steepSlots), t.series.Sum(1)
 	calm := true
 	for i := range e.floods {
 		d := &e.floods[i]
 		level := d.Measure(&second, &g.thresholds)
+		if d.Steep && level.Level < 1 {
+			if m := d.Measure(&short, &g.thresholds); m.Level*detect.Slots/steepSlots >= steepFactor {
+				level = m
+				level.Level = 1
+			}
+		}
 		rate := d.Measure(&slot, &g.thresholds).Level * detect.Slots
 		a := e.attacks[attackKey{d.Type, addr.String()}]
 		r := t.rise(d, w, rate >= 0.5 || a != nil && rate > 0.05, e.facts, e.raw)

@@ -323,3 +323,43 @@ func TestFlowLimit(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 }
+
+// TestAgain: a second attack on the same target within the minute is another attack, with ids of its own.
+func TestAgain(t *testing.T) {
+	l := newLab(t)
+	l.now = labStart / int64(bucket) * int64(bucket)
+	f, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.SYNFlood, Seed: 3, Target: victim})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	for range 3 {
+		l.attack(f, 1000)
+		out := l.close()
+		if len(out.Attacks) != 1 || out.Attacks[0].GetState() != eventv1.AttackState_ATTACK_STATE_STARTED || out.Attacks[0].GetRevision() != 1 {
+			t.Fatalf("got %v", out.Attacks)
+		}
+		ids[out.Attacks[0].GetId()] = true
+		for range 180 {
+			l.close()
+		}
+	}
+	if len(ids) != 3 {
+		t.Errorf("%d ids for three attacks", len(ids))
+	}
+}
+
+// TestSteep: a flood of more than twice the UDP threshold is found after two windows.
+func TestSteep(t *testing.T) {
+	l := newLab(t)
+	f, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.UDPFlood, Seed: 3, Target: victim})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		l.attack(f, 4500)
+		if n := len(l.close().Attacks); n != i {
+			t.Fatalf("%d attacks after window %d", n, i+1)
+		}
+	}
+}

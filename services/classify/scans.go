@@ -38,7 +38,7 @@ func (e *Engine) sources(w *flowv1.Window, out *WindowResult) {
 		addr := flow.AddrBytes(ws.GetAddr())
 		s := e.scanner(addr, w)
 		s.Add(ws, w.GetStartNs(), w.GetEndNs())
-		g := e.groups.of(s.Host())
+		g := e.scanned(s)
 		if g == nil {
 			continue
 		}
@@ -59,6 +59,20 @@ func (e *Engine) sources(w *flowv1.Window, out *WindowResult) {
 		kept = append(kept, f)
 	}
 	e.report(w, kept, out)
+}
+
+// scanned is the group of what a source scans: of the host it tried most, of a sampled one, or of a network it
+// sweeps; nil when nothing of it is protected.
+func (e *Engine) scanned(s *detect.Scanner) *group {
+	if g := e.groups.of(s.Host()); g != nil {
+		return g
+	}
+	for i := range s.Samples {
+		if g := e.groups.of(flow.Addr(s.Samples[i].Dst)); g != nil {
+			return g
+		}
+	}
+	return e.groups.overlapping(s.Swept())
 }
 
 // partOfFlood: most of the source's samples are what a flood's rules drop already.

@@ -59,6 +59,8 @@ type Flood struct {
 	Type string
 	// Measure judges sums of one second of one destination.
 	Measure func(s *Sums, t *Thresholds) Measure
+	// Steep: the threshold is so high that twice its rate is an attack before a second is over.
+	Steep bool
 	// Kind tells the packets that this flood is made of.
 	Kind func(f *header.Facts) bool
 }

@@ -298,7 +298,7 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 			"attempts": float64(s.Attempts), "failed": float64(s.Failed), "top_port": float64(port), "top_port_share": share},
 		Limits: map[string]float64{"failed_hosts": t.ScanHosts, "hosts_in_a_second": t.FastHosts, "arp_hosts": t.ARPHosts},
 	}
-	target, host := s.swept(), s.Host()
+	target, host := s.Swept(), s.Host()
 	if asked > 0 { // neighbours of the source, whatever else it tried
 		host = s.Addr
 		target = containing(host, host)
@@ -332,8 +332,8 @@ func (s *Scanner) udp() bool {
 	return len(s.Samples) > 0
 }
 
-// swept is the narrowest usual prefix that holds the sampled destinations.
-func (s *Scanner) swept() netip.Prefix {
+// Swept is the narrowest usual prefix that holds the sampled destinations.
+func (s *Scanner) Swept() netip.Prefix {
 	low, high := flow.Addr(s.low), flow.Addr(s.high)
 	if s.low == ([16]byte{}) {
 		low = s.Host()

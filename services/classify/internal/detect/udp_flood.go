@@ -5,7 +5,8 @@ import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 // udpFlood: max(packets/UDPPackets, bits/UDPBits) of UDP, less the share that comes from peers the
 // destination talks with, and only while reflector ports send less than half of it.
 var udpFlood = Flood{
-	Type: UDPFlood,
+	Type:  UDPFlood,
+	Steep: true,
 	Measure: func(s *Sums, t *Thresholds) Measure {
 		strange := 1 - ratio(s.Samples.UDPGood, s.Samples.UDP, 0)
 		reflected := 0.0
