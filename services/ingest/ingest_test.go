@@ -65,15 +65,20 @@ func TestConfigMistakes(t *testing.T) {
 func TestStartFailsInOneSentence(t *testing.T) {
 	r := newRig(t)
 	f := newFakeClassify(t)
-	cfg := r.config()
-	cfg.Ifaces[1] = "tg-absent"
-	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: f.client})
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = s.Run(context.Background())
-	if err == nil || !strings.Contains(err.Error(), "tg-absent") || strings.Contains(err.Error(), "\n") {
-		t.Fatalf("Run: %v", err)
+	for _, c := range []struct{ second, want string }{
+		{"tg-absent", "tg-absent"},
+		{"lo", "loopback"}, // it must stay as it is: everything here talks over it
+	} {
+		cfg := r.config()
+		cfg.Ifaces[1] = c.second
+		s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: f.client})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.Run(context.Background())
+		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("Run with %s: %v", c.second, err)
+		}
 	}
 }
 

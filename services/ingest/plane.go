@@ -67,6 +67,9 @@ func openPlane(s *Service) (_ *plane, err error) {
 	}()
 	mode := map[string]xdp.Mode{ModeInline: xdp.ModeInline, ModeTap: xdp.ModeTap, ModeHost: xdp.ModeHost}[s.cfg.Mode]
 	for i, name := range s.cfg.Ifaces {
+		if ifi, err := net.InterfaceByName(name); err == nil && ifi.Flags&net.FlagLoopback != 0 && s.cfg.Mode != ModeHost {
+			return nil, fmt.Errorf("%s is the loopback interface: mode %s would cut this machine's services off from each other; use --mode host", name, s.cfg.Mode)
+		}
 		o := xdp.Options{
 			Iface: name, BPFFS: s.cfg.BPFFS, Mode: mode, FailClosed: s.cfg.FailClosed,
 			Geometry: xdp.DefaultGeometry(), Log: s.tel.Log,

@@ -38,20 +38,24 @@ type sender struct {
 // run sends until ctx ends.
 func (s *sender) run(ctx context.Context) {
 	wait := backoffBase
-	for ctx.Err() == nil {
+	for told := false; ctx.Err() == nil; {
 		begun := time.Now()
 		err := s.session(ctx)
-		s.connected.Store(false)
 		if ctx.Err() != nil {
 			return
+		}
+		if s.connected.Swap(false) {
+			told = false
 		}
 		s.fail(err)
 		s.tel.CountError("classify_stream")
 		if time.Since(begun) > backoffMax {
 			wait = backoffBase
 		}
-		s.tel.Log.Warn("the stream to classify ended; unacknowledged batches will be sent again",
-			"error", err, "retry_in", wait.String())
+		if !told {
+			told = true
+			s.tel.Log.Warn("there is no stream to classify; batches wait in memory until there is", "error", err)
+		}
 		jitter := time.Duration(rand.Int64N(int64(wait)/2 + 1)) //nolint:gosec // spreads retries, no secret
 		select {
 		case <-ctx.Done():
@@ -92,6 +96,7 @@ func (s *sender) session(parent context.Context) error {
 	}
 	s.box.rewind(time.Now())
 	s.connected.Store(true)
+	s.tel.Log.Info("the stream to classify is open")
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
