@@ -337,7 +337,6 @@ func allocates(t *testing.T, l *Link, cfg afxdp.Config) {
 func waits(t *testing.T, l *Link, cfg afxdp.Config) {
 	s := l.Open(t, cfg)
 	frames := make([]afxdp.Frame, 64)
-	var buf [2048]byte
 	for range 5 {
 		// Whatever the kernel sent by itself is taken first.
 		for ok := true; ok; {
@@ -349,6 +348,7 @@ func waits(t *testing.T, l *Link, cfg afxdp.Config) {
 			s.Release()
 		}
 		go func() {
+			var buf [2048]byte
 			time.Sleep(20 * time.Millisecond)
 			_ = l.Inject(Frame(buf[:], 1, 100))
 		}()
