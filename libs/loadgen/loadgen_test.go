@@ -136,17 +136,12 @@ func TestLinkCountsAndServes(t *testing.T) {
 
 func TestStreamArrives(t *testing.T) {
 	l := newTestLink(t, LinkOptions{Sink: true})
-	c, err := NewCounter(nil, l.PortA, BenignPrefix, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
 	n, err := l.Stream(1000, 100, 8, 18, 1).Run(t.Context(), time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(100 * time.Millisecond)
-	got, err := c.Counts()
+	got, err := l.Counter.Counts()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,6 +79,10 @@ func (l *Lab) Veth(a, b End, queues int) error {
 		return fmt.Errorf("create veth %s - %s: %w", a.Name, b.Name, err)
 	}
 	err = errors.Join(a.configure(spaceA), b.configure(spaceB))
+	// A veth decides while it comes up whether its peer takes redirected frames: both are configured before.
+	if err == nil {
+		err = errors.Join(a.up(spaceA), b.up(spaceB))
+	}
 	if err == nil {
 		err = errors.Join(a.settle(spaceA), b.settle(spaceB))
 	}
@@ -135,13 +139,24 @@ func (e *End) configure(space netns.NsHandle) error {
 				return fmt.Errorf("add address %s: %w", prefix, err)
 			}
 		}
-		if err := netlink.LinkSetUp(link); err != nil {
-			return fmt.Errorf("bring up: %w", err)
-		}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("configure interface %s: %w", e.Name, err)
+	}
+	return nil
+}
+
+func (e *End) up(space netns.NsHandle) error {
+	err := inside(space, func() error {
+		link, err := netlink.LinkByName(e.Name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	})
+	if err != nil {
+		return fmt.Errorf("bring up interface %s: %w", e.Name, err)
 	}
 	return nil
 }
