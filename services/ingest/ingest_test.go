@@ -406,3 +406,21 @@ func TestHost(t *testing.T) {
 	})
 	stop()
 }
+
+func TestFrameSize(t *testing.T) {
+	r := newRig(t)
+	for _, c := range []struct{ mtu, want int }{{1500, 2048}, {1770, 2048}, {1771, 4096}, {3400, 4096}} {
+		if out, err := exec.Command("ip", "link", "set", r.a, "mtu", fmt.Sprint(c.mtu)).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if got, err := frameSize([]string{r.b, r.a}); err != nil || got != c.want {
+			t.Errorf("MTU %d: frames of %d, %v; want %d", c.mtu, got, err, c.want)
+		}
+	}
+	if out, err := exec.Command("ip", "link", "set", r.a, "mtu", "9000").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if _, err := frameSize([]string{r.a}); err == nil || !strings.Contains(err.Error(), "MTU of 9000") {
+		t.Errorf("MTU 9000: %v", err)
+	}
+}

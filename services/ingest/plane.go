@@ -65,11 +65,12 @@ func openPlane(s *Service) (_ *plane, err error) {
 			p.close()
 		}
 	}()
+	size, err := frameSize(s.cfg.Ifaces)
+	if err != nil && s.cfg.Mode != ModeHost {
+		return nil, err
+	}
 	mode := map[string]xdp.Mode{ModeInline: xdp.ModeInline, ModeTap: xdp.ModeTap, ModeHost: xdp.ModeHost}[s.cfg.Mode]
 	for i, name := range s.cfg.Ifaces {
-		if ifi, err := net.InterfaceByName(name); err == nil && ifi.Flags&net.FlagLoopback != 0 && s.cfg.Mode != ModeHost {
-			return nil, fmt.Errorf("%s is the loopback interface: mode %s would cut this machine's services off from each other; use --mode host", name, s.cfg.Mode)
-		}
 		o := xdp.Options{
 			Iface: name, BPFFS: s.cfg.BPFFS, Mode: mode, FailClosed: s.cfg.FailClosed,
 			Geometry: xdp.DefaultGeometry(), Log: s.tel.Log,
@@ -90,7 +91,7 @@ func openPlane(s *Service) (_ *plane, err error) {
 		if s.cfg.Mode == ModeHost {
 			continue
 		}
-		if err := q.openSockets(&s.cfg); err != nil {
+		if err := q.openSockets(&s.cfg, size); err != nil {
 			return nil, err
 		}
 	}
@@ -102,10 +103,31 @@ func openPlane(s *Service) (_ *plane, err error) {
 	return p, nil
 }
 
-func (q *port) openSockets(cfg *Config) error {
+// frameSize checks that the interfaces can be captured from and returns what the largest MTU takes: the
+// ports of a bridge send each other's frames. 256 bytes of a frame are headroom; a link header takes up to 22.
+func frameSize(ifaces []string) (int, error) {
+	const overhead = 256 + 22
+	size := 2048
+	for _, name := range ifaces {
+		ifi, err := net.InterfaceByName(name)
+		switch {
+		case err != nil:
+			continue // attaching says what is wrong
+		case ifi.Flags&net.FlagLoopback != 0:
+			return 0, fmt.Errorf("%s is the loopback interface: capture would cut this machine's services off from each other; use --mode host", name)
+		case ifi.MTU+overhead > 4096:
+			return 0, fmt.Errorf("capture from %s is not possible: its MTU of %d does not fit an AF_XDP frame; set it to %d or less", name, ifi.MTU, 4096-overhead)
+		case ifi.MTU+overhead > size:
+			size = 4096
+		}
+	}
+	return size, nil
+}
+
+func (q *port) openSockets(cfg *Config, size int) error {
 	for n := range min(q.gate.Queues(), maxQueues) {
 		c := afxdp.DefaultConfig(q.name, n)
-		c.Backend, c.Frames, c.RxRing, c.TxRing = cfg.Backend, cfg.Frames, cfg.RxRing, cfg.TxRing
+		c.Backend, c.Frames, c.FrameSize, c.RxRing, c.TxRing = cfg.Backend, cfg.Frames, size, cfg.RxRing, cfg.TxRing
 		sock, err := afxdp.Open(c)
 		if err != nil {
 			return fmt.Errorf("capture from %s is not possible: %w", q.name, err)
