@@ -359,7 +359,7 @@ func TestInterfaceMadeAgain(t *testing.T) {
 		}
 		return nil
 	})
-	r.wire(r.client, r.a, clientAddr)
+	r.wire(r.client, r.a, clientAddr, 1)
 	eventually(t, "ready again", func() error {
 		if p := tel.Ready(); len(p) != 0 {
 			return fmt.Errorf("problems: %v", p)
@@ -422,5 +422,30 @@ func TestFrameSize(t *testing.T) {
 	}
 	if _, err := frameSize([]string{r.a}); err == nil || !strings.Contains(err.Error(), "MTU of 9000") {
 		t.Errorf("MTU 9000: %v", err)
+	}
+}
+
+func TestPortsWithDifferentQueues(t *testing.T) {
+	r := newRigQueues(t, 3)
+	f := newFakeClassify(t)
+	cfg := r.config()
+	cfg.KernelForwarding = false
+	s, _, stop := start(t, cfg, f.client)
+	r.echo()
+	for range 10 {
+		if err := r.exchange(8192); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "ledger", func() error { return settled(s) })
+	stop()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	queues := map[int]bool{}
+	for id := range f.opens {
+		queues[queueOf(id)] = true
+	}
+	if a := s.Ledger()["accounted"]; len(queues) < 2 || f.packets != a {
+		t.Errorf("flows in queues %v; windows hold %d packets, accounted were %d", queues, f.packets, a)
 	}
 }

@@ -42,7 +42,10 @@ var (
 	serverAddr = netip.MustParsePrefix("10.77.0.2/24")
 )
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T) *rig { return newRigQueues(t, 1) }
+
+// newRigQueues gives the server's side, port b, several queues.
+func newRigQueues(t *testing.T, queues int) *rig {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("TIDEGATE_CI") == "1" {
@@ -75,8 +78,8 @@ func newRig(t *testing.T) *rig {
 		_ = xdp.Remove(r.bpffs, r.a)
 		_ = xdp.Remove(r.bpffs, r.b)
 	})
-	r.wire(r.client, r.a, clientAddr)
-	r.wire(r.server, r.b, serverAddr)
+	r.wire(r.client, r.a, clientAddr, 1)
+	r.wire(r.server, r.b, serverAddr, queues)
 	return r
 }
 
@@ -88,10 +91,10 @@ func (r *rig) namespace(name string) *netlab.NS {
 	return ns
 }
 
-func (r *rig) wire(ns *netlab.NS, port string, addr netip.Prefix) {
+func (r *rig) wire(ns *netlab.NS, port string, addr netip.Prefix, queues int) {
 	r.t.Helper()
 	// The far end comes first: a veth takes redirected frames only if its peer had GRO on when it came up.
-	err := r.lab.Veth(netlab.End{NS: ns, Name: "eth0", Addrs: []netip.Prefix{addr}}, netlab.End{Name: port}, 1)
+	err := r.lab.Veth(netlab.End{NS: ns, Name: "eth0", Addrs: []netip.Prefix{addr}}, netlab.End{Name: port}, queues)
 	if err != nil {
 		r.t.Fatal(err)
 	}
