@@ -31,9 +31,9 @@ type second struct {
 const halfNs = int64(500e6)
 
 func (s *second) add(startNs int64, registers []byte) {
-	switch h := startNs / halfNs; {
-	case h == s.half:
-	case h == s.half+1:
+	switch h := startNs / halfNs; h {
+	case s.half:
+	case s.half + 1:
 		s.old, s.cur, s.half = s.cur, sketch.HLL{}, h
 	default:
 		*s = second{half: h}
@@ -284,7 +284,8 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	if one && 2*s.Failed >= s.Attempts {
 		level = failed / t.ScanHosts
 	}
-	if (share >= 0.8 || s.portTotal == 0) && !(s.udp() && (port == 53 || port == 123 || port == 443)) {
+	usual := s.udp() && (port == 53 || port == 123 || port == 443)
+	if (share >= 0.8 || s.portTotal == 0) && !usual {
 		level = max(level, fast/t.FastHosts)
 	}
 	asked := 0.0
