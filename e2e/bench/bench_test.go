@@ -40,7 +40,7 @@ func start(t *testing.T, mode string, args ...string) *system {
 	s := &system{link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgben", Sink: true}), addr: rig.FreeAddr(t)}
 	args = append([]string{
 		"run", "--mode", mode, "--iface", s.link.PortA, "--bpffs", s.link.BPFFS, "--data", t.TempDir(),
-		"--listen", s.addr, "--metrics-listen", rig.FreeAddr(t), "--log-level", "error", "--ingest-sensor", "bench",
+		"--listen", s.addr, "--metrics-listen", rig.FreeAddr(t), "--log-level", "error", "--ingest-sensor", "bench", "--ingest-cpus", "0",
 	}, args...)
 	if mode == "inline" {
 		args = append(args, "--iface", s.link.PortB)
@@ -64,7 +64,7 @@ func (s *system) stream(t *testing.T, pps float64, d time.Duration) (sent uint64
 		return n, float64(n) / time.Since(began).Seconds()
 	}
 	if pps > 0 {
-		share = 40
+		share = 8
 		for range 5 {
 			_, got := run(1500 * time.Millisecond)
 			share = uint32(min(1024, max(1, float64(share)*pps/got+0.999)))

@@ -75,7 +75,7 @@ func (c *sendCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	defer sender.Close()
+	defer func() { _ = sender.Close() }()
 	ctx, cancel := context.WithTimeout(ctx, c.For)
 	defer cancel()
 	sent, err := sender.Send(ctx, frames.Next, c.PPS, 0)
@@ -118,7 +118,7 @@ func (c *writeCmd) Run() error {
 	if err != nil {
 		return fmt.Errorf("write the capture: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // closed before when all went well
 	w, err := pcapfile.NewWriter(f, 1, 65535)
 	if err != nil {
 		return err

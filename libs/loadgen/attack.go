@@ -158,12 +158,11 @@ func LinuxSYNOptions(timestamp uint32) []byte {
 
 func (f *Frames) randomSource() netip.Addr {
 	for {
-		var b [4]byte
-		binary.BigEndian.PutUint32(b[:], f.rng.Uint32())
-		if b[0] == 0 || b[0] == 10 || b[0] == 127 || b[0] >= 224 {
+		n := f.rng.Uint32()
+		if first := n >> 24; first == 0 || first == 10 || first == 127 || first >= 224 {
 			continue
 		}
-		a := netip.AddrFrom4(b)
+		a := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, n)))
 		if a != f.a.Target && !f.avoided(a) {
 			return a
 		}

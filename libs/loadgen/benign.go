@@ -251,7 +251,7 @@ func (c *Client) query(source netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	q := dnsmessage.Message{
 		Header:    dnsmessage.Header{ID: 1, RecursionDesired: true},
 		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(HostName + "."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}},

@@ -42,7 +42,7 @@ func (s Stream) Run(ctx context.Context, d time.Duration) (uint64, error) {
 	if err := loadLoadgenObjects(&objs, nil); err != nil {
 		return 0, fmt.Errorf("load the sending program: %w", err)
 	}
-	defer objs.Close()
+	defer func() { _ = objs.Close() }()
 	err := s.NS.Do(func() error {
 		iface, err := net.InterfaceByName(s.Iface)
 		if err != nil {
@@ -139,7 +139,7 @@ func NewCounter(ns *netlab.NS, iface string, benign netip.Prefix, drop bool) (*C
 		}
 	}
 	if err != nil {
-		c.objs.Close()
+		_ = c.objs.Close()
 		return nil, fmt.Errorf("count on %s: %w", iface, err)
 	}
 	return c, nil

@@ -189,7 +189,7 @@ func pinAll(dir string, o *gateObjects) error {
 	if err := os.Remove(pinPath(dir, "gate_meta")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unpin gate_meta: %w", err)
 	}
-	err := o.gateMaps.each(func(name string, at **ebpf.Map) error {
+	err := o.each(func(name string, at **ebpf.Map) error {
 		if name == "gate_meta" {
 			return nil
 		}

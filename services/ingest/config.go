@@ -29,8 +29,8 @@ type Config struct {
 	Classify string `name:"classify" env:"TIDEGATE_INGEST_CLASSIFY" default:"127.0.0.1:50051" help:"Address of the classify service."`
 
 	Backend string        `name:"afxdp-backend" env:"TIDEGATE_INGEST_AFXDP_BACKEND" default:"native" enum:"native,asavie" help:"AF_XDP implementation."`
-	Frames  int           `name:"frames" env:"TIDEGATE_INGEST_FRAMES" default:"2048" help:"Receive frames a queue, a power of two; more is slower."`
-	RxRing  int           `name:"rx-ring" env:"TIDEGATE_INGEST_RX_RING" default:"2048" help:"Receive ring of a queue, a power of two."`
+	Frames  int           `name:"frames" env:"TIDEGATE_INGEST_FRAMES" default:"16384" help:"Receive frames a queue, a power of two. They bridge the time in which the worker does not run: 16384 are 8 ms at 2 million packets a second."`
+	RxRing  int           `name:"rx-ring" env:"TIDEGATE_INGEST_RX_RING" default:"16384" help:"Receive ring of a queue, a power of two."`
 	TxRing  int           `name:"tx-ring" env:"TIDEGATE_INGEST_TX_RING" default:"2048" help:"Transmit ring of a queue, a power of two."`
 	CPUs    []int         `name:"cpus" env:"TIDEGATE_INGEST_CPUS" help:"CPUs for the queues' workers, in order; without it the scheduler chooses."`
 	Spin    time.Duration `name:"spin" env:"TIDEGATE_INGEST_SPIN" default:"37us" help:"How long a worker looks for frames before it sleeps; 0 sleeps at once."`
@@ -54,7 +54,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeInline, BPFFS: "/sys/fs/bpf", Classify: "127.0.0.1:50051",
-		Backend: afxdp.Native, Frames: 2048, RxRing: 2048, TxRing: 2048, Spin: 37 * time.Microsecond,
+		Backend: afxdp.Native, Frames: 16384, RxRing: 16384, TxRing: 2048, Spin: 37 * time.Microsecond,
 		BatchInterval: 5 * time.Millisecond, WindowInterval: 100 * time.Millisecond, BufferBytes: 64 << 20,
 		MaxFlows: 1 << 20, IdleTCP: 120 * time.Second, IdleUDP: 60 * time.Second, IdleOther: 30 * time.Second,
 		ActiveTimeout: 60 * time.Second, KernelForwarding: true, MaxForwarded: 16384,

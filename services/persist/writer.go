@@ -100,7 +100,6 @@ func (w *writer) arrive(ctx context.Context, seq uint64, redelivered bool) (comm
 type chunk struct {
 	batch    sqlstore.Batch
 	seqs     []uint64
-	rows     int
 	rejected int  // records that cannot be rows
 	old      bool // an earlier process got further than this: rows that are there are no duplicates
 	spans    []trace.Span

@@ -52,7 +52,7 @@ func (r *remote) call(addr, service string, f func(ctx context.Context, c *grpc.
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	err = f(ctx, conn)
 	if err == nil {
 		return nil

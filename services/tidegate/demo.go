@@ -85,13 +85,13 @@ func (c *demoCmd) Run() (err error) {
 	if err != nil {
 		return err
 	}
-	defer sender.Close()
+	defer func() { _ = sender.Close() }()
 	data := c.Data
 	if data == "" {
 		if data, err = os.MkdirTemp("", labPrefix+strconv.Itoa(os.Getpid())+"-"); err != nil {
 			return fmt.Errorf("make the data folder: %w", err)
 		}
-		defer os.RemoveAll(data)
+		defer func() { _ = os.RemoveAll(data) }()
 	}
 	s, err := newStack(ctx, c.stackConfig([]string{link.PortA, link.PortB}, link.BPFFS, loadgen.VictimAddr.String(), data))
 	if err != nil {

@@ -226,11 +226,14 @@ func (f *Flow) run(i int, in *input) outcome {
 	return o
 }
 
-// giveUp ends a flow whose directions are both used up. One alone is not enough: a download may show much of
-// the answer before the question comes by.
+// giveUp ends a flow whose directions are both used up. One alone is not enough for TCP: a download may show
+// much of the answer before the question comes by. Datagrams that nobody answers are a one-way stream.
 func (f *Flow) giveUp() bool {
 	a, b := &f.dirs[0], &f.dirs[1]
 	if a.exhausted() && b.exhausted() {
+		f.final = true
+	}
+	if f.proto != packet.ProtoTCP && (a.exhausted() && b.packets == 0 || b.exhausted() && a.packets == 0) {
 		f.final = true
 	}
 	if f.final {

@@ -17,7 +17,7 @@ import (
 
 type cli struct {
 	Listen    string           `name:"listen" default:"127.0.0.1:50051" help:"Address of the gRPC server."`
-	TLS       rpc.TLS          `embed:"" prefix:"tls-"`
+	TLS       rpc.TLS          `embed:""`
 	Persist   persist.Config   `embed:""`
 	NATS      bus.Config       `embed:"" prefix:"nats-"`
 	Telemetry telemetry.Config `embed:""`
