@@ -32,7 +32,7 @@ run: build ## the demo: real packets through XDP, an attack seen and dropped (ro
 	else \
 	  echo "Not root: XDP, AF_XDP and network namespaces need it, so nothing is captured or dropped here."; \
 	  echo "Replaying a bundled capture instead; run 'sudo make run' for the real thing."; \
-	  exec bin/tidegate replay --detect deploy/samples/syn-flood.pcap; \
+	  exec bin/tidegate replay --detect deploy/samples/syn-flood.pcap.gz; \
 	fi
 
 .PHONY: build
