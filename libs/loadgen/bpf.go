@@ -18,7 +18,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
 
-//go:generate go tool -modfile=../../tools/bpf2go/go.mod bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package loadgen -cflags "-O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu" loadgen bpf/loadgen.c
+//go:generate env GOWORK=off GOFLAGS=-mod=readonly go tool -modfile=../../tools/bpf2go/go.mod bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package loadgen -cflags "-O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu" loadgen bpf/loadgen.c
 
 // Stream is an even stream of UDP frames made in the kernel: the fastest sender there is without hardware.
 // 64 flows share a source address, each with a port of its own, and talk to one of Hosts addresses from
