@@ -47,16 +47,19 @@ setup: ## install what tests and generation need (Debian, root) and the commit h
 	@tools/setup.sh
 
 .PHONY: test
+test: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
 test: setup build ## quick tests: unit, real XDP, embedded and apt-installed servers
+	@tools/build.sh nats-server
 	@tools/check.sh format modules generated
 	@for m in $(MODULES); do [ $$m = e2e ] && continue; echo "== $$m"; (cd $$m && $(GO) vet ./... && $(GO) test $(TEST_FLAGS) -p 1 ./...); done
 	@echo "== e2e (quick)"; cd e2e && $(GO) test $(TEST_FLAGS) -p 1 -short ./...
 
 .PHONY: test-full
+test-full: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
 test-full: setup build tools ## everything: the quick tests' slower siblings, lint, newest toolchain, fuzzing, end to end
 	@tools/check.sh lint cross newest
 	@tools/fuzz.sh 5s
-	@echo "== e2e (full)"; cd e2e && TIDEGATE_NATS_SERVER=$(TOOLS)/nats-server $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
+	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
 
 .PHONY: tools
 tools: ## build the pinned tools into the cache outside the checkout
@@ -76,7 +79,8 @@ bench: build ## measure: throughput inline and tap, time to first drop, hot-path
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 30m -run '^TestBench' -v ./bench/
 
 .PHONY: soak
-soak: build ## hours-long run under load with restarts: SOAK=4h
+soak: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
+soak: build tools ## hours-long run under load with restarts: SOAK=4h
 	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^TestRestartsUnderLoad$$' -v .
 
 .PHONY: clean

@@ -217,15 +217,21 @@ func (s *Service) heartbeats(ctx context.Context) {
 	}
 }
 
+// Ledger returns this run's terms; once traffic has stopped records_received = published + unpublished.
+func (s *Service) Ledger() map[string]uint64 {
+	published, unpublished := s.published.Load(), s.unpublished.Load()
+	return map[string]uint64{
+		"batches_received": s.batches.Load(), "windows_received": s.windows.Load(), "records_received": s.received.Load(),
+		"published": published, "unpublished": unpublished, "flows_summarised": s.summarised.Load(),
+	}
+}
+
 // Status implements ClassifyService.
 func (s *Service) Status(context.Context, *classifyv1.StatusRequest) (*classifyv1.StatusResponse, error) {
 	version, _ := telemetry.Build()
 	st := &statusv1.ServiceStatus{
 		Service: "classify", Instance: s.t.Instance(), Version: version, StartedNs: s.started.UnixNano(), Ready: true,
-		Ledger: &statusv1.Ledger{Terms: map[string]uint64{
-			"batches_received": s.batches.Load(), "windows_received": s.windows.Load(), "records_received": s.received.Load(),
-			"published": s.published.Load(), "unpublished": s.unpublished.Load(), "flows_summarised": s.summarised.Load(),
-		}},
+		Ledger: &statusv1.Ledger{Terms: s.Ledger()},
 	}
 	if p := s.problem.Load(); p != nil {
 		st.Ready, st.Problems = false, []string{*p}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
@@ -395,7 +396,7 @@ type statusObject struct {
 	Rows       map[string]uint64         `json:"rows,omitempty"`
 	Database   string                    `json:"database,omitempty"`
 	Missing    []string                  `json:"missing,omitempty"` // services that did not answer
-	Ledger     ledgerObject              `json:"ledger"`
+	Ledger     ledger.Sheet              `json:"ledger"`
 }
 
 // caller reaches one service, wherever it runs.
@@ -439,7 +440,7 @@ func collect(call caller) statusObject {
 		o.Rows, o.Database = s.GetRows(), s.GetDatabase()
 		return s.GetStatus(), err
 	})
-	o.Ledger = newLedger(o.Services)
+	o.Ledger = ledger.Balance(o.Services)
 	return o
 }
 
@@ -465,7 +466,7 @@ func (c *statusCmd) Run() error {
 	for _, i := range o.Interfaces {
 		fmt.Printf("%s: %s, %s, %d queues, %s received, %s ring drops\n", i.Name, i.Mode, i.Capture, i.Queues, quantity(float64(i.Received)), quantity(float64(i.RingDrops)))
 	}
-	fmt.Print(o.Ledger.text())
+	fmt.Print(ledgerText(o.Ledger))
 	if len(o.Services) == 0 {
 		return errors.New("no service answers")
 	}

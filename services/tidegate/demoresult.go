@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
 
@@ -22,7 +23,7 @@ type demoResult struct {
 		Sent    uint64 `json:"sent"`
 		Arrived uint64 `json:"arrived"`
 	} `json:"attack"`
-	Ledger ledgerObject `json:"ledger"`
+	Ledger ledger.Sheet `json:"ledger"`
 }
 
 type attackResult struct {
@@ -98,5 +99,5 @@ func (r *demoResult) print(w io.Writer) {
 			a.Type, a.Seed, a.DetectedMs, a.FirstDropMs, a.Arrived, a.Sent, a.Completed, a.Begun)
 	}
 	fmt.Fprintf(w, "  benign: %d of %d connections completed; attack: %d of %d packets arrived\n%s",
-		r.Benign.Completed, r.Benign.Begun, r.Attack.Arrived, r.Attack.Sent, r.Ledger.text())
+		r.Benign.Completed, r.Benign.Begun, r.Attack.Arrived, r.Attack.Sent, ledgerText(r.Ledger))
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 	"google.golang.org/grpc"
 
+	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
@@ -61,7 +62,7 @@ type frame struct {
 	destinations []*ingestv1.TopTalker
 	sources      []*ingestv1.TopTalker
 	rules        []*enforcev1.RuleState
-	ledger       ledgerObject
+	ledger       ledger.Sheet
 }
 
 type rate struct {
@@ -152,7 +153,7 @@ func (d *demo) draw(w io.Writer, f *frame) {
 		line("  %-10s %-8s %9s  %s", o.Action, o.State, quantity(float64(o.Packets)), o.Match)
 	}
 	line("")
-	for _, l := range strings.Split(strings.TrimSuffix(f.ledger.text(), "\n"), "\n") {
+	for _, l := range strings.Split(strings.TrimSuffix(ledgerText(f.ledger), "\n"), "\n") {
 		line("%s", l)
 	}
 }

@@ -11,10 +11,12 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
+	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify"
 	"github.com/tidegate-mesh/tidegate/services/enforce"
 	"github.com/tidegate-mesh/tidegate/services/ingest"
@@ -117,6 +119,7 @@ func newStack(ctx context.Context, c stackConfig) (_ *stack, err error) {
 	if err != nil {
 		return nil, err
 	}
+	tel.Registry.MustRegister(ledger.NewCollector(func() []*statusv1.ServiceStatus { return collect(s.call).Services }))
 	// The last started is the first to stop: capture ends before those it feeds.
 	s.group.Add("telemetry", drain, tel.Run)
 	s.group.Add("persist", drain, p.Run)
@@ -169,7 +172,7 @@ func (s *stack) call(_ string, f func(ctx context.Context, c *grpc.ClientConn) e
 	return f(ctx, s.conn)
 }
 
-func (s *stack) ledger() ledgerObject { return collect(s.call).Ledger }
+func (s *stack) ledger() ledger.Sheet { return collect(s.call).Ledger }
 
 // settle waits until the ledger balances, at most for limit.
 func (s *stack) settle(limit time.Duration) {

@@ -9,9 +9,11 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify"
 )
 
@@ -56,6 +58,9 @@ func run(args []string) error {
 	if err != nil {
 		return config.Usagef("%w", err)
 	}
+	t.Registry.MustRegister(ledger.NewCollector(func() []*statusv1.ServiceStatus {
+		return []*statusv1.ServiceStatus{{Service: "classify", Ledger: &statusv1.Ledger{Terms: svc.Ledger()}}}
+	}))
 	var g lifecycle.Group
 	g.Add("telemetry", 0, t.Run)
 	g.Add("nats", 0, func(ctx context.Context) error {

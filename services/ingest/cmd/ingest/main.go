@@ -9,10 +9,12 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
+	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
 	"github.com/tidegate-mesh/tidegate/services/ingest"
 )
 
@@ -58,6 +60,9 @@ func run(args []string) error {
 	if err != nil {
 		return config.Usagef("%w", err)
 	}
+	t.Registry.MustRegister(ledger.NewCollector(func() []*statusv1.ServiceStatus {
+		return []*statusv1.ServiceStatus{{Service: "ingest", Ledger: &statusv1.Ledger{Terms: svc.Ledger()}}}
+	}))
 	var g lifecycle.Group
 	g.Add("telemetry", 0, t.Run)
 	g.Add("grpc", 0, func(ctx context.Context) error { return rpc.Serve(ctx, srv, health, c.Listen) })
