@@ -75,8 +75,12 @@ gen: ## generate protobuf and BPF code again
 	@tools/check.sh generate
 
 .PHONY: bench
-bench: build ## measure: throughput inline and tap, time to first drop, hot-path functions (root, about 5 minutes)
-	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 30m -run '^TestBench' -v ./bench/
+bench: build ## measure: throughput inline and tap, time to first drop, hot-path functions (root, about 15 minutes)
+	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 40m -run '^TestBench' -v ./bench/
+	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
+	@cd services/ingest && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/pipeline/
+	@cd services/classify && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/app/
+	@cd services/persist && $(GO) test -run '^$$' -bench . -benchtime 1x ./internal/sqlstore/
 
 .PHONY: soak
 soak: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server

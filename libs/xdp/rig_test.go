@@ -2,7 +2,6 @@ package xdp
 
 import (
 	"encoding/binary"
-	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/tidegate-mesh/tidegate/libs/netlab"
@@ -53,14 +51,6 @@ func newRig(t testing.TB, queues int) *rig {
 func (r *rig) veth(t testing.TB, name string, queues int) {
 	t.Helper()
 	must(t, r.lab.Veth(netlab.End{NS: r.gate, Name: name}, netlab.End{NS: r.outer, Name: name + "x"}, queues))
-	// A veth that came up before its peer had GRO is no target of XDP redirects until it is opened again.
-	must(t, r.gate.Do(func() error {
-		l, err := netlink.LinkByName(name)
-		if err != nil {
-			return err
-		}
-		return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetUp(l))
-	}))
 }
 
 func (r *rig) try(o Options) (g *Gate, err error) {

@@ -29,7 +29,7 @@ import (
 
 // Config of one enforce node.
 type Config struct {
-	Ifaces         []string `name:"iface" help:"interface to enforce on; repeat or separate by commas" env:"TIDEGATE_ENFORCE_IFACES"`
+	Ifaces         []string `name:"iface" help:"interface to enforce on; repeat or separate by commas" env:"TIDEGATE_ENFORCE_IFACE"`
 	BPFFS          string   `name:"bpffs" help:"BPF file system that holds the pinned maps" default:"/sys/fs/bpf" env:"TIDEGATE_ENFORCE_BPFFS"`
 	Enforce        bool     `name:"enforce" help:"drop for real; without it rules only count what they would have dropped" env:"TIDEGATE_ENFORCE_ENFORCE"`
 	Node           string   `name:"node" help:"name of this node in events; default the host name" env:"TIDEGATE_ENFORCE_NODE"`

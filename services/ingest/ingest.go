@@ -189,7 +189,7 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 		return false, err
 	}
 	if s.cfg.Mode == ModeHost {
-		s.tel.Log.Warn("host mode meters in the kernel only: packets pass to the machine's stack and no flows or windows are made",
+		s.tel.Log.Warn("host mode applies rules in front of the machine's own stack; no flows or windows are made, so nothing is detected here",
 			"ifaces", s.cfg.Ifaces)
 	}
 	gates := make([]flowGate, len(p.ports))

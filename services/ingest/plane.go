@@ -87,7 +87,7 @@ func openPlane(s *Service) (_ *plane, err error) {
 		if q.base, err = g.Counters(); err != nil {
 			return nil, err
 		}
-		q.counts.capture.Store("none (host mode meters in the kernel)")
+		q.counts.capture.Store("none (host mode only applies rules)")
 		if s.cfg.Mode == ModeHost {
 			continue
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	"github.com/tidegate-mesh/tidegate/services/tidegate/internal/doctor"
 	"github.com/tidegate-mesh/tidegate/services/tidegate/internal/pki"
 )
@@ -61,6 +62,22 @@ func (c *doctorCmd) Run() error {
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d of the checks failed: Tidegate cannot capture or enforce here as it is", failed)
+	}
+	return nil
+}
+
+// detachCmd undoes what the services leave on purpose: programs and maps stay pinned when they end.
+type detachCmd struct {
+	Ifaces []string `arg:"" name:"iface" help:"interfaces; stop the services that use them first"`
+	BPFFS  string   `name:"bpffs" help:"mount point of the BPF file system" default:"/sys/fs/bpf"`
+}
+
+func (c *detachCmd) Run() error {
+	for _, iface := range c.Ifaces {
+		if err := xdp.Remove(c.BPFFS, iface); err != nil {
+			return fmt.Errorf("detach %s: %w", iface, err)
+		}
+		fmt.Println("detached", iface)
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ type cli struct {
 	Status  statusCmd  `cmd:"" help:"state of every service, and the ledger"`
 	Certs   certsCmd   `cmd:"" help:"make a local authority and a certificate for each service"`
 	Doctor  doctorCmd  `cmd:"" help:"check what this machine can do, and say what to change"`
+	Detach  detachCmd  `cmd:"" help:"take the XDP program and its pinned rules off interfaces"`
 	Version versionCmd `cmd:"" help:"print version and revision"`
 }
 
