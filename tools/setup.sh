@@ -27,6 +27,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 
-if [ -d .git ] && [ -z "${CI:-}" ] && [ ! -e .git/hooks/pre-commit ]; then
-  install -m 0755 tools/pre-commit .git/hooks/pre-commit
+if [ -z "${CI:-}" ] && hooks=$(git rev-parse --git-path hooks 2>/dev/null) && [ ! -e "$hooks/pre-commit" ]; then
+  mkdir -p "$hooks"
+  install -m 0755 tools/pre-commit "$hooks/pre-commit"
 fi
