@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/netlab"
 )
 
 // TestBadInput: each mistake ends a command with its exit status and one sentence that says what is wrong and
@@ -101,8 +102,17 @@ func TestNoPrivileges(t *testing.T) {
 	if err := os.WriteFile(bin, b, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	lab, err := netlab.New("tgbad")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lab.Close()
+	iface := netlab.Ifname("tgbad", "a")
+	if err := lab.Veth(netlab.End{Name: iface}, netlab.End{Name: netlab.Ifname("tgbad", "b")}, 1); err != nil {
+		t.Fatal(err)
+	}
 	for _, args := range [][]string{
-		{"run", "--iface", "lo", "--mode", "tap", "--data", dir, "--listen", "", "--metrics-listen", ""},
+		{"run", "--iface", iface, "--mode", "tap", "--data", dir, "--listen", "", "--metrics-listen", ""},
 		{"demo"},
 	} {
 		exit, stderr := endBinary(t, bin, nobody, args...)

@@ -31,6 +31,7 @@ const drainTime = 5 * time.Second
 // NewServer makes a server with the health service registered and, when the TLS files are set, TLS. The health service
 // answers SERVING for "" at once; services set their own status on it. Errors tell which TLS file is at fault.
 func NewServer(t *telemetry.Telemetry, files TLS) (*grpc.Server, *health.Server, error) {
+	t.ErrorCounter("grpc_panic") // shown as 0 from the start, so that an alert has something to compare with
 	m, err := newMetrics(t)
 	if err != nil {
 		return nil, nil, err

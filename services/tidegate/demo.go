@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,6 +88,7 @@ func (c *demoCmd) Run() (err error) {
 		return err
 	}
 	defer func() { _ = sender.Close() }()
+	sweepData()
 	data := c.Data
 	if data == "" {
 		if data, err = os.MkdirTemp("", labPrefix+strconv.Itoa(os.Getpid())+"-"); err != nil {
@@ -121,6 +124,17 @@ func (c *demoCmd) Run() (err error) {
 		result.print(os.Stdout)
 	}
 	return err
+}
+
+// sweepData removes the data folders of demos that were killed.
+func sweepData() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), labPrefix+"[0-9]*-*")) // the pattern is sound
+	for _, dir := range dirs {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), labPrefix), "-")
+		if _, err := os.Stat("/proc/" + pid); errors.Is(err, os.ErrNotExist) {
+			_ = os.RemoveAll(dir) // what stays is tried again by the next start
+		}
+	}
 }
 
 // play runs traffic and view until ctx ends or the stack fails, then lets what is under way come to rest.
