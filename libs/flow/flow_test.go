@@ -1,0 +1,131 @@
+package flow
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+)
+
+func key(n byte) Key {
+	k := Key{SrcPort: 1000 + uint16(n), DstPort: 443, VLAN: 7, Protocol: 6}
+	k.Src = netip.MustParseAddr("192.0.2.1").As16()
+	k.Dst = netip.MustParseAddr("2001:db8::1").As16()
+	k.Src[15] = n
+	return k
+}
+
+func full() (*flowv1.FlowBatch, []Open, []End) {
+	b := &flowv1.FlowBatch{}
+	var opens []Open
+	var ends []End
+	for n := range byte(3) {
+		o := Open{ID: uint64(n) << 56, Key: key(n), FirstNs: 1e18 + int64(n), TCPFlags: 2, IPLength: 60, TTL: 64, PortIndex: n}
+		AppendOpen(b, &o)
+		opens = append(opens, o)
+		AppendSegment(b, o.ID, n&1, uint32(n)*100, o.FirstNs, make([]byte, int(n)*10))
+		AppendUpdate(b, o.ID, Totals{1, 2, 3, 4}, o.FirstNs)
+		e := End{ID: o.ID, Key: o.Key, FirstNs: o.FirstNs, LastNs: o.FirstNs + 5, Totals: Totals{9, 8, 7, 6}, FlagsFwd: 0x12, FlagsRev: 0x1A,
+			Reason: flowv1.EndReason_END_REASON_FIN, Part: uint16(n)}
+		AppendEnd(b, &e)
+		ends = append(ends, e)
+	}
+	return b, opens, ends
+}
+
+func TestBatchOverTheWire(t *testing.T) {
+	b, opens, ends := full()
+	wire, err := proto.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got flowv1.FlowBatch
+	if err := proto.Unmarshal(wire, &got); err != nil {
+		t.Fatal(err)
+	}
+	if err := Validate(&got); err != nil {
+		t.Fatal(err)
+	}
+	if n := Records(&got); n != 12 {
+		t.Errorf("%d records, want 12", n)
+	}
+	for i := range opens {
+		if d := cmp.Diff(opens[i], OpenAt(got.Opens, i)); d != "" {
+			t.Errorf("open %d: %s", i, d)
+		}
+		if d := cmp.Diff(ends[i], EndAt(got.Ends, i)); d != "" {
+			t.Errorf("end %d: %s", i, d)
+		}
+	}
+}
+
+func TestResetKeepsMemory(t *testing.T) {
+	b, opens, _ := full()
+	Reset(b)
+	if Records(b) != 0 || Validate(b) != nil {
+		t.Fatalf("%d records after Reset", Records(b))
+	}
+	if n := testing.AllocsPerRun(100, func() { Reset(b); AppendOpen(b, &opens[0]) }); n != 0 {
+		t.Errorf("%v allocations to append to an emptied batch, want 0", n)
+	}
+}
+
+func TestValidateRefuses(t *testing.T) {
+	for name, spoil := range map[string]func(b *flowv1.FlowBatch){
+		"count":   func(b *flowv1.FlowBatch) { b.Opens.Count++ },
+		"column":  func(b *flowv1.FlowBatch) { b.Ends.Vlan = b.Ends.Vlan[1:] },
+		"data":    func(b *flowv1.FlowBatch) { b.Segments.Data = b.Segments.Data[1:] },
+		"updates": func(b *flowv1.FlowBatch) { b.Updates.LastNs = nil },
+	} {
+		b, _, _ := full()
+		spoil(b)
+		if Validate(b) == nil {
+			t.Errorf("%s: a malformed batch was accepted", name)
+		}
+	}
+}
+
+// FuzzBatch: whatever Validate accepts can be read to its end.
+func FuzzBatch(f *testing.F) {
+	b, _, _ := full()
+	wire, err := proto.Marshal(b)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(wire)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		var b flowv1.FlowBatch
+		if proto.Unmarshal(wire, &b) != nil || Validate(&b) != nil {
+			return
+		}
+		for i := range int(b.GetOpens().GetCount()) {
+			_ = OpenAt(b.Opens, i)
+		}
+		for i := range int(b.GetEnds().GetCount()) {
+			_ = EndAt(b.Ends, i)
+		}
+	})
+}
+
+func TestKey(t *testing.T) {
+	k := key(9)
+	r := k.Reverse()
+	if r.Src != k.Dst || r.DstPort != k.SrcPort || r.Reverse() != k || r.VLAN != k.VLAN {
+		t.Errorf("reverse of %+v is %+v", k, r)
+	}
+	if a := AddrBytes(k.Src[:]); a != netip.MustParseAddr("192.0.2.9") {
+		t.Errorf("address %v, want the unmapped one", a)
+	}
+	if AddrBytes([]byte{1, 2}).IsValid() {
+		t.Error("two bytes are no address")
+	}
+	for p, want := range map[uint8]string{6: "tcp", 17: "udp", 58: "icmpv6", ProtocolARP: "arp", 200: "200"} {
+		if got := ProtocolName(p); got != want {
+			t.Errorf("protocol %d is %q, want %q", p, got, want)
+		}
+	}
+}
