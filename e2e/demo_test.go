@@ -212,6 +212,39 @@ func TestDemoLookalike(t *testing.T) {
 	}
 }
 
+// TestDemoOtherAttacks sends the attacks that the demo does not show by itself.
+func TestDemoOtherAttacks(t *testing.T) {
+	rig.NeedRoot(t)
+	if testing.Short() {
+		t.Skip("part of the full tests (make test-full)")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	kinds := []string{"udp_flood", "icmp_flood", "amp_ntp", "host_sweep"}
+	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "22s", "--attacks", strings.Join(kinds, ","),
+		"--warm-up", "3s", "--attack-for", "3s", "--rest", "2s", "--listen", "", "--metrics", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r demoReport
+	if err := json.Unmarshal(out, &r); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	t.Logf("%s", out)
+	if len(r.Attacks) < len(kinds) {
+		t.Fatalf("%d attacks, want %d", len(r.Attacks), len(kinds))
+	}
+	for i, kind := range kinds {
+		a := r.Attacks[i]
+		if a.Type != kind || !a.Stopped || float64(a.Arrived) > 0.01*float64(a.Sent) || float64(a.Completed) < 0.95*float64(a.Begun) {
+			t.Errorf("%s: %+v", kind, a)
+		}
+	}
+	if r.Ledger.Difference != 0 {
+		t.Errorf("the ledger does not balance: %+v", r.Ledger)
+	}
+}
+
 // TestDemoEnds interrupts a demo, and kills one: the first cleans up itself, the second's leftovers go with
 // the next start.
 func TestDemoEnds(t *testing.T) {
