@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -137,39 +138,55 @@ func TestBenchFullSpeed(t *testing.T) {
 func TestBenchFirstDrop(t *testing.T) {
 	needBench(t)
 	const runs = 20
-	detected, dropped := map[string][]float64{}, map[string][]float64{}
-	for seed := range runs {
-		out, err := rig.Output(t.Context(), rig.Binary(t, "tidegate"), "demo", "--json", "--for", "13s", "--warm-up", "3s", "--attack-for", "2s",
-			"--rest", "1s", "--seed", fmt.Sprint(seed+1), "--attacks", "syn_flood,amp_dns,port_scan,syn_flood_lookalike",
-			"--listen", "", "--metrics", "")
+	type sums struct {
+		detected, dropped               []float64
+		sent, arrived, begun, completed uint64
+	}
+	byKind := map[string]*sums{}
+	demo := func(seed int, kinds ...string) {
+		out, err := rig.Output(t.Context(), rig.Binary(t, "tidegate"), "demo", "--json", "--for", fmt.Sprintf("%ds", 2+3*len(kinds)), "--warm-up", "2s",
+			"--attack-for", "2s", "--rest", "1s", "--seed", fmt.Sprint(seed), "--attacks", strings.Join(kinds, ","), "--listen", "", "--metrics", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		var r struct {
 			Attacks []struct {
-				Type        string  `json:"type"`
 				DetectedMs  float64 `json:"detected_ms"`
 				FirstDropMs float64 `json:"first_drop_ms"`
 				Stopped     bool    `json:"stopped"`
+				Sent        uint64  `json:"sent_after_drop"`
+				Arrived     uint64  `json:"arrived_after_drop"`
+				Begun       uint64  `json:"connections_begun_after_drop"`
+				Completed   uint64  `json:"connections_completed_after_drop"`
 			} `json:"attacks"`
 		}
 		if err := json.Unmarshal(out, &r); err != nil {
 			t.Fatal(err)
 		}
-		for i, a := range r.Attacks[:min(3, len(r.Attacks))] {
-			if !a.Stopped {
-				t.Errorf("seed %d: attack %d (%s) was not stopped", seed+1, i, a.Type)
+		for i, kind := range kinds {
+			if i >= len(r.Attacks) || !r.Attacks[i].Stopped {
+				t.Errorf("seed %d: %s was not stopped: %s", seed, kind, out)
 				continue
 			}
-			detected[a.Type] = append(detected[a.Type], a.DetectedMs)
-			dropped[a.Type] = append(dropped[a.Type], a.FirstDropMs)
+			a, s := r.Attacks[i], byKind[kind]
+			if s == nil {
+				s = &sums{}
+				byKind[kind] = s
+			}
+			s.detected, s.dropped = append(s.detected, a.DetectedMs), append(s.dropped, a.FirstDropMs)
+			s.sent, s.arrived, s.begun, s.completed = s.sent+a.Sent, s.arrived+a.Arrived, s.begun+a.Begun, s.completed+a.Completed
 		}
 	}
-	for typ, ms := range dropped {
-		slices.Sort(ms)
-		slices.Sort(detected[typ])
-		t.Logf("%s: first frame to first drop median %.0f ms (bar 250), maximum %.0f ms (bar 600); detected median %.0f ms; %d runs",
-			typ, ms[len(ms)/2], ms[len(ms)-1], detected[typ][len(ms)/2], len(ms))
+	for seed := 1; seed <= runs; seed++ {
+		demo(seed, loadgen.SYNFlood, loadgen.AmpDNS, loadgen.PortScan)
+		demo(seed, loadgen.SYNFloodLookalike)
+	}
+	for kind, s := range byKind {
+		slices.Sort(s.dropped)
+		slices.Sort(s.detected)
+		n := len(s.dropped)
+		t.Logf("%s: first frame to first drop median %.0f ms (bar 250), maximum %.0f ms (bar 600); detected median %.0f ms; then %d of %d attack packets arrived, %d of %d benign connections completed; %d runs",
+			kind, s.dropped[n/2], s.dropped[n-1], s.detected[n/2], s.arrived, s.sent, s.completed, s.begun, n)
 	}
 }
 

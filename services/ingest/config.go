@@ -33,6 +33,7 @@ type Config struct {
 	RxRing  int           `name:"rx-ring" env:"TIDEGATE_INGEST_RX_RING" default:"16384" help:"Receive ring of a queue, a power of two."`
 	TxRing  int           `name:"tx-ring" env:"TIDEGATE_INGEST_TX_RING" default:"2048" help:"Transmit ring of a queue, a power of two."`
 	CPUs    []int         `name:"cpus" env:"TIDEGATE_INGEST_CPUS" help:"CPUs for the queues' workers, in order; without it the scheduler chooses."`
+	Nice    int           `name:"nice" env:"TIDEGATE_INGEST_NICE" default:"-10" help:"Scheduling priority of the workers' threads, -20 to 19, so that no other work on their CPU lets a ring overflow; 0 leaves it. Below 0 needs SYS_NICE."`
 	Spin    time.Duration `name:"spin" env:"TIDEGATE_INGEST_SPIN" default:"37us" help:"How long a worker looks for frames before it sleeps; 0 sleeps at once."`
 
 	BatchInterval  time.Duration `name:"batch-interval" env:"TIDEGATE_INGEST_BATCH_INTERVAL" default:"5ms" help:"Age at which a batch is sent."`
@@ -54,7 +55,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeInline, BPFFS: "/sys/fs/bpf", Classify: "127.0.0.1:50051",
-		Backend: afxdp.Native, Frames: 16384, RxRing: 16384, TxRing: 2048, Spin: 37 * time.Microsecond,
+		Backend: afxdp.Native, Frames: 16384, RxRing: 16384, TxRing: 2048, Nice: -10, Spin: 37 * time.Microsecond,
 		BatchInterval: 5 * time.Millisecond, WindowInterval: 100 * time.Millisecond, BufferBytes: 64 << 20,
 		MaxFlows: 1 << 20, IdleTCP: 120 * time.Second, IdleUDP: 60 * time.Second, IdleOther: 30 * time.Second,
 		ActiveTimeout: 60 * time.Second, KernelForwarding: true, MaxForwarded: 16384,
@@ -82,6 +83,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("ingest: buffer of %d bytes: use at least 1048576, the size of one batch", c.BufferBytes)
 	case c.MaxFlows < 1024:
 		return fmt.Errorf("ingest: at most %d flows: use at least 1024", c.MaxFlows)
+	case c.Nice < -20 || c.Nice > 19:
+		return fmt.Errorf("ingest: priority %d: use -20 to 19", c.Nice)
 	case c.Spin < 0 || c.Spin > time.Second:
 		return fmt.Errorf("ingest: spin of %v: use 0 to 1s", c.Spin)
 	case c.MaxForwarded < 0 || c.MaxForwarded > maxForwarded:

@@ -46,6 +46,7 @@ func TestConfigMistakes(t *testing.T) {
 		{func(c *Config) { c.BufferBytes = 10 }, "buffer of 10 bytes"},
 		{func(c *Config) { c.MaxFlows = 1 }, "flows"},
 		{func(c *Config) { c.Spin = -1 }, "spin"},
+		{func(c *Config) { c.Nice = -21 }, "priority"},
 		{func(c *Config) { c.MaxForwarded = 1 << 20 }, "forwarded flows"},
 	} {
 		cfg := DefaultConfig()

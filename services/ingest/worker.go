@@ -88,8 +88,8 @@ func (w *worker) attach(p *plane, inline bool) {
 }
 
 // run moves frames until stop is set and the rings are empty, or a socket fails. It stays on one thread, and
-// on one CPU when cpu is not negative.
-func (w *worker) run(stop *atomic.Bool, cpu int, spin time.Duration) error {
+// on one CPU when cpu is not negative. nice is that thread's scheduling priority, -20 to 19, 0 leaves it.
+func (w *worker) run(stop *atomic.Bool, cpu, nice int, spin time.Duration) error {
 	// Not unlocked: a thread with a CPU of its own must not serve other goroutines afterwards.
 	runtime.LockOSThread()
 	if cpu >= 0 {
@@ -98,6 +98,11 @@ func (w *worker) run(stop *atomic.Bool, cpu int, spin time.Duration) error {
 		if err := unix.SchedSetaffinity(0, &set); err != nil {
 			return fmt.Errorf("pin the worker of queue %d to CPU %d: %w", w.n, cpu, err)
 		}
+	}
+	if nice != 0 {
+		// The thread's priority only, not the process's (setpriority(2), C library and kernel differences). A
+		// worker that may not have it works all the same, with a little less room before a ring overflows.
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, nice)
 	}
 	last := time.Now()
 	for {

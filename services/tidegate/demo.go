@@ -63,6 +63,7 @@ type demo struct {
 	mu         sync.Mutex
 	attacks    []*attackRun
 	current    *attackRun
+	firstDrops map[string]int64 // by attack id, Unix ns
 	attackSent uint64
 	started    time.Time
 }
@@ -100,7 +101,7 @@ func (c *demoCmd) Run() (err error) {
 	if err != nil {
 		return err
 	}
-	d := &demo{cmd: c, link: link, sender: sender, stack: s, client: link.Client(c.Rate, c.Seed), started: time.Now()}
+	d := &demo{cmd: c, link: link, sender: sender, stack: s, client: link.Client(c.Rate, c.Seed), firstDrops: map[string]int64{}, started: time.Now()}
 
 	runCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -251,20 +252,32 @@ func (d *demo) detected(a *eventv1.Attack) {
 	}
 	run.id, run.detectedNs, run.traceID = a.Id, a.DetectedNs, a.TraceId
 	run.atDetection, run.sentAtDetection = counts, run.sent
+	// Rules are stored before the attack is announced, so its first drop may have been told already.
+	d.stopped(run, counts)
 }
 
 func (d *demo) dropped(e *eventv1.Enforcement) {
 	counts, _ := d.link.Counter.Counts()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if _, ok := d.firstDrops[e.AttackId]; !ok {
+		d.firstDrops[e.AttackId] = e.FirstDropNs
+	}
 	for _, run := range d.attacks {
-		if run.id == e.AttackId && run.id != "" && run.firstDrop == 0 {
-			run.firstDrop = e.FirstDropNs
-			run.atDetection, run.sentAtDetection = counts, run.sent
-			if run == d.current {
-				run.mark = d.client.SetMark()
-			}
-		}
+		d.stopped(run, counts)
+	}
+}
+
+// stopped notes the first drop of an attack, once both its id and the drop are known.
+func (d *demo) stopped(run *attackRun, counts loadgen.Counts) {
+	drop, ok := d.firstDrops[run.id]
+	if run.id == "" || !ok || run.firstDrop != 0 {
+		return
+	}
+	run.firstDrop = drop
+	run.atDetection, run.sentAtDetection = counts, run.sent
+	if run == d.current {
+		run.mark = d.client.SetMark()
 	}
 }
 
