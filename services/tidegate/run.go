@@ -95,6 +95,8 @@ func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string) stack
 	s.ingest.Ifaces, s.ingest.Mode, s.ingest.BPFFS, s.ingest.Sensor = ifaces, ingest.ModeInline, bpffs, "demo"
 	s.enforce.Ifaces, s.enforce.Enforce, s.enforce.BPFFS, s.enforce.Node = ifaces, true, bpffs, "demo"
 	s.classify.Engine.Protected = []string{victim}
+	// Attacks come back after half a minute with another seed: by then the one before must have ended.
+	s.classify.Engine.Lease, s.classify.Engine.Quiet = 6*time.Second, 4*time.Second
 	s.persist.DBType, s.persist.DatabaseURL, s.persist.DataDir = "sqlite", "", data
 	return s
 }
