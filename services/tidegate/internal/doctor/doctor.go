@@ -145,8 +145,12 @@ func iface(name string) []Finding {
 	if i.Flags&net.FlagUp == 0 {
 		out[0].Level, out[0].Advice = Fail, "ip link set "+name+" up"
 	}
-	if i.MTU > 3498 {
-		out = append(out, Finding{label + " mtu", Warn, strconv.Itoa(i.MTU), "native XDP takes one page a frame on most drivers: set the MTU to 3,498 or less"})
+	if i.Flags&net.FlagLoopback != 0 {
+		out[0].Level, out[0].Advice = Fail, "a sensor refuses the loopback interface: name another"
+		return out
+	}
+	if i.MTU > 3818 {
+		out = append(out, Finding{label + " mtu", Fail, strconv.Itoa(i.MTU), "a frame must fit AF_XDP's frame memory: ip link set " + name + " mtu 3818, or less"})
 	}
 	queues, _ := filepath.Glob("/sys/class/net/" + name + "/queues/rx-*")
 	driver := "virtual"
