@@ -262,6 +262,155 @@ func (x *StatusResponse) GetStatus() *v11.ServiceStatus {
 	return nil
 }
 
+type ListGroupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsRequest) Reset() {
+	*x = ListGroupsRequest{}
+	mi := &file_classify_v1_classify_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsRequest) ProtoMessage() {}
+
+func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_classify_v1_classify_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
+func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{4}
+}
+
+type ListGroupsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        []*Group               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	ConfigVersion string                 `protobuf:"bytes,2,opt,name=config_version,json=configVersion,proto3" json:"config_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsResponse) Reset() {
+	*x = ListGroupsResponse{}
+	mi := &file_classify_v1_classify_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsResponse) ProtoMessage() {}
+
+func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_classify_v1_classify_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
+func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListGroupsResponse) GetGroups() []*Group {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *ListGroupsResponse) GetConfigVersion() string {
+	if x != nil {
+		return x.ConfigVersion
+	}
+	return ""
+}
+
+// Group is a set of protected prefixes with thresholds of its own.
+type Group struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Prefixes      []string               `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"`                                                                                 // empty: every address
+	Thresholds    map[string]float64     `protobuf:"bytes,3,rep,name=thresholds,proto3" json:"thresholds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"` // the names that evidence uses
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Group) Reset() {
+	*x = Group{}
+	mi := &file_classify_v1_classify_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Group) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Group) ProtoMessage() {}
+
+func (x *Group) ProtoReflect() protoreflect.Message {
+	mi := &file_classify_v1_classify_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Group.ProtoReflect.Descriptor instead.
+func (*Group) Descriptor() ([]byte, []int) {
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Group) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Group) GetPrefixes() []string {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+func (x *Group) GetThresholds() map[string]float64 {
+	if x != nil {
+		return x.Thresholds
+	}
+	return nil
+}
+
 var File_classify_v1_classify_proto protoreflect.FileDescriptor
 
 const file_classify_v1_classify_proto_rawDesc = "" +
@@ -279,10 +428,25 @@ const file_classify_v1_classify_proto_rawDesc = "" +
 	"\x06enough\x18\x05 \x01(\fR\x06enough\"\x0f\n" +
 	"\rStatusRequest\"K\n" +
 	"\x0eStatusResponse\x129\n" +
-	"\x06status\x18\x01 \x01(\v2!.tidegate.status.v1.ServiceStatusR\x06status2\xbf\x01\n" +
+	"\x06status\x18\x01 \x01(\v2!.tidegate.status.v1.ServiceStatusR\x06status\"\x13\n" +
+	"\x11ListGroupsRequest\"p\n" +
+	"\x12ListGroupsResponse\x123\n" +
+	"\x06groups\x18\x01 \x03(\v2\x1b.tidegate.classify.v1.GroupR\x06groups\x12%\n" +
+	"\x0econfig_version\x18\x02 \x01(\tR\rconfigVersion\"\xc3\x01\n" +
+	"\x05Group\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bprefixes\x18\x02 \x03(\tR\bprefixes\x12K\n" +
+	"\n" +
+	"thresholds\x18\x03 \x03(\v2+.tidegate.classify.v1.Group.ThresholdsEntryR\n" +
+	"thresholds\x1a=\n" +
+	"\x0fThresholdsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x012\xa0\x02\n" +
 	"\x0fClassifyService\x12W\n" +
 	"\x06Stream\x12#.tidegate.classify.v1.StreamRequest\x1a$.tidegate.classify.v1.StreamResponse(\x010\x01\x12S\n" +
-	"\x06Status\x12#.tidegate.classify.v1.StatusRequest\x1a$.tidegate.classify.v1.StatusResponseB@Z>github.com/tidegate-mesh/tidegate/proto/classify/v1;classifyv1b\x06proto3"
+	"\x06Status\x12#.tidegate.classify.v1.StatusRequest\x1a$.tidegate.classify.v1.StatusResponse\x12_\n" +
+	"\n" +
+	"ListGroups\x12'.tidegate.classify.v1.ListGroupsRequest\x1a(.tidegate.classify.v1.ListGroupsResponseB@Z>github.com/tidegate-mesh/tidegate/proto/classify/v1;classifyv1b\x06proto3"
 
 var (
 	file_classify_v1_classify_proto_rawDescOnce sync.Once
@@ -296,29 +460,37 @@ func file_classify_v1_classify_proto_rawDescGZIP() []byte {
 	return file_classify_v1_classify_proto_rawDescData
 }
 
-var file_classify_v1_classify_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_classify_v1_classify_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_classify_v1_classify_proto_goTypes = []any{
-	(*StreamRequest)(nil),     // 0: tidegate.classify.v1.StreamRequest
-	(*StreamResponse)(nil),    // 1: tidegate.classify.v1.StreamResponse
-	(*StatusRequest)(nil),     // 2: tidegate.classify.v1.StatusRequest
-	(*StatusResponse)(nil),    // 3: tidegate.classify.v1.StatusResponse
-	(*v1.FlowBatch)(nil),      // 4: tidegate.flow.v1.FlowBatch
-	(*v1.Window)(nil),         // 5: tidegate.flow.v1.Window
-	(*v11.ServiceStatus)(nil), // 6: tidegate.status.v1.ServiceStatus
+	(*StreamRequest)(nil),      // 0: tidegate.classify.v1.StreamRequest
+	(*StreamResponse)(nil),     // 1: tidegate.classify.v1.StreamResponse
+	(*StatusRequest)(nil),      // 2: tidegate.classify.v1.StatusRequest
+	(*StatusResponse)(nil),     // 3: tidegate.classify.v1.StatusResponse
+	(*ListGroupsRequest)(nil),  // 4: tidegate.classify.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil), // 5: tidegate.classify.v1.ListGroupsResponse
+	(*Group)(nil),              // 6: tidegate.classify.v1.Group
+	nil,                        // 7: tidegate.classify.v1.Group.ThresholdsEntry
+	(*v1.FlowBatch)(nil),       // 8: tidegate.flow.v1.FlowBatch
+	(*v1.Window)(nil),          // 9: tidegate.flow.v1.Window
+	(*v11.ServiceStatus)(nil),  // 10: tidegate.status.v1.ServiceStatus
 }
 var file_classify_v1_classify_proto_depIdxs = []int32{
-	4, // 0: tidegate.classify.v1.StreamRequest.batch:type_name -> tidegate.flow.v1.FlowBatch
-	5, // 1: tidegate.classify.v1.StreamRequest.window:type_name -> tidegate.flow.v1.Window
-	6, // 2: tidegate.classify.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
-	0, // 3: tidegate.classify.v1.ClassifyService.Stream:input_type -> tidegate.classify.v1.StreamRequest
-	2, // 4: tidegate.classify.v1.ClassifyService.Status:input_type -> tidegate.classify.v1.StatusRequest
-	1, // 5: tidegate.classify.v1.ClassifyService.Stream:output_type -> tidegate.classify.v1.StreamResponse
-	3, // 6: tidegate.classify.v1.ClassifyService.Status:output_type -> tidegate.classify.v1.StatusResponse
-	5, // [5:7] is the sub-list for method output_type
-	3, // [3:5] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	8,  // 0: tidegate.classify.v1.StreamRequest.batch:type_name -> tidegate.flow.v1.FlowBatch
+	9,  // 1: tidegate.classify.v1.StreamRequest.window:type_name -> tidegate.flow.v1.Window
+	10, // 2: tidegate.classify.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	6,  // 3: tidegate.classify.v1.ListGroupsResponse.groups:type_name -> tidegate.classify.v1.Group
+	7,  // 4: tidegate.classify.v1.Group.thresholds:type_name -> tidegate.classify.v1.Group.ThresholdsEntry
+	0,  // 5: tidegate.classify.v1.ClassifyService.Stream:input_type -> tidegate.classify.v1.StreamRequest
+	2,  // 6: tidegate.classify.v1.ClassifyService.Status:input_type -> tidegate.classify.v1.StatusRequest
+	4,  // 7: tidegate.classify.v1.ClassifyService.ListGroups:input_type -> tidegate.classify.v1.ListGroupsRequest
+	1,  // 8: tidegate.classify.v1.ClassifyService.Stream:output_type -> tidegate.classify.v1.StreamResponse
+	3,  // 9: tidegate.classify.v1.ClassifyService.Status:output_type -> tidegate.classify.v1.StatusResponse
+	5,  // 10: tidegate.classify.v1.ClassifyService.ListGroups:output_type -> tidegate.classify.v1.ListGroupsResponse
+	8,  // [8:11] is the sub-list for method output_type
+	5,  // [5:8] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_classify_v1_classify_proto_init() }
@@ -336,7 +508,7 @@ func file_classify_v1_classify_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_classify_v1_classify_proto_rawDesc), len(file_classify_v1_classify_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,8 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ClassifyService_Stream_FullMethodName = "/tidegate.classify.v1.ClassifyService/Stream"
-	ClassifyService_Status_FullMethodName = "/tidegate.classify.v1.ClassifyService/Status"
+	ClassifyService_Stream_FullMethodName     = "/tidegate.classify.v1.ClassifyService/Stream"
+	ClassifyService_Status_FullMethodName     = "/tidegate.classify.v1.ClassifyService/Status"
+	ClassifyService_ListGroups_FullMethodName = "/tidegate.classify.v1.ClassifyService/ListGroups"
 )
 
 // ClassifyServiceClient is the client API for ClassifyService service.
@@ -31,6 +32,7 @@ type ClassifyServiceClient interface {
 	// was published and acknowledged.
 	Stream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StreamRequest, StreamResponse], error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error)
 }
 
 type classifyServiceClient struct {
@@ -64,6 +66,16 @@ func (c *classifyServiceClient) Status(ctx context.Context, in *StatusRequest, o
 	return out, nil
 }
 
+func (c *classifyServiceClient) ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListGroupsResponse)
+	err := c.cc.Invoke(ctx, ClassifyService_ListGroups_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClassifyServiceServer is the server API for ClassifyService service.
 // All implementations must embed UnimplementedClassifyServiceServer
 // for forward compatibility.
@@ -72,6 +84,7 @@ type ClassifyServiceServer interface {
 	// was published and acknowledged.
 	Stream(grpc.BidiStreamingServer[StreamRequest, StreamResponse]) error
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error)
 	mustEmbedUnimplementedClassifyServiceServer()
 }
 
@@ -87,6 +100,9 @@ func (UnimplementedClassifyServiceServer) Stream(grpc.BidiStreamingServer[Stream
 }
 func (UnimplementedClassifyServiceServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedClassifyServiceServer) ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListGroups not implemented")
 }
 func (UnimplementedClassifyServiceServer) mustEmbedUnimplementedClassifyServiceServer() {}
 func (UnimplementedClassifyServiceServer) testEmbeddedByValue()                         {}
@@ -134,6 +150,24 @@ func _ClassifyService_Status_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClassifyService_ListGroups_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListGroupsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClassifyServiceServer).ListGroups(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClassifyService_ListGroups_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClassifyServiceServer).ListGroups(ctx, req.(*ListGroupsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ClassifyService_ServiceDesc is the grpc.ServiceDesc for ClassifyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -144,6 +178,10 @@ var ClassifyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _ClassifyService_Status_Handler,
+		},
+		{
+			MethodName: "ListGroups",
+			Handler:    _ClassifyService_ListGroups_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

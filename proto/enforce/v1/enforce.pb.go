@@ -7,7 +7,8 @@
 package enforcev1
 
 import (
-	v11 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
+	v11 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	v12 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	v1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -65,6 +66,7 @@ type StatusResponse struct {
 	Enforcing     bool                   `protobuf:"varint,2,opt,name=enforcing,proto3" json:"enforcing,omitempty"` // false: shadow
 	Interfaces    []string               `protobuf:"bytes,3,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	NeverBlock    []string               `protobuf:"bytes,4,rep,name=never_block,json=neverBlock,proto3" json:"never_block,omitempty"`
+	Panic         *v11.Panic             `protobuf:"bytes,5,opt,name=panic,proto3" json:"panic,omitempty"` // unset: never used
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -123,6 +125,13 @@ func (x *StatusResponse) GetInterfaces() []string {
 func (x *StatusResponse) GetNeverBlock() []string {
 	if x != nil {
 		return x.NeverBlock
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetPanic() *v11.Panic {
+	if x != nil {
+		return x.Panic
 	}
 	return nil
 }
@@ -209,13 +218,15 @@ func (x *ListRulesResponse) GetRules() []*RuleState {
 
 type RuleState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rule          *v11.Rule              `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
-	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // active | shadow | refused | expired
+	Rule          *v12.Rule              `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // pending | active | shadow | refused | expired | held
 	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	Packets       uint64                 `protobuf:"varint,4,opt,name=packets,proto3" json:"packets,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	FirstDropNs   int64                  `protobuf:"varint,6,opt,name=first_drop_ns,json=firstDropNs,proto3" json:"first_drop_ns,omitempty"`
 	AppliedNs     int64                  `protobuf:"varint,7,opt,name=applied_ns,json=appliedNs,proto3" json:"applied_ns,omitempty"`
+	Revision      uint64                 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"` // of the key in tg_rules, rises with every change of the rule
+	Detail        string                 `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`      // of a refusal, a sentence
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -250,7 +261,7 @@ func (*RuleState) Descriptor() ([]byte, []int) {
 	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *RuleState) GetRule() *v11.Rule {
+func (x *RuleState) GetRule() *v12.Rule {
 	if x != nil {
 		return x.Rule
 	}
@@ -299,9 +310,27 @@ func (x *RuleState) GetAppliedNs() int64 {
 	return 0
 }
 
+func (x *RuleState) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RuleState) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type AddRuleRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rule          *v11.Rule              `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Rule  *v12.Rule              `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	// Checks everything and changes nothing; a refusal is told in the response, not as an error.
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// The revision that the rule must have; 0 = it must not exist. Unset: whatever is there.
+	IfRevision    *uint64 `protobuf:"varint,3,opt,name=if_revision,json=ifRevision,proto3,oneof" json:"if_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -336,16 +365,33 @@ func (*AddRuleRequest) Descriptor() ([]byte, []int) {
 	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *AddRuleRequest) GetRule() *v11.Rule {
+func (x *AddRuleRequest) GetRule() *v12.Rule {
 	if x != nil {
 		return x.Rule
 	}
 	return nil
 }
 
+func (x *AddRuleRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *AddRuleRequest) GetIfRevision() uint64 {
+	if x != nil && x.IfRevision != nil {
+		return *x.IfRevision
+	}
+	return 0
+}
+
 type AddRuleResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rule          *v11.Rule              `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Rule          *v12.Rule              `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // of the rule now; of a dry run: of the rule that would be replaced, 0 = none
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`      // dry run only: why it would be refused, machine-readable; empty: it would be applied
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -380,16 +426,38 @@ func (*AddRuleResponse) Descriptor() ([]byte, []int) {
 	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *AddRuleResponse) GetRule() *v11.Rule {
+func (x *AddRuleResponse) GetRule() *v12.Rule {
 	if x != nil {
 		return x.Rule
 	}
 	return nil
 }
 
+func (x *AddRuleResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *AddRuleResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AddRuleResponse) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type RevokeRuleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	IfRevision    *uint64                `protobuf:"varint,2,opt,name=if_revision,json=ifRevision,proto3,oneof" json:"if_revision,omitempty"` // as in AddRuleRequest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -431,6 +499,13 @@ func (x *RevokeRuleRequest) GetId() string {
 	return ""
 }
 
+func (x *RevokeRuleRequest) GetIfRevision() uint64 {
+	if x != nil && x.IfRevision != nil {
+		return *x.IfRevision
+	}
+	return 0
+}
+
 type RevokeRuleResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -467,6 +542,126 @@ func (*RevokeRuleResponse) Descriptor() ([]byte, []int) {
 	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{8}
 }
 
+type PanicRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	On            bool                   `protobuf:"varint,1,opt,name=on,proto3" json:"on,omitempty"`
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"` // who asks
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PanicRequest) Reset() {
+	*x = PanicRequest{}
+	mi := &file_enforce_v1_enforce_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PanicRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PanicRequest) ProtoMessage() {}
+
+func (x *PanicRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_enforce_v1_enforce_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PanicRequest.ProtoReflect.Descriptor instead.
+func (*PanicRequest) Descriptor() ([]byte, []int) {
+	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PanicRequest) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
+func (x *PanicRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *PanicRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type PanicResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Panic         *v11.Panic             `protobuf:"bytes,1,opt,name=panic,proto3" json:"panic,omitempty"`
+	Revoked       []*v12.Rule            `protobuf:"bytes,2,rep,name=revoked,proto3" json:"revoked,omitempty"` // users' rules
+	Held          uint32                 `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`      // detectors' rules that are held now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PanicResponse) Reset() {
+	*x = PanicResponse{}
+	mi := &file_enforce_v1_enforce_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PanicResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PanicResponse) ProtoMessage() {}
+
+func (x *PanicResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_enforce_v1_enforce_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PanicResponse.ProtoReflect.Descriptor instead.
+func (*PanicResponse) Descriptor() ([]byte, []int) {
+	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PanicResponse) GetPanic() *v11.Panic {
+	if x != nil {
+		return x.Panic
+	}
+	return nil
+}
+
+func (x *PanicResponse) GetRevoked() []*v12.Rule {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *PanicResponse) GetHeld() uint32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
 type ExplainRuleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -476,7 +671,7 @@ type ExplainRuleRequest struct {
 
 func (x *ExplainRuleRequest) Reset() {
 	*x = ExplainRuleRequest{}
-	mi := &file_enforce_v1_enforce_proto_msgTypes[9]
+	mi := &file_enforce_v1_enforce_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +683,7 @@ func (x *ExplainRuleRequest) String() string {
 func (*ExplainRuleRequest) ProtoMessage() {}
 
 func (x *ExplainRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_enforce_v1_enforce_proto_msgTypes[9]
+	mi := &file_enforce_v1_enforce_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +696,7 @@ func (x *ExplainRuleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRuleRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRuleRequest) Descriptor() ([]byte, []int) {
-	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{9}
+	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExplainRuleRequest) GetId() string {
@@ -521,7 +716,7 @@ type ExplainRuleResponse struct {
 
 func (x *ExplainRuleResponse) Reset() {
 	*x = ExplainRuleResponse{}
-	mi := &file_enforce_v1_enforce_proto_msgTypes[10]
+	mi := &file_enforce_v1_enforce_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +728,7 @@ func (x *ExplainRuleResponse) String() string {
 func (*ExplainRuleResponse) ProtoMessage() {}
 
 func (x *ExplainRuleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_enforce_v1_enforce_proto_msgTypes[10]
+	mi := &file_enforce_v1_enforce_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +741,7 @@ func (x *ExplainRuleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRuleResponse.ProtoReflect.Descriptor instead.
 func (*ExplainRuleResponse) Descriptor() ([]byte, []int) {
-	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{10}
+	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExplainRuleResponse) GetState() *RuleState {
@@ -567,8 +762,8 @@ var File_enforce_v1_enforce_proto protoreflect.FileDescriptor
 
 const file_enforce_v1_enforce_proto_rawDesc = "" +
 	"\n" +
-	"\x18enforce/v1/enforce.proto\x12\x13tidegate.enforce.v1\x1a\x16policy/v1/policy.proto\x1a\x16status/v1/status.proto\"\x0f\n" +
-	"\rStatusRequest\"\xaa\x01\n" +
+	"\x18enforce/v1/enforce.proto\x12\x13tidegate.enforce.v1\x1a\x14event/v1/event.proto\x1a\x16policy/v1/policy.proto\x1a\x16status/v1/status.proto\"\x0f\n" +
+	"\rStatusRequest\"\xda\x01\n" +
 	"\x0eStatusResponse\x129\n" +
 	"\x06status\x18\x01 \x01(\v2!.tidegate.status.v1.ServiceStatusR\x06status\x12\x1c\n" +
 	"\tenforcing\x18\x02 \x01(\bR\tenforcing\x12\x1e\n" +
@@ -576,10 +771,11 @@ const file_enforce_v1_enforce_proto_rawDesc = "" +
 	"interfaces\x18\x03 \x03(\tR\n" +
 	"interfaces\x12\x1f\n" +
 	"\vnever_block\x18\x04 \x03(\tR\n" +
-	"neverBlock\"\x12\n" +
+	"neverBlock\x12.\n" +
+	"\x05panic\x18\x05 \x01(\v2\x18.tidegate.event.v1.PanicR\x05panic\"\x12\n" +
 	"\x10ListRulesRequest\"I\n" +
 	"\x11ListRulesResponse\x124\n" +
-	"\x05rules\x18\x01 \x03(\v2\x1e.tidegate.enforce.v1.RuleStateR\x05rules\"\xda\x01\n" +
+	"\x05rules\x18\x01 \x03(\v2\x1e.tidegate.enforce.v1.RuleStateR\x05rules\"\x8e\x02\n" +
 	"\tRuleState\x12,\n" +
 	"\x04rule\x18\x01 \x01(\v2\x18.tidegate.policy.v1.RuleR\x04rule\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -588,26 +784,47 @@ const file_enforce_v1_enforce_proto_rawDesc = "" +
 	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\"\n" +
 	"\rfirst_drop_ns\x18\x06 \x01(\x03R\vfirstDropNs\x12\x1d\n" +
 	"\n" +
-	"applied_ns\x18\a \x01(\x03R\tappliedNs\">\n" +
+	"applied_ns\x18\a \x01(\x03R\tappliedNs\x12\x1a\n" +
+	"\brevision\x18\b \x01(\x04R\brevision\x12\x16\n" +
+	"\x06detail\x18\t \x01(\tR\x06detail\"\x8d\x01\n" +
 	"\x0eAddRuleRequest\x12,\n" +
-	"\x04rule\x18\x01 \x01(\v2\x18.tidegate.policy.v1.RuleR\x04rule\"?\n" +
+	"\x04rule\x18\x01 \x01(\v2\x18.tidegate.policy.v1.RuleR\x04rule\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12$\n" +
+	"\vif_revision\x18\x03 \x01(\x04H\x00R\n" +
+	"ifRevision\x88\x01\x01B\x0e\n" +
+	"\f_if_revision\"\x8b\x01\n" +
 	"\x0fAddRuleResponse\x12,\n" +
-	"\x04rule\x18\x01 \x01(\v2\x18.tidegate.policy.v1.RuleR\x04rule\"#\n" +
+	"\x04rule\x18\x01 \x01(\v2\x18.tidegate.policy.v1.RuleR\x04rule\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\"Y\n" +
 	"\x11RevokeRuleRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x14\n" +
-	"\x12RevokeRuleResponse\"$\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12$\n" +
+	"\vif_revision\x18\x02 \x01(\x04H\x00R\n" +
+	"ifRevision\x88\x01\x01B\x0e\n" +
+	"\f_if_revision\"\x14\n" +
+	"\x12RevokeRuleResponse\"F\n" +
+	"\fPanicRequest\x12\x0e\n" +
+	"\x02on\x18\x01 \x01(\bR\x02on\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x87\x01\n" +
+	"\rPanicResponse\x12.\n" +
+	"\x05panic\x18\x01 \x01(\v2\x18.tidegate.event.v1.PanicR\x05panic\x122\n" +
+	"\arevoked\x18\x02 \x03(\v2\x18.tidegate.policy.v1.RuleR\arevoked\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\rR\x04held\"$\n" +
 	"\x12ExplainRuleRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"m\n" +
 	"\x13ExplainRuleResponse\x124\n" +
 	"\x05state\x18\x01 \x01(\v2\x1e.tidegate.enforce.v1.RuleStateR\x05state\x12 \n" +
-	"\vexplanation\x18\x02 \x01(\tR\vexplanation2\xd6\x03\n" +
+	"\vexplanation\x18\x02 \x01(\tR\vexplanation2\xa6\x04\n" +
 	"\x0eEnforceService\x12Q\n" +
 	"\x06Status\x12\".tidegate.enforce.v1.StatusRequest\x1a#.tidegate.enforce.v1.StatusResponse\x12Z\n" +
 	"\tListRules\x12%.tidegate.enforce.v1.ListRulesRequest\x1a&.tidegate.enforce.v1.ListRulesResponse\x12T\n" +
 	"\aAddRule\x12#.tidegate.enforce.v1.AddRuleRequest\x1a$.tidegate.enforce.v1.AddRuleResponse\x12]\n" +
 	"\n" +
 	"RevokeRule\x12&.tidegate.enforce.v1.RevokeRuleRequest\x1a'.tidegate.enforce.v1.RevokeRuleResponse\x12`\n" +
-	"\vExplainRule\x12'.tidegate.enforce.v1.ExplainRuleRequest\x1a(.tidegate.enforce.v1.ExplainRuleResponseB>Z<github.com/tidegate-mesh/tidegate/proto/enforce/v1;enforcev1b\x06proto3"
+	"\vExplainRule\x12'.tidegate.enforce.v1.ExplainRuleRequest\x1a(.tidegate.enforce.v1.ExplainRuleResponse\x12N\n" +
+	"\x05Panic\x12!.tidegate.enforce.v1.PanicRequest\x1a\".tidegate.enforce.v1.PanicResponseB>Z<github.com/tidegate-mesh/tidegate/proto/enforce/v1;enforcev1b\x06proto3"
 
 var (
 	file_enforce_v1_enforce_proto_rawDescOnce sync.Once
@@ -621,7 +838,7 @@ func file_enforce_v1_enforce_proto_rawDescGZIP() []byte {
 	return file_enforce_v1_enforce_proto_rawDescData
 }
 
-var file_enforce_v1_enforce_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_enforce_v1_enforce_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_enforce_v1_enforce_proto_goTypes = []any{
 	(*StatusRequest)(nil),       // 0: tidegate.enforce.v1.StatusRequest
 	(*StatusResponse)(nil),      // 1: tidegate.enforce.v1.StatusResponse
@@ -632,33 +849,41 @@ var file_enforce_v1_enforce_proto_goTypes = []any{
 	(*AddRuleResponse)(nil),     // 6: tidegate.enforce.v1.AddRuleResponse
 	(*RevokeRuleRequest)(nil),   // 7: tidegate.enforce.v1.RevokeRuleRequest
 	(*RevokeRuleResponse)(nil),  // 8: tidegate.enforce.v1.RevokeRuleResponse
-	(*ExplainRuleRequest)(nil),  // 9: tidegate.enforce.v1.ExplainRuleRequest
-	(*ExplainRuleResponse)(nil), // 10: tidegate.enforce.v1.ExplainRuleResponse
-	(*v1.ServiceStatus)(nil),    // 11: tidegate.status.v1.ServiceStatus
-	(*v11.Rule)(nil),            // 12: tidegate.policy.v1.Rule
+	(*PanicRequest)(nil),        // 9: tidegate.enforce.v1.PanicRequest
+	(*PanicResponse)(nil),       // 10: tidegate.enforce.v1.PanicResponse
+	(*ExplainRuleRequest)(nil),  // 11: tidegate.enforce.v1.ExplainRuleRequest
+	(*ExplainRuleResponse)(nil), // 12: tidegate.enforce.v1.ExplainRuleResponse
+	(*v1.ServiceStatus)(nil),    // 13: tidegate.status.v1.ServiceStatus
+	(*v11.Panic)(nil),           // 14: tidegate.event.v1.Panic
+	(*v12.Rule)(nil),            // 15: tidegate.policy.v1.Rule
 }
 var file_enforce_v1_enforce_proto_depIdxs = []int32{
-	11, // 0: tidegate.enforce.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
-	4,  // 1: tidegate.enforce.v1.ListRulesResponse.rules:type_name -> tidegate.enforce.v1.RuleState
-	12, // 2: tidegate.enforce.v1.RuleState.rule:type_name -> tidegate.policy.v1.Rule
-	12, // 3: tidegate.enforce.v1.AddRuleRequest.rule:type_name -> tidegate.policy.v1.Rule
-	12, // 4: tidegate.enforce.v1.AddRuleResponse.rule:type_name -> tidegate.policy.v1.Rule
-	4,  // 5: tidegate.enforce.v1.ExplainRuleResponse.state:type_name -> tidegate.enforce.v1.RuleState
-	0,  // 6: tidegate.enforce.v1.EnforceService.Status:input_type -> tidegate.enforce.v1.StatusRequest
-	2,  // 7: tidegate.enforce.v1.EnforceService.ListRules:input_type -> tidegate.enforce.v1.ListRulesRequest
-	5,  // 8: tidegate.enforce.v1.EnforceService.AddRule:input_type -> tidegate.enforce.v1.AddRuleRequest
-	7,  // 9: tidegate.enforce.v1.EnforceService.RevokeRule:input_type -> tidegate.enforce.v1.RevokeRuleRequest
-	9,  // 10: tidegate.enforce.v1.EnforceService.ExplainRule:input_type -> tidegate.enforce.v1.ExplainRuleRequest
-	1,  // 11: tidegate.enforce.v1.EnforceService.Status:output_type -> tidegate.enforce.v1.StatusResponse
-	3,  // 12: tidegate.enforce.v1.EnforceService.ListRules:output_type -> tidegate.enforce.v1.ListRulesResponse
-	6,  // 13: tidegate.enforce.v1.EnforceService.AddRule:output_type -> tidegate.enforce.v1.AddRuleResponse
-	8,  // 14: tidegate.enforce.v1.EnforceService.RevokeRule:output_type -> tidegate.enforce.v1.RevokeRuleResponse
-	10, // 15: tidegate.enforce.v1.EnforceService.ExplainRule:output_type -> tidegate.enforce.v1.ExplainRuleResponse
-	11, // [11:16] is the sub-list for method output_type
-	6,  // [6:11] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	13, // 0: tidegate.enforce.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	14, // 1: tidegate.enforce.v1.StatusResponse.panic:type_name -> tidegate.event.v1.Panic
+	4,  // 2: tidegate.enforce.v1.ListRulesResponse.rules:type_name -> tidegate.enforce.v1.RuleState
+	15, // 3: tidegate.enforce.v1.RuleState.rule:type_name -> tidegate.policy.v1.Rule
+	15, // 4: tidegate.enforce.v1.AddRuleRequest.rule:type_name -> tidegate.policy.v1.Rule
+	15, // 5: tidegate.enforce.v1.AddRuleResponse.rule:type_name -> tidegate.policy.v1.Rule
+	14, // 6: tidegate.enforce.v1.PanicResponse.panic:type_name -> tidegate.event.v1.Panic
+	15, // 7: tidegate.enforce.v1.PanicResponse.revoked:type_name -> tidegate.policy.v1.Rule
+	4,  // 8: tidegate.enforce.v1.ExplainRuleResponse.state:type_name -> tidegate.enforce.v1.RuleState
+	0,  // 9: tidegate.enforce.v1.EnforceService.Status:input_type -> tidegate.enforce.v1.StatusRequest
+	2,  // 10: tidegate.enforce.v1.EnforceService.ListRules:input_type -> tidegate.enforce.v1.ListRulesRequest
+	5,  // 11: tidegate.enforce.v1.EnforceService.AddRule:input_type -> tidegate.enforce.v1.AddRuleRequest
+	7,  // 12: tidegate.enforce.v1.EnforceService.RevokeRule:input_type -> tidegate.enforce.v1.RevokeRuleRequest
+	11, // 13: tidegate.enforce.v1.EnforceService.ExplainRule:input_type -> tidegate.enforce.v1.ExplainRuleRequest
+	9,  // 14: tidegate.enforce.v1.EnforceService.Panic:input_type -> tidegate.enforce.v1.PanicRequest
+	1,  // 15: tidegate.enforce.v1.EnforceService.Status:output_type -> tidegate.enforce.v1.StatusResponse
+	3,  // 16: tidegate.enforce.v1.EnforceService.ListRules:output_type -> tidegate.enforce.v1.ListRulesResponse
+	6,  // 17: tidegate.enforce.v1.EnforceService.AddRule:output_type -> tidegate.enforce.v1.AddRuleResponse
+	8,  // 18: tidegate.enforce.v1.EnforceService.RevokeRule:output_type -> tidegate.enforce.v1.RevokeRuleResponse
+	12, // 19: tidegate.enforce.v1.EnforceService.ExplainRule:output_type -> tidegate.enforce.v1.ExplainRuleResponse
+	10, // 20: tidegate.enforce.v1.EnforceService.Panic:output_type -> tidegate.enforce.v1.PanicResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_enforce_v1_enforce_proto_init() }
@@ -666,13 +891,15 @@ func file_enforce_v1_enforce_proto_init() {
 	if File_enforce_v1_enforce_proto != nil {
 		return
 	}
+	file_enforce_v1_enforce_proto_msgTypes[5].OneofWrappers = []any{}
+	file_enforce_v1_enforce_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_enforce_v1_enforce_proto_rawDesc), len(file_enforce_v1_enforce_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	EnforceService_AddRule_FullMethodName     = "/tidegate.enforce.v1.EnforceService/AddRule"
 	EnforceService_RevokeRule_FullMethodName  = "/tidegate.enforce.v1.EnforceService/RevokeRule"
 	EnforceService_ExplainRule_FullMethodName = "/tidegate.enforce.v1.EnforceService/ExplainRule"
+	EnforceService_Panic_FullMethodName       = "/tidegate.enforce.v1.EnforceService/Panic"
 )
 
 // EnforceServiceClient is the client API for EnforceService service.
@@ -33,10 +34,15 @@ type EnforceServiceClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	ListRules(ctx context.Context, in *ListRulesRequest, opts ...grpc.CallOption) (*ListRulesResponse, error)
 	// AddRule checks the guardrails, writes the rule to tg_rules and returns it with its id.
-	// FAILED_PRECONDITION with the refusal reason when a guardrail refuses; INVALID_ARGUMENT when malformed.
+	// FAILED_PRECONDITION with the refusal reason when a guardrail refuses; INVALID_ARGUMENT when malformed;
+	// ABORTED when if_revision is set and the rule has another revision.
 	AddRule(ctx context.Context, in *AddRuleRequest, opts ...grpc.CallOption) (*AddRuleResponse, error)
 	RevokeRule(ctx context.Context, in *RevokeRuleRequest, opts ...grpc.CallOption) (*RevokeRuleResponse, error)
 	ExplainRule(ctx context.Context, in *ExplainRuleRequest, opts ...grpc.CallOption) (*ExplainRuleResponse, error)
+	// Panic sets the mesh's panic state: on, every node takes every drop and rate limit out of its driver,
+	// users' rules of these actions are revoked and detectors' held; off, held rules whose lease still runs
+	// are applied again. It answers when this node has done so.
+	Panic(ctx context.Context, in *PanicRequest, opts ...grpc.CallOption) (*PanicResponse, error)
 }
 
 type enforceServiceClient struct {
@@ -97,6 +103,16 @@ func (c *enforceServiceClient) ExplainRule(ctx context.Context, in *ExplainRuleR
 	return out, nil
 }
 
+func (c *enforceServiceClient) Panic(ctx context.Context, in *PanicRequest, opts ...grpc.CallOption) (*PanicResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PanicResponse)
+	err := c.cc.Invoke(ctx, EnforceService_Panic_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnforceServiceServer is the server API for EnforceService service.
 // All implementations must embed UnimplementedEnforceServiceServer
 // for forward compatibility.
@@ -104,10 +120,15 @@ type EnforceServiceServer interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	ListRules(context.Context, *ListRulesRequest) (*ListRulesResponse, error)
 	// AddRule checks the guardrails, writes the rule to tg_rules and returns it with its id.
-	// FAILED_PRECONDITION with the refusal reason when a guardrail refuses; INVALID_ARGUMENT when malformed.
+	// FAILED_PRECONDITION with the refusal reason when a guardrail refuses; INVALID_ARGUMENT when malformed;
+	// ABORTED when if_revision is set and the rule has another revision.
 	AddRule(context.Context, *AddRuleRequest) (*AddRuleResponse, error)
 	RevokeRule(context.Context, *RevokeRuleRequest) (*RevokeRuleResponse, error)
 	ExplainRule(context.Context, *ExplainRuleRequest) (*ExplainRuleResponse, error)
+	// Panic sets the mesh's panic state: on, every node takes every drop and rate limit out of its driver,
+	// users' rules of these actions are revoked and detectors' held; off, held rules whose lease still runs
+	// are applied again. It answers when this node has done so.
+	Panic(context.Context, *PanicRequest) (*PanicResponse, error)
 	mustEmbedUnimplementedEnforceServiceServer()
 }
 
@@ -132,6 +153,9 @@ func (UnimplementedEnforceServiceServer) RevokeRule(context.Context, *RevokeRule
 }
 func (UnimplementedEnforceServiceServer) ExplainRule(context.Context, *ExplainRuleRequest) (*ExplainRuleResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainRule not implemented")
+}
+func (UnimplementedEnforceServiceServer) Panic(context.Context, *PanicRequest) (*PanicResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Panic not implemented")
 }
 func (UnimplementedEnforceServiceServer) mustEmbedUnimplementedEnforceServiceServer() {}
 func (UnimplementedEnforceServiceServer) testEmbeddedByValue()                        {}
@@ -244,6 +268,24 @@ func _EnforceService_ExplainRule_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EnforceService_Panic_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PanicRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnforceServiceServer).Panic(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnforceService_Panic_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnforceServiceServer).Panic(ctx, req.(*PanicRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EnforceService_ServiceDesc is the grpc.ServiceDesc for EnforceService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -270,6 +312,10 @@ var EnforceService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ExplainRule",
 			Handler:    _EnforceService_ExplainRule_Handler,
+		},
+		{
+			MethodName: "Panic",
+			Handler:    _EnforceService_Panic_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -140,6 +140,61 @@ func (EnforcementState) EnumDescriptor() ([]byte, []int) {
 	return file_event_v1_event_proto_rawDescGZIP(), []int{1}
 }
 
+type AuditOutcome int32
+
+const (
+	AuditOutcome_AUDIT_OUTCOME_UNSPECIFIED AuditOutcome = 0
+	AuditOutcome_AUDIT_OUTCOME_REQUESTED   AuditOutcome = 1 // written before the change is tried
+	AuditOutcome_AUDIT_OUTCOME_DONE        AuditOutcome = 2
+	AuditOutcome_AUDIT_OUTCOME_REFUSED     AuditOutcome = 3 // nothing was changed
+	AuditOutcome_AUDIT_OUTCOME_FAILED      AuditOutcome = 4 // may or may not have been changed
+)
+
+// Enum value maps for AuditOutcome.
+var (
+	AuditOutcome_name = map[int32]string{
+		0: "AUDIT_OUTCOME_UNSPECIFIED",
+		1: "AUDIT_OUTCOME_REQUESTED",
+		2: "AUDIT_OUTCOME_DONE",
+		3: "AUDIT_OUTCOME_REFUSED",
+		4: "AUDIT_OUTCOME_FAILED",
+	}
+	AuditOutcome_value = map[string]int32{
+		"AUDIT_OUTCOME_UNSPECIFIED": 0,
+		"AUDIT_OUTCOME_REQUESTED":   1,
+		"AUDIT_OUTCOME_DONE":        2,
+		"AUDIT_OUTCOME_REFUSED":     3,
+		"AUDIT_OUTCOME_FAILED":      4,
+	}
+)
+
+func (x AuditOutcome) Enum() *AuditOutcome {
+	p := new(AuditOutcome)
+	*p = x
+	return p
+}
+
+func (x AuditOutcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuditOutcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_event_v1_event_proto_enumTypes[2].Descriptor()
+}
+
+func (AuditOutcome) Type() protoreflect.EnumType {
+	return &file_event_v1_event_proto_enumTypes[2]
+}
+
+func (x AuditOutcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuditOutcome.Descriptor instead.
+func (AuditOutcome) EnumDescriptor() ([]byte, []int) {
+	return file_event_v1_event_proto_rawDescGZIP(), []int{2}
+}
+
 type FlowRecords struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sensor        string                 `protobuf:"bytes,1,opt,name=sensor,proto3" json:"sensor,omitempty"`
@@ -973,6 +1028,233 @@ func (x *Enforcement) GetTraceId() string {
 	return ""
 }
 
+// Panic is the value of key "panic" in the KV bucket tg_control, as JSON.
+type Panic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	On            bool                   `protobuf:"varint,1,opt,name=on,proto3" json:"on,omitempty"`
+	SinceNs       int64                  `protobuf:"varint,2,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"` // of the last change
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Panic) Reset() {
+	*x = Panic{}
+	mi := &file_event_v1_event_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Panic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Panic) ProtoMessage() {}
+
+func (x *Panic) ProtoReflect() protoreflect.Message {
+	mi := &file_event_v1_event_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Panic.ProtoReflect.Descriptor instead.
+func (*Panic) Descriptor() ([]byte, []int) {
+	return file_event_v1_event_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Panic) GetOn() bool {
+	if x != nil {
+		return x.On
+	}
+	return false
+}
+
+func (x *Panic) GetSinceNs() int64 {
+	if x != nil {
+		return x.SinceNs
+	}
+	return 0
+}
+
+func (x *Panic) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Panic) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Audit is one step of a change that a user asked for: revision 1 before it is tried, 2 with what came of it.
+// An audit without revision 2 tells of a gateway that ended in between.
+type Audit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // unique for the change
+	Revision      uint32                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	TimeNs        int64                  `protobuf:"varint,3,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	Actor         string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`   // the token's subject
+	Role          string                 `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"`     // viewer | operator | admin; empty: nobody was logged in
+	Remote        string                 `protobuf:"bytes,6,opt,name=remote,proto3" json:"remote,omitempty"` // client address
+	Action        string                 `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"` // rule.add | rule.update | rule.revoke | panic.on | panic.off | login.locked
+	Target        string                 `protobuf:"bytes,8,opt,name=target,proto3" json:"target,omitempty"` // a rule's id, or empty
+	Outcome       AuditOutcome           `protobuf:"varint,9,opt,name=outcome,proto3,enum=tidegate.event.v1.AuditOutcome" json:"outcome,omitempty"`
+	Before        string                 `protobuf:"bytes,10,opt,name=before,proto3" json:"before,omitempty"` // JSON of the object before the change, or empty
+	After         string                 `protobuf:"bytes,11,opt,name=after,proto3" json:"after,omitempty"`   // JSON after it, or empty
+	Detail        string                 `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"` // why it was refused or failed
+	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	TraceId       string                 `protobuf:"bytes,14,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	Gateway       string                 `protobuf:"bytes,15,opt,name=gateway,proto3" json:"gateway,omitempty"` // instance
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Audit) Reset() {
+	*x = Audit{}
+	mi := &file_event_v1_event_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Audit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Audit) ProtoMessage() {}
+
+func (x *Audit) ProtoReflect() protoreflect.Message {
+	mi := &file_event_v1_event_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Audit.ProtoReflect.Descriptor instead.
+func (*Audit) Descriptor() ([]byte, []int) {
+	return file_event_v1_event_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Audit) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Audit) GetRevision() uint32 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Audit) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+func (x *Audit) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Audit) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Audit) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
+func (x *Audit) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Audit) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Audit) GetOutcome() AuditOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return AuditOutcome_AUDIT_OUTCOME_UNSPECIFIED
+}
+
+func (x *Audit) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *Audit) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *Audit) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Audit) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Audit) GetTraceId() string {
+	if x != nil {
+		return x.TraceId
+	}
+	return ""
+}
+
+func (x *Audit) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
 // NodeHeartbeat is a value of the KV bucket tg_nodes, as JSON; the key is service.instance.
 type NodeHeartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -988,7 +1270,7 @@ type NodeHeartbeat struct {
 
 func (x *NodeHeartbeat) Reset() {
 	*x = NodeHeartbeat{}
-	mi := &file_event_v1_event_proto_msgTypes[6]
+	mi := &file_event_v1_event_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1282,7 @@ func (x *NodeHeartbeat) String() string {
 func (*NodeHeartbeat) ProtoMessage() {}
 
 func (x *NodeHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_event_v1_event_proto_msgTypes[6]
+	mi := &file_event_v1_event_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1295,7 @@ func (x *NodeHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeHeartbeat.ProtoReflect.Descriptor instead.
 func (*NodeHeartbeat) Descriptor() ([]byte, []int) {
-	return file_event_v1_event_proto_rawDescGZIP(), []int{6}
+	return file_event_v1_event_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeHeartbeat) GetService() string {
@@ -1166,7 +1448,30 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05bytes\x18\r \x01(\x04R\x05bytes\x12\x16\n" +
 	"\x06shadow\x18\x0e \x01(\bR\x06shadow\x122\n" +
 	"\x06action\x18\x0f \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12\x19\n" +
-	"\btrace_id\x18\x10 \x01(\tR\atraceId\"\xb1\x01\n" +
+	"\btrace_id\x18\x10 \x01(\tR\atraceId\"Z\n" +
+	"\x05Panic\x12\x0e\n" +
+	"\x02on\x18\x01 \x01(\bR\x02on\x12\x19\n" +
+	"\bsince_ns\x18\x02 \x01(\x03R\asinceNs\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x93\x03\n" +
+	"\x05Audit\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\rR\brevision\x12\x17\n" +
+	"\atime_ns\x18\x03 \x01(\x03R\x06timeNs\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x12\n" +
+	"\x04role\x18\x05 \x01(\tR\x04role\x12\x16\n" +
+	"\x06remote\x18\x06 \x01(\tR\x06remote\x12\x16\n" +
+	"\x06action\x18\a \x01(\tR\x06action\x12\x16\n" +
+	"\x06target\x18\b \x01(\tR\x06target\x129\n" +
+	"\aoutcome\x18\t \x01(\x0e2\x1f.tidegate.event.v1.AuditOutcomeR\aoutcome\x12\x16\n" +
+	"\x06before\x18\n" +
+	" \x01(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\v \x01(\tR\x05after\x12\x16\n" +
+	"\x06detail\x18\f \x01(\tR\x06detail\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x19\n" +
+	"\btrace_id\x18\x0e \x01(\tR\atraceId\x12\x18\n" +
+	"\agateway\x18\x0f \x01(\tR\agateway\"\xb1\x01\n" +
 	"\rNodeHeartbeat\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x18\n" +
@@ -1188,7 +1493,13 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x16ENFORCEMENT_STATE_HITS\x10\x04\x12\x1d\n" +
 	"\x19ENFORCEMENT_STATE_RENEWED\x10\x05\x12\x1d\n" +
 	"\x19ENFORCEMENT_STATE_EXPIRED\x10\x06\x12\x1d\n" +
-	"\x19ENFORCEMENT_STATE_REVOKED\x10\aB:Z8github.com/tidegate-mesh/tidegate/proto/event/v1;eventv1b\x06proto3"
+	"\x19ENFORCEMENT_STATE_REVOKED\x10\a*\x97\x01\n" +
+	"\fAuditOutcome\x12\x1d\n" +
+	"\x19AUDIT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17AUDIT_OUTCOME_REQUESTED\x10\x01\x12\x16\n" +
+	"\x12AUDIT_OUTCOME_DONE\x10\x02\x12\x19\n" +
+	"\x15AUDIT_OUTCOME_REFUSED\x10\x03\x12\x18\n" +
+	"\x14AUDIT_OUTCOME_FAILED\x10\x04B:Z8github.com/tidegate-mesh/tidegate/proto/event/v1;eventv1b\x06proto3"
 
 var (
 	file_event_v1_event_proto_rawDescOnce sync.Once
@@ -1202,37 +1513,41 @@ func file_event_v1_event_proto_rawDescGZIP() []byte {
 	return file_event_v1_event_proto_rawDescData
 }
 
-var file_event_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_event_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_event_v1_event_proto_goTypes = []any{
 	(AttackState)(0),      // 0: tidegate.event.v1.AttackState
 	(EnforcementState)(0), // 1: tidegate.event.v1.EnforcementState
-	(*FlowRecords)(nil),   // 2: tidegate.event.v1.FlowRecords
-	(*FlowRecord)(nil),    // 3: tidegate.event.v1.FlowRecord
-	(*Attack)(nil),        // 4: tidegate.event.v1.Attack
-	(*Verdict)(nil),       // 5: tidegate.event.v1.Verdict
-	(*Evidence)(nil),      // 6: tidegate.event.v1.Evidence
-	(*Enforcement)(nil),   // 7: tidegate.event.v1.Enforcement
-	(*NodeHeartbeat)(nil), // 8: tidegate.event.v1.NodeHeartbeat
-	nil,                   // 9: tidegate.event.v1.Evidence.FeaturesEntry
-	nil,                   // 10: tidegate.event.v1.Evidence.ThresholdsEntry
-	(*v1.Rule)(nil),       // 11: tidegate.policy.v1.Rule
-	(v1.Action)(0),        // 12: tidegate.policy.v1.Action
+	(AuditOutcome)(0),     // 2: tidegate.event.v1.AuditOutcome
+	(*FlowRecords)(nil),   // 3: tidegate.event.v1.FlowRecords
+	(*FlowRecord)(nil),    // 4: tidegate.event.v1.FlowRecord
+	(*Attack)(nil),        // 5: tidegate.event.v1.Attack
+	(*Verdict)(nil),       // 6: tidegate.event.v1.Verdict
+	(*Evidence)(nil),      // 7: tidegate.event.v1.Evidence
+	(*Enforcement)(nil),   // 8: tidegate.event.v1.Enforcement
+	(*Panic)(nil),         // 9: tidegate.event.v1.Panic
+	(*Audit)(nil),         // 10: tidegate.event.v1.Audit
+	(*NodeHeartbeat)(nil), // 11: tidegate.event.v1.NodeHeartbeat
+	nil,                   // 12: tidegate.event.v1.Evidence.FeaturesEntry
+	nil,                   // 13: tidegate.event.v1.Evidence.ThresholdsEntry
+	(*v1.Rule)(nil),       // 14: tidegate.policy.v1.Rule
+	(v1.Action)(0),        // 15: tidegate.policy.v1.Action
 }
 var file_event_v1_event_proto_depIdxs = []int32{
-	3,  // 0: tidegate.event.v1.FlowRecords.records:type_name -> tidegate.event.v1.FlowRecord
+	4,  // 0: tidegate.event.v1.FlowRecords.records:type_name -> tidegate.event.v1.FlowRecord
 	0,  // 1: tidegate.event.v1.Attack.state:type_name -> tidegate.event.v1.AttackState
-	11, // 2: tidegate.event.v1.Verdict.rules:type_name -> tidegate.policy.v1.Rule
-	6,  // 3: tidegate.event.v1.Verdict.evidence:type_name -> tidegate.event.v1.Evidence
-	9,  // 4: tidegate.event.v1.Evidence.features:type_name -> tidegate.event.v1.Evidence.FeaturesEntry
-	10, // 5: tidegate.event.v1.Evidence.thresholds:type_name -> tidegate.event.v1.Evidence.ThresholdsEntry
+	14, // 2: tidegate.event.v1.Verdict.rules:type_name -> tidegate.policy.v1.Rule
+	7,  // 3: tidegate.event.v1.Verdict.evidence:type_name -> tidegate.event.v1.Evidence
+	12, // 4: tidegate.event.v1.Evidence.features:type_name -> tidegate.event.v1.Evidence.FeaturesEntry
+	13, // 5: tidegate.event.v1.Evidence.thresholds:type_name -> tidegate.event.v1.Evidence.ThresholdsEntry
 	1,  // 6: tidegate.event.v1.Enforcement.state:type_name -> tidegate.event.v1.EnforcementState
-	12, // 7: tidegate.event.v1.Enforcement.action:type_name -> tidegate.policy.v1.Action
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	15, // 7: tidegate.event.v1.Enforcement.action:type_name -> tidegate.policy.v1.Action
+	2,  // 8: tidegate.event.v1.Audit.outcome:type_name -> tidegate.event.v1.AuditOutcome
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_event_v1_event_proto_init() }
@@ -1245,8 +1560,8 @@ func file_event_v1_event_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_event_v1_event_proto_rawDesc), len(file_event_v1_event_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   9,
+			NumEnums:      3,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -137,6 +137,7 @@ type Interface struct {
 	Received      uint64            `protobuf:"varint,6,opt,name=received,proto3" json:"received,omitempty"`
 	RingDrops     uint64            `protobuf:"varint,7,opt,name=ring_drops,json=ringDrops,proto3" json:"ring_drops,omitempty"`
 	Transmitted   uint64            `protobuf:"varint,8,opt,name=transmitted,proto3" json:"transmitted,omitempty"`
+	XdpBytes      map[string]uint64 `protobuf:"bytes,9,rep,name=xdp_bytes,json=xdpBytes,proto3" json:"xdp_bytes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by action as xdp_packets: frame bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -227,6 +228,13 @@ func (x *Interface) GetTransmitted() uint64 {
 	return 0
 }
 
+func (x *Interface) GetXdpBytes() map[string]uint64 {
+	if x != nil {
+		return x.XdpBytes
+	}
+	return nil
+}
+
 type TopTalker struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Addr          string                 `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"`
@@ -300,7 +308,7 @@ const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"interfaces\x12H\n" +
 	"\x10top_destinations\x18\x03 \x03(\v2\x1d.tidegate.ingest.v1.TopTalkerR\x0ftopDestinations\x12>\n" +
 	"\vtop_sources\x18\x04 \x03(\v2\x1d.tidegate.ingest.v1.TopTalkerR\n" +
-	"topSources\"\xd1\x02\n" +
+	"topSources\"\xd8\x03\n" +
 	"\tInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x18\n" +
@@ -311,8 +319,12 @@ const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"\breceived\x18\x06 \x01(\x04R\breceived\x12\x1d\n" +
 	"\n" +
 	"ring_drops\x18\a \x01(\x04R\tringDrops\x12 \n" +
-	"\vtransmitted\x18\b \x01(\x04R\vtransmitted\x1a=\n" +
+	"\vtransmitted\x18\b \x01(\x04R\vtransmitted\x12H\n" +
+	"\txdp_bytes\x18\t \x03(\v2+.tidegate.ingest.v1.Interface.XdpBytesEntryR\bxdpBytes\x1a=\n" +
 	"\x0fXdpPacketsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\x1a;\n" +
+	"\rXdpBytesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"C\n" +
 	"\tTopTalker\x12\x12\n" +
@@ -334,28 +346,30 @@ func file_ingest_v1_ingest_proto_rawDescGZIP() []byte {
 	return file_ingest_v1_ingest_proto_rawDescData
 }
 
-var file_ingest_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_ingest_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_ingest_v1_ingest_proto_goTypes = []any{
 	(*StatusRequest)(nil),    // 0: tidegate.ingest.v1.StatusRequest
 	(*StatusResponse)(nil),   // 1: tidegate.ingest.v1.StatusResponse
 	(*Interface)(nil),        // 2: tidegate.ingest.v1.Interface
 	(*TopTalker)(nil),        // 3: tidegate.ingest.v1.TopTalker
 	nil,                      // 4: tidegate.ingest.v1.Interface.XdpPacketsEntry
-	(*v1.ServiceStatus)(nil), // 5: tidegate.status.v1.ServiceStatus
+	nil,                      // 5: tidegate.ingest.v1.Interface.XdpBytesEntry
+	(*v1.ServiceStatus)(nil), // 6: tidegate.status.v1.ServiceStatus
 }
 var file_ingest_v1_ingest_proto_depIdxs = []int32{
-	5, // 0: tidegate.ingest.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	6, // 0: tidegate.ingest.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
 	2, // 1: tidegate.ingest.v1.StatusResponse.interfaces:type_name -> tidegate.ingest.v1.Interface
 	3, // 2: tidegate.ingest.v1.StatusResponse.top_destinations:type_name -> tidegate.ingest.v1.TopTalker
 	3, // 3: tidegate.ingest.v1.StatusResponse.top_sources:type_name -> tidegate.ingest.v1.TopTalker
 	4, // 4: tidegate.ingest.v1.Interface.xdp_packets:type_name -> tidegate.ingest.v1.Interface.XdpPacketsEntry
-	0, // 5: tidegate.ingest.v1.IngestService.Status:input_type -> tidegate.ingest.v1.StatusRequest
-	1, // 6: tidegate.ingest.v1.IngestService.Status:output_type -> tidegate.ingest.v1.StatusResponse
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	5, // 5: tidegate.ingest.v1.Interface.xdp_bytes:type_name -> tidegate.ingest.v1.Interface.XdpBytesEntry
+	0, // 6: tidegate.ingest.v1.IngestService.Status:input_type -> tidegate.ingest.v1.StatusRequest
+	1, // 7: tidegate.ingest.v1.IngestService.Status:output_type -> tidegate.ingest.v1.StatusResponse
+	7, // [7:8] is the sub-list for method output_type
+	6, // [6:7] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_ingest_v1_ingest_proto_init() }
@@ -369,7 +383,7 @@ func file_ingest_v1_ingest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ingest_v1_ingest_proto_rawDesc), len(file_ingest_v1_ingest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

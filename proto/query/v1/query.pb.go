@@ -8,6 +8,7 @@ package queryv1
 
 import (
 	v11 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	v12 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	v1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -331,6 +332,7 @@ type ListAttacksRequest struct {
 	ActiveOnly    bool                   `protobuf:"varint,4,opt,name=active_only,json=activeOnly,proto3" json:"active_only,omitempty"`
 	Limit         uint32                 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
 	PageToken     string                 `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	AllRevisions  bool                   `protobuf:"varint,7,opt,name=all_revisions,json=allRevisions,proto3" json:"all_revisions,omitempty"` // needs id
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -407,7 +409,14 @@ func (x *ListAttacksRequest) GetPageToken() string {
 	return ""
 }
 
-// One entry an attack: its newest revision.
+func (x *ListAttacksRequest) GetAllRevisions() bool {
+	if x != nil {
+		return x.AllRevisions
+	}
+	return false
+}
+
+// One entry an attack: its newest revision; with all_revisions one entry a revision, the newest first.
 type ListAttacksResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attacks       []*v11.Attack          `protobuf:"bytes,1,rep,name=attacks,proto3" json:"attacks,omitempty"`
@@ -716,18 +725,159 @@ func (x *ListEnforcementsResponse) GetNextPageToken() string {
 	return ""
 }
 
+type ListAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Range         *TimeRange             `protobuf:"bytes,1,opt,name=range,proto3" json:"range,omitempty"`
+	Actor         string                 `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	Action        string                 `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	Limit         uint32                 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	PageToken     string                 `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_query_v1_query_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListAuditRequest) GetRange() *TimeRange {
+	if x != nil {
+		return x.Range
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// One entry a change: its newest revision.
+type ListAuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*v11.Audit           `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_query_v1_query_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListAuditResponse) GetEntries() []*v11.Audit {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ListAuditResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 type TopRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Range         *TimeRange             `protobuf:"bytes,1,opt,name=range,proto3" json:"range,omitempty"`
-	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`        // src | dst | app | host | port
-	Limit         uint32                 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"` // default 10
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`         // src | dst | app | host | port
+	Limit         uint32                 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`  // default 10
+	Prefix        string                 `protobuf:"bytes,4,opt,name=prefix,proto3" json:"prefix,omitempty"` // filters as in ListFlowsRequest
+	App           string                 `protobuf:"bytes,5,opt,name=app,proto3" json:"app,omitempty"`
+	Host          string                 `protobuf:"bytes,6,opt,name=host,proto3" json:"host,omitempty"`
+	Port          uint32                 `protobuf:"varint,7,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TopRequest) Reset() {
 	*x = TopRequest{}
-	mi := &file_query_v1_query_proto_msgTypes[11]
+	mi := &file_query_v1_query_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +889,7 @@ func (x *TopRequest) String() string {
 func (*TopRequest) ProtoMessage() {}
 
 func (x *TopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_query_v1_query_proto_msgTypes[11]
+	mi := &file_query_v1_query_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +902,7 @@ func (x *TopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
 func (*TopRequest) Descriptor() ([]byte, []int) {
-	return file_query_v1_query_proto_rawDescGZIP(), []int{11}
+	return file_query_v1_query_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TopRequest) GetRange() *TimeRange {
@@ -776,6 +926,34 @@ func (x *TopRequest) GetLimit() uint32 {
 	return 0
 }
 
+func (x *TopRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *TopRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *TopRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *TopRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 type TopResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rows          []*TopRow              `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
@@ -785,7 +963,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_query_v1_query_proto_msgTypes[12]
+	mi := &file_query_v1_query_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +975,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_query_v1_query_proto_msgTypes[12]
+	mi := &file_query_v1_query_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +988,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_query_v1_query_proto_rawDescGZIP(), []int{12}
+	return file_query_v1_query_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TopResponse) GetRows() []*TopRow {
@@ -832,7 +1010,7 @@ type TopRow struct {
 
 func (x *TopRow) Reset() {
 	*x = TopRow{}
-	mi := &file_query_v1_query_proto_msgTypes[13]
+	mi := &file_query_v1_query_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +1022,7 @@ func (x *TopRow) String() string {
 func (*TopRow) ProtoMessage() {}
 
 func (x *TopRow) ProtoReflect() protoreflect.Message {
-	mi := &file_query_v1_query_proto_msgTypes[13]
+	mi := &file_query_v1_query_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1035,7 @@ func (x *TopRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRow.ProtoReflect.Descriptor instead.
 func (*TopRow) Descriptor() ([]byte, []int) {
-	return file_query_v1_query_proto_rawDescGZIP(), []int{13}
+	return file_query_v1_query_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TopRow) GetKey() string {
@@ -888,11 +1066,414 @@ func (x *TopRow) GetBytes() uint64 {
 	return 0
 }
 
+type TimeSeriesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Range         *TimeRange             `protobuf:"bytes,1,opt,name=range,proto3" json:"range,omitempty"`                  // from_ns is required
+	StepNs        int64                  `protobuf:"varint,2,opt,name=step_ns,json=stepNs,proto3" json:"step_ns,omitempty"` // length of a bucket, at least 1 s; 0 = chosen so that there are at most 300
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`                        // empty: one series; app: one series for each of the heaviest applications
+	Limit         uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`                 // series, default 10
+	Prefix        string                 `protobuf:"bytes,5,opt,name=prefix,proto3" json:"prefix,omitempty"`                // filters as in ListFlowsRequest
+	App           string                 `protobuf:"bytes,6,opt,name=app,proto3" json:"app,omitempty"`
+	Host          string                 `protobuf:"bytes,7,opt,name=host,proto3" json:"host,omitempty"`
+	Port          uint32                 `protobuf:"varint,8,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimeSeriesRequest) Reset() {
+	*x = TimeSeriesRequest{}
+	mi := &file_query_v1_query_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimeSeriesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimeSeriesRequest) ProtoMessage() {}
+
+func (x *TimeSeriesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimeSeriesRequest.ProtoReflect.Descriptor instead.
+func (*TimeSeriesRequest) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TimeSeriesRequest) GetRange() *TimeRange {
+	if x != nil {
+		return x.Range
+	}
+	return nil
+}
+
+func (x *TimeSeriesRequest) GetStepNs() int64 {
+	if x != nil {
+		return x.StepNs
+	}
+	return 0
+}
+
+func (x *TimeSeriesRequest) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *TimeSeriesRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *TimeSeriesRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *TimeSeriesRequest) GetApp() string {
+	if x != nil {
+		return x.App
+	}
+	return ""
+}
+
+func (x *TimeSeriesRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *TimeSeriesRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+// Flows count in the bucket of their first packet. Empty buckets are left out.
+type TimeSeriesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	StepNs        int64                  `protobuf:"varint,1,opt,name=step_ns,json=stepNs,proto3" json:"step_ns,omitempty"`
+	Series        []*Series              `protobuf:"bytes,2,rep,name=series,proto3" json:"series,omitempty"` // heaviest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimeSeriesResponse) Reset() {
+	*x = TimeSeriesResponse{}
+	mi := &file_query_v1_query_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimeSeriesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimeSeriesResponse) ProtoMessage() {}
+
+func (x *TimeSeriesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimeSeriesResponse.ProtoReflect.Descriptor instead.
+func (*TimeSeriesResponse) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *TimeSeriesResponse) GetStepNs() int64 {
+	if x != nil {
+		return x.StepNs
+	}
+	return 0
+}
+
+func (x *TimeSeriesResponse) GetSeries() []*Series {
+	if x != nil {
+		return x.Series
+	}
+	return nil
+}
+
+type Series struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`       // empty without by
+	Points        []*Point               `protobuf:"bytes,2,rep,name=points,proto3" json:"points,omitempty"` // in order of time
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Series) Reset() {
+	*x = Series{}
+	mi := &file_query_v1_query_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Series) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Series) ProtoMessage() {}
+
+func (x *Series) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Series.ProtoReflect.Descriptor instead.
+func (*Series) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Series) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Series) GetPoints() []*Point {
+	if x != nil {
+		return x.Points
+	}
+	return nil
+}
+
+type Point struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	StartNs       int64                  `protobuf:"varint,1,opt,name=start_ns,json=startNs,proto3" json:"start_ns,omitempty"` // a multiple of step_ns
+	Flows         uint64                 `protobuf:"varint,2,opt,name=flows,proto3" json:"flows,omitempty"`
+	Packets       uint64                 `protobuf:"varint,3,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Point) Reset() {
+	*x = Point{}
+	mi := &file_query_v1_query_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Point) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Point) ProtoMessage() {}
+
+func (x *Point) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Point.ProtoReflect.Descriptor instead.
+func (*Point) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Point) GetStartNs() int64 {
+	if x != nil {
+		return x.StartNs
+	}
+	return 0
+}
+
+func (x *Point) GetFlows() uint64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *Point) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *Point) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// Flags, lengths, TTL and fragments of the match are not stored for each packet: they are not looked at, and
+// approximate says so.
+type CountMatchingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Range         *TimeRange             `protobuf:"bytes,1,opt,name=range,proto3" json:"range,omitempty"` // from_ns is required
+	Match         *v12.Match             `protobuf:"bytes,2,opt,name=match,proto3" json:"match,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountMatchingRequest) Reset() {
+	*x = CountMatchingRequest{}
+	mi := &file_query_v1_query_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountMatchingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountMatchingRequest) ProtoMessage() {}
+
+func (x *CountMatchingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountMatchingRequest.ProtoReflect.Descriptor instead.
+func (*CountMatchingRequest) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CountMatchingRequest) GetRange() *TimeRange {
+	if x != nil {
+		return x.Range
+	}
+	return nil
+}
+
+func (x *CountMatchingRequest) GetMatch() *v12.Match {
+	if x != nil {
+		return x.Match
+	}
+	return nil
+}
+
+type CountMatchingResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Flows         uint64                 `protobuf:"varint,1,opt,name=flows,proto3" json:"flows,omitempty"`
+	Packets       uint64                 `protobuf:"varint,2,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Apps          []*TopRow              `protobuf:"bytes,4,rep,name=apps,proto3" json:"apps,omitempty"` // the heaviest, at most 5
+	Approximate   bool                   `protobuf:"varint,5,opt,name=approximate,proto3" json:"approximate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountMatchingResponse) Reset() {
+	*x = CountMatchingResponse{}
+	mi := &file_query_v1_query_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountMatchingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountMatchingResponse) ProtoMessage() {}
+
+func (x *CountMatchingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_query_v1_query_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountMatchingResponse.ProtoReflect.Descriptor instead.
+func (*CountMatchingResponse) Descriptor() ([]byte, []int) {
+	return file_query_v1_query_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CountMatchingResponse) GetFlows() uint64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *CountMatchingResponse) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *CountMatchingResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CountMatchingResponse) GetApps() []*TopRow {
+	if x != nil {
+		return x.Apps
+	}
+	return nil
+}
+
+func (x *CountMatchingResponse) GetApproximate() bool {
+	if x != nil {
+		return x.Approximate
+	}
+	return false
+}
+
 var File_query_v1_query_proto protoreflect.FileDescriptor
 
 const file_query_v1_query_proto_rawDesc = "" +
 	"\n" +
-	"\x14query/v1/query.proto\x12\x11tidegate.query.v1\x1a\x14event/v1/event.proto\x1a\x16status/v1/status.proto\"\x0f\n" +
+	"\x14query/v1/query.proto\x12\x11tidegate.query.v1\x1a\x14event/v1/event.proto\x1a\x16policy/v1/policy.proto\x1a\x16status/v1/status.proto\"\x0f\n" +
 	"\rStatusRequest\"\x80\x02\n" +
 	"\x0eStatusResponse\x129\n" +
 	"\x06status\x18\x01 \x01(\v2!.tidegate.status.v1.ServiceStatusR\x06status\x12\x1a\n" +
@@ -917,7 +1498,7 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"page_token\x18\a \x01(\tR\tpageToken\"p\n" +
 	"\x11ListFlowsResponse\x123\n" +
 	"\x05flows\x18\x01 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\x05flows\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc2\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe7\x01\n" +
 	"\x12ListAttacksRequest\x122\n" +
 	"\x05range\x18\x01 \x01(\v2\x1c.tidegate.query.v1.TimeRangeR\x05range\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x0e\n" +
@@ -926,7 +1507,8 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"activeOnly\x12\x14\n" +
 	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x06 \x01(\tR\tpageToken\"r\n" +
+	"page_token\x18\x06 \x01(\tR\tpageToken\x12#\n" +
+	"\rall_revisions\x18\a \x01(\bR\fallRevisions\"r\n" +
 	"\x13ListAttacksResponse\x123\n" +
 	"\aattacks\x18\x01 \x03(\v2\x19.tidegate.event.v1.AttackR\aattacks\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xab\x01\n" +
@@ -949,26 +1531,74 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"page_token\x18\x05 \x01(\tR\tpageToken\"\x86\x01\n" +
 	"\x18ListEnforcementsResponse\x12B\n" +
 	"\fenforcements\x18\x01 \x03(\v2\x1e.tidegate.event.v1.EnforcementR\fenforcements\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"f\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc1\x01\n" +
+	"\x10ListAuditRequest\x122\n" +
+	"\x05range\x18\x01 \x01(\v2\x1c.tidegate.query.v1.TimeRangeR\x05range\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\tR\x06action\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x06 \x01(\tR\tpageToken\"o\n" +
+	"\x11ListAuditResponse\x122\n" +
+	"\aentries\x18\x01 \x03(\v2\x18.tidegate.event.v1.AuditR\aentries\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb8\x01\n" +
 	"\n" +
 	"TopRequest\x122\n" +
 	"\x05range\x18\x01 \x01(\v2\x1c.tidegate.query.v1.TimeRangeR\x05range\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit\"<\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06prefix\x18\x04 \x01(\tR\x06prefix\x12\x10\n" +
+	"\x03app\x18\x05 \x01(\tR\x03app\x12\x12\n" +
+	"\x04host\x18\x06 \x01(\tR\x04host\x12\x12\n" +
+	"\x04port\x18\a \x01(\rR\x04port\"<\n" +
 	"\vTopResponse\x12-\n" +
 	"\x04rows\x18\x01 \x03(\v2\x19.tidegate.query.v1.TopRowR\x04rows\"`\n" +
 	"\x06TopRow\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05flows\x18\x02 \x01(\x04R\x05flows\x12\x18\n" +
 	"\apackets\x18\x03 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x04 \x01(\x04R\x05bytes2\xa7\x04\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"\xd8\x01\n" +
+	"\x11TimeSeriesRequest\x122\n" +
+	"\x05range\x18\x01 \x01(\v2\x1c.tidegate.query.v1.TimeRangeR\x05range\x12\x17\n" +
+	"\astep_ns\x18\x02 \x01(\x03R\x06stepNs\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06prefix\x18\x05 \x01(\tR\x06prefix\x12\x10\n" +
+	"\x03app\x18\x06 \x01(\tR\x03app\x12\x12\n" +
+	"\x04host\x18\a \x01(\tR\x04host\x12\x12\n" +
+	"\x04port\x18\b \x01(\rR\x04port\"`\n" +
+	"\x12TimeSeriesResponse\x12\x17\n" +
+	"\astep_ns\x18\x01 \x01(\x03R\x06stepNs\x121\n" +
+	"\x06series\x18\x02 \x03(\v2\x19.tidegate.query.v1.SeriesR\x06series\"L\n" +
+	"\x06Series\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x06points\x18\x02 \x03(\v2\x18.tidegate.query.v1.PointR\x06points\"h\n" +
+	"\x05Point\x12\x19\n" +
+	"\bstart_ns\x18\x01 \x01(\x03R\astartNs\x12\x14\n" +
+	"\x05flows\x18\x02 \x01(\x04R\x05flows\x12\x18\n" +
+	"\apackets\x18\x03 \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"{\n" +
+	"\x14CountMatchingRequest\x122\n" +
+	"\x05range\x18\x01 \x01(\v2\x1c.tidegate.query.v1.TimeRangeR\x05range\x12/\n" +
+	"\x05match\x18\x02 \x01(\v2\x19.tidegate.policy.v1.MatchR\x05match\"\xae\x01\n" +
+	"\x15CountMatchingResponse\x12\x14\n" +
+	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12\x18\n" +
+	"\apackets\x18\x02 \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12-\n" +
+	"\x04apps\x18\x04 \x03(\v2\x19.tidegate.query.v1.TopRowR\x04apps\x12 \n" +
+	"\vapproximate\x18\x05 \x01(\bR\vapproximate2\xbe\x06\n" +
 	"\fQueryService\x12M\n" +
 	"\x06Status\x12 .tidegate.query.v1.StatusRequest\x1a!.tidegate.query.v1.StatusResponse\x12V\n" +
 	"\tListFlows\x12#.tidegate.query.v1.ListFlowsRequest\x1a$.tidegate.query.v1.ListFlowsResponse\x12\\\n" +
 	"\vListAttacks\x12%.tidegate.query.v1.ListAttacksRequest\x1a&.tidegate.query.v1.ListAttacksResponse\x12_\n" +
 	"\fListVerdicts\x12&.tidegate.query.v1.ListVerdictsRequest\x1a'.tidegate.query.v1.ListVerdictsResponse\x12k\n" +
-	"\x10ListEnforcements\x12*.tidegate.query.v1.ListEnforcementsRequest\x1a+.tidegate.query.v1.ListEnforcementsResponse\x12D\n" +
-	"\x03Top\x12\x1d.tidegate.query.v1.TopRequest\x1a\x1e.tidegate.query.v1.TopResponseB:Z8github.com/tidegate-mesh/tidegate/proto/query/v1;queryv1b\x06proto3"
+	"\x10ListEnforcements\x12*.tidegate.query.v1.ListEnforcementsRequest\x1a+.tidegate.query.v1.ListEnforcementsResponse\x12V\n" +
+	"\tListAudit\x12#.tidegate.query.v1.ListAuditRequest\x1a$.tidegate.query.v1.ListAuditResponse\x12D\n" +
+	"\x03Top\x12\x1d.tidegate.query.v1.TopRequest\x1a\x1e.tidegate.query.v1.TopResponse\x12Y\n" +
+	"\n" +
+	"TimeSeries\x12$.tidegate.query.v1.TimeSeriesRequest\x1a%.tidegate.query.v1.TimeSeriesResponse\x12b\n" +
+	"\rCountMatching\x12'.tidegate.query.v1.CountMatchingRequest\x1a(.tidegate.query.v1.CountMatchingResponseB:Z8github.com/tidegate-mesh/tidegate/proto/query/v1;queryv1b\x06proto3"
 
 var (
 	file_query_v1_query_proto_rawDescOnce sync.Once
@@ -982,7 +1612,7 @@ func file_query_v1_query_proto_rawDescGZIP() []byte {
 	return file_query_v1_query_proto_rawDescData
 }
 
-var file_query_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_query_v1_query_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_query_v1_query_proto_goTypes = []any{
 	(*StatusRequest)(nil),            // 0: tidegate.query.v1.StatusRequest
 	(*StatusResponse)(nil),           // 1: tidegate.query.v1.StatusResponse
@@ -995,46 +1625,70 @@ var file_query_v1_query_proto_goTypes = []any{
 	(*ListVerdictsResponse)(nil),     // 8: tidegate.query.v1.ListVerdictsResponse
 	(*ListEnforcementsRequest)(nil),  // 9: tidegate.query.v1.ListEnforcementsRequest
 	(*ListEnforcementsResponse)(nil), // 10: tidegate.query.v1.ListEnforcementsResponse
-	(*TopRequest)(nil),               // 11: tidegate.query.v1.TopRequest
-	(*TopResponse)(nil),              // 12: tidegate.query.v1.TopResponse
-	(*TopRow)(nil),                   // 13: tidegate.query.v1.TopRow
-	nil,                              // 14: tidegate.query.v1.StatusResponse.RowsEntry
-	(*v1.ServiceStatus)(nil),         // 15: tidegate.status.v1.ServiceStatus
-	(*v11.FlowRecord)(nil),           // 16: tidegate.event.v1.FlowRecord
-	(*v11.Attack)(nil),               // 17: tidegate.event.v1.Attack
-	(*v11.Verdict)(nil),              // 18: tidegate.event.v1.Verdict
-	(*v11.Enforcement)(nil),          // 19: tidegate.event.v1.Enforcement
+	(*ListAuditRequest)(nil),         // 11: tidegate.query.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),        // 12: tidegate.query.v1.ListAuditResponse
+	(*TopRequest)(nil),               // 13: tidegate.query.v1.TopRequest
+	(*TopResponse)(nil),              // 14: tidegate.query.v1.TopResponse
+	(*TopRow)(nil),                   // 15: tidegate.query.v1.TopRow
+	(*TimeSeriesRequest)(nil),        // 16: tidegate.query.v1.TimeSeriesRequest
+	(*TimeSeriesResponse)(nil),       // 17: tidegate.query.v1.TimeSeriesResponse
+	(*Series)(nil),                   // 18: tidegate.query.v1.Series
+	(*Point)(nil),                    // 19: tidegate.query.v1.Point
+	(*CountMatchingRequest)(nil),     // 20: tidegate.query.v1.CountMatchingRequest
+	(*CountMatchingResponse)(nil),    // 21: tidegate.query.v1.CountMatchingResponse
+	nil,                              // 22: tidegate.query.v1.StatusResponse.RowsEntry
+	(*v1.ServiceStatus)(nil),         // 23: tidegate.status.v1.ServiceStatus
+	(*v11.FlowRecord)(nil),           // 24: tidegate.event.v1.FlowRecord
+	(*v11.Attack)(nil),               // 25: tidegate.event.v1.Attack
+	(*v11.Verdict)(nil),              // 26: tidegate.event.v1.Verdict
+	(*v11.Enforcement)(nil),          // 27: tidegate.event.v1.Enforcement
+	(*v11.Audit)(nil),                // 28: tidegate.event.v1.Audit
+	(*v12.Match)(nil),                // 29: tidegate.policy.v1.Match
 }
 var file_query_v1_query_proto_depIdxs = []int32{
-	15, // 0: tidegate.query.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
-	14, // 1: tidegate.query.v1.StatusResponse.rows:type_name -> tidegate.query.v1.StatusResponse.RowsEntry
+	23, // 0: tidegate.query.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	22, // 1: tidegate.query.v1.StatusResponse.rows:type_name -> tidegate.query.v1.StatusResponse.RowsEntry
 	2,  // 2: tidegate.query.v1.ListFlowsRequest.range:type_name -> tidegate.query.v1.TimeRange
-	16, // 3: tidegate.query.v1.ListFlowsResponse.flows:type_name -> tidegate.event.v1.FlowRecord
+	24, // 3: tidegate.query.v1.ListFlowsResponse.flows:type_name -> tidegate.event.v1.FlowRecord
 	2,  // 4: tidegate.query.v1.ListAttacksRequest.range:type_name -> tidegate.query.v1.TimeRange
-	17, // 5: tidegate.query.v1.ListAttacksResponse.attacks:type_name -> tidegate.event.v1.Attack
+	25, // 5: tidegate.query.v1.ListAttacksResponse.attacks:type_name -> tidegate.event.v1.Attack
 	2,  // 6: tidegate.query.v1.ListVerdictsRequest.range:type_name -> tidegate.query.v1.TimeRange
-	18, // 7: tidegate.query.v1.ListVerdictsResponse.verdicts:type_name -> tidegate.event.v1.Verdict
+	26, // 7: tidegate.query.v1.ListVerdictsResponse.verdicts:type_name -> tidegate.event.v1.Verdict
 	2,  // 8: tidegate.query.v1.ListEnforcementsRequest.range:type_name -> tidegate.query.v1.TimeRange
-	19, // 9: tidegate.query.v1.ListEnforcementsResponse.enforcements:type_name -> tidegate.event.v1.Enforcement
-	2,  // 10: tidegate.query.v1.TopRequest.range:type_name -> tidegate.query.v1.TimeRange
-	13, // 11: tidegate.query.v1.TopResponse.rows:type_name -> tidegate.query.v1.TopRow
-	0,  // 12: tidegate.query.v1.QueryService.Status:input_type -> tidegate.query.v1.StatusRequest
-	3,  // 13: tidegate.query.v1.QueryService.ListFlows:input_type -> tidegate.query.v1.ListFlowsRequest
-	5,  // 14: tidegate.query.v1.QueryService.ListAttacks:input_type -> tidegate.query.v1.ListAttacksRequest
-	7,  // 15: tidegate.query.v1.QueryService.ListVerdicts:input_type -> tidegate.query.v1.ListVerdictsRequest
-	9,  // 16: tidegate.query.v1.QueryService.ListEnforcements:input_type -> tidegate.query.v1.ListEnforcementsRequest
-	11, // 17: tidegate.query.v1.QueryService.Top:input_type -> tidegate.query.v1.TopRequest
-	1,  // 18: tidegate.query.v1.QueryService.Status:output_type -> tidegate.query.v1.StatusResponse
-	4,  // 19: tidegate.query.v1.QueryService.ListFlows:output_type -> tidegate.query.v1.ListFlowsResponse
-	6,  // 20: tidegate.query.v1.QueryService.ListAttacks:output_type -> tidegate.query.v1.ListAttacksResponse
-	8,  // 21: tidegate.query.v1.QueryService.ListVerdicts:output_type -> tidegate.query.v1.ListVerdictsResponse
-	10, // 22: tidegate.query.v1.QueryService.ListEnforcements:output_type -> tidegate.query.v1.ListEnforcementsResponse
-	12, // 23: tidegate.query.v1.QueryService.Top:output_type -> tidegate.query.v1.TopResponse
-	18, // [18:24] is the sub-list for method output_type
-	12, // [12:18] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	27, // 9: tidegate.query.v1.ListEnforcementsResponse.enforcements:type_name -> tidegate.event.v1.Enforcement
+	2,  // 10: tidegate.query.v1.ListAuditRequest.range:type_name -> tidegate.query.v1.TimeRange
+	28, // 11: tidegate.query.v1.ListAuditResponse.entries:type_name -> tidegate.event.v1.Audit
+	2,  // 12: tidegate.query.v1.TopRequest.range:type_name -> tidegate.query.v1.TimeRange
+	15, // 13: tidegate.query.v1.TopResponse.rows:type_name -> tidegate.query.v1.TopRow
+	2,  // 14: tidegate.query.v1.TimeSeriesRequest.range:type_name -> tidegate.query.v1.TimeRange
+	18, // 15: tidegate.query.v1.TimeSeriesResponse.series:type_name -> tidegate.query.v1.Series
+	19, // 16: tidegate.query.v1.Series.points:type_name -> tidegate.query.v1.Point
+	2,  // 17: tidegate.query.v1.CountMatchingRequest.range:type_name -> tidegate.query.v1.TimeRange
+	29, // 18: tidegate.query.v1.CountMatchingRequest.match:type_name -> tidegate.policy.v1.Match
+	15, // 19: tidegate.query.v1.CountMatchingResponse.apps:type_name -> tidegate.query.v1.TopRow
+	0,  // 20: tidegate.query.v1.QueryService.Status:input_type -> tidegate.query.v1.StatusRequest
+	3,  // 21: tidegate.query.v1.QueryService.ListFlows:input_type -> tidegate.query.v1.ListFlowsRequest
+	5,  // 22: tidegate.query.v1.QueryService.ListAttacks:input_type -> tidegate.query.v1.ListAttacksRequest
+	7,  // 23: tidegate.query.v1.QueryService.ListVerdicts:input_type -> tidegate.query.v1.ListVerdictsRequest
+	9,  // 24: tidegate.query.v1.QueryService.ListEnforcements:input_type -> tidegate.query.v1.ListEnforcementsRequest
+	11, // 25: tidegate.query.v1.QueryService.ListAudit:input_type -> tidegate.query.v1.ListAuditRequest
+	13, // 26: tidegate.query.v1.QueryService.Top:input_type -> tidegate.query.v1.TopRequest
+	16, // 27: tidegate.query.v1.QueryService.TimeSeries:input_type -> tidegate.query.v1.TimeSeriesRequest
+	20, // 28: tidegate.query.v1.QueryService.CountMatching:input_type -> tidegate.query.v1.CountMatchingRequest
+	1,  // 29: tidegate.query.v1.QueryService.Status:output_type -> tidegate.query.v1.StatusResponse
+	4,  // 30: tidegate.query.v1.QueryService.ListFlows:output_type -> tidegate.query.v1.ListFlowsResponse
+	6,  // 31: tidegate.query.v1.QueryService.ListAttacks:output_type -> tidegate.query.v1.ListAttacksResponse
+	8,  // 32: tidegate.query.v1.QueryService.ListVerdicts:output_type -> tidegate.query.v1.ListVerdictsResponse
+	10, // 33: tidegate.query.v1.QueryService.ListEnforcements:output_type -> tidegate.query.v1.ListEnforcementsResponse
+	12, // 34: tidegate.query.v1.QueryService.ListAudit:output_type -> tidegate.query.v1.ListAuditResponse
+	14, // 35: tidegate.query.v1.QueryService.Top:output_type -> tidegate.query.v1.TopResponse
+	17, // 36: tidegate.query.v1.QueryService.TimeSeries:output_type -> tidegate.query.v1.TimeSeriesResponse
+	21, // 37: tidegate.query.v1.QueryService.CountMatching:output_type -> tidegate.query.v1.CountMatchingResponse
+	29, // [29:38] is the sub-list for method output_type
+	20, // [20:29] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_query_v1_query_proto_init() }
@@ -1048,7 +1702,7 @@ func file_query_v1_query_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_query_v1_query_proto_rawDesc), len(file_query_v1_query_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,7 +24,10 @@ const (
 	QueryService_ListAttacks_FullMethodName      = "/tidegate.query.v1.QueryService/ListAttacks"
 	QueryService_ListVerdicts_FullMethodName     = "/tidegate.query.v1.QueryService/ListVerdicts"
 	QueryService_ListEnforcements_FullMethodName = "/tidegate.query.v1.QueryService/ListEnforcements"
+	QueryService_ListAudit_FullMethodName        = "/tidegate.query.v1.QueryService/ListAudit"
 	QueryService_Top_FullMethodName              = "/tidegate.query.v1.QueryService/Top"
+	QueryService_TimeSeries_FullMethodName       = "/tidegate.query.v1.QueryService/TimeSeries"
+	QueryService_CountMatching_FullMethodName    = "/tidegate.query.v1.QueryService/CountMatching"
 )
 
 // QueryServiceClient is the client API for QueryService service.
@@ -38,7 +41,11 @@ type QueryServiceClient interface {
 	ListAttacks(ctx context.Context, in *ListAttacksRequest, opts ...grpc.CallOption) (*ListAttacksResponse, error)
 	ListVerdicts(ctx context.Context, in *ListVerdictsRequest, opts ...grpc.CallOption) (*ListVerdictsResponse, error)
 	ListEnforcements(ctx context.Context, in *ListEnforcementsRequest, opts ...grpc.CallOption) (*ListEnforcementsResponse, error)
+	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
 	Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (*TopResponse, error)
+	TimeSeries(ctx context.Context, in *TimeSeriesRequest, opts ...grpc.CallOption) (*TimeSeriesResponse, error)
+	// CountMatching tells what a rule would have met among the stored flows.
+	CountMatching(ctx context.Context, in *CountMatchingRequest, opts ...grpc.CallOption) (*CountMatchingResponse, error)
 }
 
 type queryServiceClient struct {
@@ -99,10 +106,40 @@ func (c *queryServiceClient) ListEnforcements(ctx context.Context, in *ListEnfor
 	return out, nil
 }
 
+func (c *queryServiceClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuditResponse)
+	err := c.cc.Invoke(ctx, QueryService_ListAudit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *queryServiceClient) Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (*TopResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TopResponse)
 	err := c.cc.Invoke(ctx, QueryService_Top_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *queryServiceClient) TimeSeries(ctx context.Context, in *TimeSeriesRequest, opts ...grpc.CallOption) (*TimeSeriesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TimeSeriesResponse)
+	err := c.cc.Invoke(ctx, QueryService_TimeSeries_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *queryServiceClient) CountMatching(ctx context.Context, in *CountMatchingRequest, opts ...grpc.CallOption) (*CountMatchingResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CountMatchingResponse)
+	err := c.cc.Invoke(ctx, QueryService_CountMatching_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +157,11 @@ type QueryServiceServer interface {
 	ListAttacks(context.Context, *ListAttacksRequest) (*ListAttacksResponse, error)
 	ListVerdicts(context.Context, *ListVerdictsRequest) (*ListVerdictsResponse, error)
 	ListEnforcements(context.Context, *ListEnforcementsRequest) (*ListEnforcementsResponse, error)
+	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
 	Top(context.Context, *TopRequest) (*TopResponse, error)
+	TimeSeries(context.Context, *TimeSeriesRequest) (*TimeSeriesResponse, error)
+	// CountMatching tells what a rule would have met among the stored flows.
+	CountMatching(context.Context, *CountMatchingRequest) (*CountMatchingResponse, error)
 	mustEmbedUnimplementedQueryServiceServer()
 }
 
@@ -146,8 +187,17 @@ func (UnimplementedQueryServiceServer) ListVerdicts(context.Context, *ListVerdic
 func (UnimplementedQueryServiceServer) ListEnforcements(context.Context, *ListEnforcementsRequest) (*ListEnforcementsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListEnforcements not implemented")
 }
+func (UnimplementedQueryServiceServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
+}
 func (UnimplementedQueryServiceServer) Top(context.Context, *TopRequest) (*TopResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Top not implemented")
+}
+func (UnimplementedQueryServiceServer) TimeSeries(context.Context, *TimeSeriesRequest) (*TimeSeriesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TimeSeries not implemented")
+}
+func (UnimplementedQueryServiceServer) CountMatching(context.Context, *CountMatchingRequest) (*CountMatchingResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CountMatching not implemented")
 }
 func (UnimplementedQueryServiceServer) mustEmbedUnimplementedQueryServiceServer() {}
 func (UnimplementedQueryServiceServer) testEmbeddedByValue()                      {}
@@ -260,6 +310,24 @@ func _QueryService_ListEnforcements_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _QueryService_ListAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(QueryServiceServer).ListAudit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: QueryService_ListAudit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(QueryServiceServer).ListAudit(ctx, req.(*ListAuditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _QueryService_Top_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(TopRequest)
 	if err := dec(in); err != nil {
@@ -274,6 +342,42 @@ func _QueryService_Top_Handler(srv interface{}, ctx context.Context, dec func(in
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(QueryServiceServer).Top(ctx, req.(*TopRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _QueryService_TimeSeries_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TimeSeriesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(QueryServiceServer).TimeSeries(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: QueryService_TimeSeries_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(QueryServiceServer).TimeSeries(ctx, req.(*TimeSeriesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _QueryService_CountMatching_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CountMatchingRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(QueryServiceServer).CountMatching(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: QueryService_CountMatching_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(QueryServiceServer).CountMatching(ctx, req.(*CountMatchingRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -306,8 +410,20 @@ var QueryService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _QueryService_ListEnforcements_Handler,
 		},
 		{
+			MethodName: "ListAudit",
+			Handler:    _QueryService_ListAudit_Handler,
+		},
+		{
 			MethodName: "Top",
 			Handler:    _QueryService_Top_Handler,
+		},
+		{
+			MethodName: "TimeSeries",
+			Handler:    _QueryService_TimeSeries_Handler,
+		},
+		{
+			MethodName: "CountMatching",
+			Handler:    _QueryService_CountMatching_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
