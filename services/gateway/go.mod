@@ -6,3 +6,5 @@ replace (
 	github.com/tidegate-mesh/tidegate/libs => ../../libs
 	github.com/tidegate-mesh/tidegate/proto => ../../proto
 )
+
+require github.com/tidegate-mesh/tidegate/libs v0.0.0-00010101000000-000000000000
