@@ -13,7 +13,7 @@ func dnsQuery(name string, typ int) []byte {
 	for _, l := range strings.Split(name, ".") {
 		b = append(append(b, byte(len(l))), l...)
 	}
-	return be16(be16(append(b, 0), typ), 1)
+	return wire16(wire16(append(b, 0), typ), 1)
 }
 
 func TestDNS(t *testing.T) {
@@ -25,7 +25,7 @@ func TestDNS(t *testing.T) {
 		return b
 	}
 	answer := append(edit(2, 0x81, 0x80, 0, 1, 0, 1), 0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 1)
-	framed := append(be16(nil, len(query)), query...)
+	framed := append(wire16(nil, len(query)), query...)
 	want := Result{App: "dns", Host: "www.example.org", Final: true}
 	check(t, []one{
 		{"query", udp, 1, 53, query, want},
@@ -58,5 +58,5 @@ func TestDNS(t *testing.T) {
 
 func FuzzDNS(f *testing.F) {
 	query := dnsQuery("www.example.org", 28)
-	fuzz(f, query, append(be16(nil, len(query)), query...), []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0xC0, 12})
+	fuzz(f, query, append(wire16(nil, len(query)), query...), []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0xC0, 12})
 }

@@ -34,7 +34,7 @@ func TestQUICKeys(t *testing.T) {
 func TestExpandLabel(t *testing.T) {
 	for _, name := range []string{"client in", "quic key", "quicv2 hp"} {
 		secret := sha256.Sum256([]byte(name))
-		info := append(be16(nil, 32), byte(6+len(name)))
+		info := append(wire16(nil, 32), byte(6+len(name)))
 		info = append(append(info, "tls13 "+name...), 0)
 		want, err := hkdf.Expand(sha256.New, secret[:], string(info), 32)
 		if err != nil {
@@ -46,7 +46,7 @@ func TestExpandLabel(t *testing.T) {
 	}
 }
 
-func appendVarint(b []byte, v int) []byte { return be16(b, v|0x4000) }
+func appendVarint(b []byte, v int) []byte { return wire16(b, v|0x4000) }
 
 func cryptoFrame(offset int, data []byte) []byte {
 	return append(appendVarint(appendVarint([]byte{6}, offset), len(data)), data...)
