@@ -3,12 +3,15 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/services/classify"
@@ -53,6 +56,9 @@ func (c *runCmd) Run() error {
 	ctx, stop := lifecycle.SignalContext()
 	defer stop()
 	c.Telemetry.Service = "tidegate"
+	if err := c.secure(); err != nil {
+		return err
+	}
 	s, err := newStack(ctx, c.stackConfig())
 	if err != nil {
 		return err
@@ -65,6 +71,36 @@ func (c *runCmd) Run() error {
 	return s.Run(ctx)
 }
 
+// secure names the certificates. Where no folder and no file is named it makes them, in the data folder.
+func (c *runCmd) secure() (err error) {
+	if !c.TLS.Insecure && c.TLS.Dir == "" && c.TLS.CA == "" && c.TLS.Cert == "" && c.TLS.Key == "" {
+		if err := ensureDir(c.Data); err != nil {
+			return err
+		}
+		c.TLS.Dir = filepath.Join(c.Data, "certs")
+		if _, err := pki.Ensure(c.TLS.Dir, listenHosts(c.Listen, c.NATSListen), false); err != nil {
+			return err
+		}
+	}
+	if c.TLS, err = c.TLS.Resolve(pki.Tidegate); err != nil {
+		return config.Usagef("%w", err)
+	}
+	return nil
+}
+
+// listenHosts are the hosts of addresses that clients may name; not those that mean every address.
+func listenHosts(addrs ...string) []string {
+	var hosts []string
+	for _, a := range addrs {
+		host, _, err := net.SplitHostPort(a)
+		if ip := net.ParseIP(host); err != nil || host == "" || (ip != nil && ip.IsUnspecified()) {
+			continue
+		}
+		hosts = append(hosts, host)
+	}
+	return hosts
+}
+
 func (c *runCmd) stackConfig() stackConfig {
 	s := stackConfig{
 		data: c.Data, listen: c.Listen, natsListen: c.NATSListen, tls: c.TLS, telemetry: c.Telemetry,
@@ -73,7 +109,7 @@ func (c *runCmd) stackConfig() stackConfig {
 	if c.NATSURL != "" {
 		s.bus = bus.DefaultConfig()
 		s.bus.URL = c.NATSURL
-		s.bus.TLS = bus.TLS{CA: c.TLS.CA, Cert: c.TLS.Cert, Key: c.TLS.Key}
+		s.bus.TLS = bus.TLS{}.Or(c.TLS.CA, c.TLS.Cert, c.TLS.Key)
 	}
 	s.ingest.Ifaces, s.ingest.Mode, s.ingest.BPFFS = c.Iface, c.Mode, c.BPFFS
 	s.enforce.Ifaces, s.enforce.Enforce, s.enforce.BPFFS = c.Iface, c.Enforce, c.BPFFS
