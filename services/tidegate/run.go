@@ -74,19 +74,43 @@ func (c *runCmd) Run() error {
 // secure names the certificates. Where no folder and no file is named it makes them, in the data folder.
 func (c *runCmd) secure() (err error) {
 	if !c.TLS.Insecure && c.TLS.Dir == "" && c.TLS.CA == "" && c.TLS.Cert == "" && c.TLS.Key == "" {
-		if err := ensureDir(c.Data); err != nil {
-			return err
-		}
-		c.TLS.Dir = filepath.Join(c.Data, "certs")
-		if _, err := pki.Ensure(c.TLS.Dir, listenHosts(c.Listen, c.NATSListen), false); err != nil {
-			return err
-		}
+		c.TLS, err = localCerts(c.Data, c.Listen, c.NATSListen)
+		return err
 	}
 	if c.TLS, err = c.TLS.Resolve(pki.Tidegate); err != nil {
 		return config.Usagef("%w", err)
 	}
 	return nil
 }
+
+// localCerts makes the authority and the certificates of a machine that has none, in the data folder, good for the
+// hosts of the addresses.
+func localCerts(data string, addrs ...string) (rpc.TLS, error) {
+	if err := ensureDir(data); err != nil {
+		return rpc.TLS{}, err
+	}
+	dir := filepath.Join(data, "certs")
+	if _, err := pki.Ensure(dir, listenHosts(addrs...), false); err != nil {
+		return rpc.TLS{}, err
+	}
+	return rpc.TLS{Dir: dir}.Resolve(pki.Tidegate)
+}
+
+// operatorCerts are the command line's: where no folder is named and the usual one is not there, those that
+// tidegate run made in its usual data folder.
+func operatorCerts(files rpc.TLS) (rpc.TLS, error) {
+	if files == (rpc.TLS{}) {
+		made := filepath.Join(defaultData, "certs")
+		_, missing := os.Stat(pki.FilesOf(pki.DefaultDir, pki.Tidegate).Cert)
+		if _, err := os.Stat(pki.FilesOf(made, pki.Tidegate).Cert); err == nil && missing != nil {
+			files.Dir = made
+		}
+	}
+	return files.Resolve(pki.Tidegate)
+}
+
+// defaultData is the default of --data.
+const defaultData = "/var/lib/tidegate"
 
 // listenHosts are the hosts of addresses that clients may name; not those that mean every address.
 func listenHosts(addrs ...string) []string {
@@ -121,9 +145,9 @@ func (c *runCmd) stackConfig() stackConfig {
 }
 
 // stackConfig is the demo's: everything on the link, enforcing, nothing kept.
-func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string) stackConfig {
+func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string, tls rpc.TLS) stackConfig {
 	s := stackConfig{
-		data: data, listen: c.Listen, telemetry: telemetry.DefaultConfig("tidegate"),
+		data: data, listen: c.Listen, tls: tls, telemetry: telemetry.DefaultConfig("tidegate"),
 		ingest: ingest.DefaultConfig(), classify: classify.DefaultConfig(), enforce: enforce.DefaultConfig(), persist: persist.DefaultConfig(),
 	}
 	s.telemetry.MetricsListen, s.telemetry.LogLevel, s.telemetry.LogFormat = c.Metrics, "error", "text"
