@@ -50,6 +50,7 @@ type EventMsg struct {
 	Attack      *eventv1.Attack
 	Verdict     *eventv1.Verdict
 	Enforcement *eventv1.Enforcement
+	Audit       *eventv1.Audit
 	Subject     string
 	StreamSeq   uint64
 	Redelivered bool
@@ -77,7 +78,7 @@ func (b *Bus) ConsumeFlows(ctx context.Context, durable string, h func(context.C
 	}, h)
 }
 
-// ConsumeEvents does the same for attacks, verdicts and enforcement events; subjects are patterns, for example
+// ConsumeEvents does the same for attacks, verdicts, enforcement events and audits; subjects are patterns, for example
 // AllAttacks; none means all events.
 func (b *Bus) ConsumeEvents(ctx context.Context, durable string, subjects []string, h func(context.Context, []EventMsg) error) error {
 	return consume(ctx, b, StreamEvents, durable, subjects, decodeEvent, h)
@@ -178,6 +179,9 @@ func parseEvent(subject string, data []byte) (EventMsg, error) {
 	case strings.HasPrefix(out.Subject, SubjectEnforcement):
 		out.Enforcement = &eventv1.Enforcement{}
 		into = out.Enforcement
+	case strings.HasPrefix(out.Subject, SubjectAudit):
+		out.Audit = &eventv1.Audit{}
+		into = out.Audit
 	default:
 		return out, fmt.Errorf("unknown subject %q", out.Subject)
 	}
