@@ -31,7 +31,8 @@ func Run(t *testing.T, start func(t *testing.T) Server) {
 		f    func(t *testing.T, s Server)
 	}{
 		{"streams", streams}, {"flows once", flowsOnce}, {"handler error", handlerError}, {"malformed", malformed},
-		{"events", events}, {"older stream", olderStream}, {"ephemeral", ephemeral}, {"too large", tooLarge}, {"event stream full", full},
+		{"events", events}, {"older stream", olderStream}, {"ephemeral", ephemeral}, {"follow", follow}, {"follow gap", followGap},
+		{"follow interrupted", followInterrupted}, {"too large", tooLarge}, {"event stream full", full},
 		{"rules", rules}, {"watch", watch}, {"nodes", nodes}, {"windows", windows}, {"interrupted server", interrupted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
