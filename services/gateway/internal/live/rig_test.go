@@ -166,7 +166,7 @@ func (g *gateway) listen(t *testing.T, query, lastID string) *listener {
 	if lastID != "" {
 		req.Header.Set("Last-Event-ID", lastID)
 	}
-	resp, err := g.srv.Client().Do(req)
+	resp, err := g.srv.Client().Do(req) //nolint:bodyclose // the reading goroutine does
 	if err != nil {
 		t.Fatal(err)
 	}
