@@ -17,6 +17,8 @@ var functions = template.FuncMap{
 	"si":       si,
 	"count":    func(n uint64) string { return si(float64(n)) },
 	"clock":    clock,
+	"second":   func(n api.Nanos) string { return n.Time().Format("15:04:05") },
+	"lines":    func() []line { return lines },
 	"unixms":   func(t time.Time) int64 { return t.UnixMilli() },
 	"since":    since,
 	"left":     func(n api.Nanos) string { return left(n, time.Now()) },
@@ -24,6 +26,14 @@ var functions = template.FuncMap{
 	"percent":  func(share float64) string { return strconv.FormatFloat(100*share, 'f', 1, 64) + "%" },
 	"evidence": evidence,
 	"light":    light,
+}
+
+// line is one line of the charts. chart.js has the same names and says which XDP actions are in each.
+type line struct{ Name, Text string }
+
+var lines = []line{
+	{"seen", "all seen"}, {"drop", "dropped"}, {"limit", "over a rate limit"}, {"pass", "passed in the driver"}, {"up", "to the sensor"},
+	{"lost", "without a reader"},
 }
 
 // si writes a number with three digits and a prefix.

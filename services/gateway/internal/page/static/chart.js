@@ -2,14 +2,14 @@
 "use strict";
 const TidegateChart = (() => {
   const seconds = 120;
-  // What an action's packets had in common is told in one line; each XDP action is in one of them.
+  // Each XDP action is in one line; the names are those of the table of newest rates.
   const lines = [
-    { name: "seen", text: "all seen", of: ["seen"] },
-    { name: "drop", text: "dropped", of: ["drop"] },
-    { name: "limit", text: "over a rate limit", of: ["rate_limited"] },
-    { name: "pass", text: "passed in the driver", of: ["pass", "forward"] },
-    { name: "up", text: "to the sensor", of: ["redirect"] },
-    { name: "lost", text: "without a reader", of: ["no_reader"] },
+    { name: "seen", of: ["seen"] },
+    { name: "drop", of: ["drop"] },
+    { name: "limit", of: ["rate_limited"] },
+    { name: "pass", of: ["pass", "forward"] },
+    { name: "up", of: ["redirect"] },
+    { name: "lost", of: ["no_reader"] },
   ];
 
   function si(v) {
@@ -20,6 +20,7 @@ const TidegateChart = (() => {
     return v.toFixed(digits) + ["", " k", " M", " G", " T", " P"][i];
   }
 
+  const clock = (s) => new Date(s * 1000).toTimeString().slice(0, 8);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const sum = (rates, keys) => keys.reduce((s, k) => s + (rates[k] || 0), 0);
 
@@ -40,7 +41,7 @@ const TidegateChart = (() => {
         ...this.size(), legend: { show: false }, cursor: { show: false },
         padding: [8, 8, 0, 0],
         scales: { x: { time: true, range: () => { const n = Date.now() / 1000; return [n - seconds, n]; } }, y: { range: (_, __, max) => [0, Math.max(max * 1.1, 10)] } },
-        axes: [{ ...axis, space: 70 }, { ...axis, size: 56, values: (_, v) => v.map(si) }],
+        axes: [{ ...axis, space: 70, size: 26, values: (_, v) => v.map(clock) }, { ...axis, size: 56, values: (_, v) => v.map(si) }],
         series: [{}, ...lines.map((l) => ({ stroke: css("--" + l.name), width: l.name === "seen" ? 1 : 1.8, points: { show: false },
           fill: l.name === "drop" ? css("--drop") + "22" : undefined }))],
       }, this.data, this.box);
@@ -58,25 +59,16 @@ const TidegateChart = (() => {
 
   class Legend {
     constructor(id) {
-      this.cells = lines.map((l) => {
-        const tr = document.getElementById(id).insertRow();
-        const th = document.createElement("th");
-        th.scope = "row";
-        const key = document.createElement("span");
-        key.className = "key " + l.name;
-        th.append(key, l.text);
-        tr.append(th);
-        return [tr.insertCell(), tr.insertCell()].map((c) => { c.className = "num"; c.textContent = "–"; return c; });
-      });
+      const rows = document.getElementById(id);
+      this.cells = lines.map((l) => rows.querySelector(`[data-line=${l.name}]`).cells);
     }
     show(pps, bps) {
       lines.forEach((l, i) => {
-        this.cells[i][0].textContent = si(sum(pps, l.of));
-        this.cells[i][1].textContent = si(sum(bps, l.of));
+        this.cells[i][1].textContent = si(sum(pps, l.of));
+        this.cells[i][2].textContent = si(sum(bps, l.of));
       });
     }
   }
 
-  const pps = () => new Chart("pps"), bps = () => new Chart("bps");
-  return { start() { return { pps: pps(), bps: bps(), legend: new Legend("legend") }; } };
+  return { start: () => ({ pps: new Chart("pps"), bps: new Chart("bps"), legend: new Legend("legend") }) };
 })();
