@@ -8,12 +8,9 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 )
 
-// The names that other files of this package do not have.
 const (
-	bucketControl  = "tg_control"  // enforcement on or off, panic: written by enforce
-	bucketRequests = "tg_requests" // idempotency of REST, the gateway's own
-	subjectAudit   = "tg.v1.audit."
-	persistDurable = "persist" // persist's consumers: nobody else may read with or touch them
+	bucketControl  = "tg_control" // enforcement on or off, panic: written by enforce
+	persistDurable = "persist"    // persist's consumers: nobody else may read with or touch them
 )
 
 // Permission is what an identity may publish and subscribe to. Denied wins over allowed. Everything else is refused.
@@ -39,9 +36,9 @@ func Permissions() map[string]Permission {
 		pki.Persist: grant(pki.Persist,
 			setup(), readStream(StreamFlows, persistDurable), readStream(StreamEvents, persistDurable)),
 		pki.Gateway: grant(pki.Gateway,
-			setup(), allow(subjectAudit+">"), reclaim(), follow(), Permission{Subscribe: []string{AllWindows}},
+			setup(), allow(AllAudits), reclaim(), follow(), Permission{Subscribe: []string{AllWindows}},
 			readBucket(BucketRules), readBucket(BucketNodes), readBucket(bucketControl),
-			readBucket(bucketRequests), writeBucket(bucketRequests)),
+			readBucket(BucketRequests), writeBucket(BucketRequests)),
 		pki.Tidegate: {Publish: []string{">"}, Subscribe: []string{">"}},
 	}
 }
@@ -73,7 +70,7 @@ func allow(subjects ...string) Permission { return Permission{Publish: subjects}
 func setup() Permission {
 	p := allow("$JS.API.INFO")
 	for _, stream := range []string{
-		StreamFlows, StreamEvents, kvStream(BucketRules), kvStream(BucketNodes), kvStream(bucketControl), kvStream(bucketRequests),
+		StreamFlows, StreamEvents, kvStream(BucketRules), kvStream(BucketNodes), kvStream(bucketControl), kvStream(BucketRequests),
 	} {
 		p.Publish = append(p.Publish, "$JS.API.STREAM.INFO."+stream, "$JS.API.STREAM.CREATE."+stream)
 	}
