@@ -14,7 +14,7 @@ func TestRequests(t *testing.T) {
 	tel := telemetry.Discard("test")
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	srv, err := bus.StartEmbedded(ctx, t.TempDir(), "")
+	srv, err := bus.StartEmbedded(ctx, t.TempDir(), bus.Listen{})
 	if err != nil {
 		t.Fatal(err)
 	}

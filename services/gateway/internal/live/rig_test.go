@@ -69,7 +69,7 @@ func startNATS(t *testing.T) *nats {
 func (n *nats) start() {
 	n.t.Helper()
 	var err error
-	if n.e, err = bus.StartEmbedded(context.Background(), n.dir, n.listen); err != nil {
+	if n.e, err = bus.StartEmbedded(context.Background(), n.dir, bus.Listen{Addr: n.listen, Insecure: true}); err != nil {
 		n.t.Fatal(err)
 	}
 	n.listen = n.e.Addr()
