@@ -48,7 +48,7 @@ func (e *LockedError) Error() string {
 type Config struct {
 	JWKSURL   string        `name:"jwks-url" help:"https URL of the key set (JWKS) of an identity provider; plain http only on loopback."`
 	JWKSCA    string        `name:"jwks-ca" help:"PEM file of the authority of the key set's server; empty: the system's."`
-	JWKSFile  string        `name:"jwks-file" help:"File with the public key set, as tidegate token init writes it; used without --jwks-url."`
+	JWKSFile  string        `name:"jwks-file" default:"/etc/tidegate/token-jwks.json" help:"File with the public key set, as tidegate token init writes it; used without --jwks-url."`
 	Refresh   time.Duration `name:"jwks-refresh" default:"5m" help:"How often the key set's URL is read again; an unknown key id reads it at once."`
 	Issuer    string        `name:"token-issuer" default:"tidegate" help:"Issuer (iss) that tokens must name."`
 	Audience  string        `name:"token-audience" default:"tidegate-gateway" help:"Audience (aud) that tokens must name."`
@@ -118,8 +118,6 @@ type Authenticator struct {
 	failures *prometheus.CounterVec // reason
 	locks    prometheus.Counter
 	keyCount prometheus.Gauge
-	keysOnce chan struct{} // closed when the first key set is there
-	loaded   sync.Once
 }
 
 // New checks cfg and reads the key set once; one that cannot be had yet is no error, Ready tells. auditor may be nil.
@@ -129,8 +127,7 @@ func New(ctx context.Context, cfg Config, t *telemetry.Telemetry, auditor Audito
 	}
 	a := &Authenticator{
 		cfg: cfg, t: t, auditor: auditor, now: time.Now,
-		audits:   make(chan *eventv1.Audit, 64),
-		keysOnce: make(chan struct{}),
+		audits: make(chan *eventv1.Audit, 64),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tidegate_gateway_token_failures_total", Help: "Tokens refused, by reason.",
 		}, []string{"reason"}),
@@ -353,7 +350,6 @@ func (a *Authenticator) refresh(ctx context.Context) {
 			a.keys.Store(set)
 			a.keyCount.Set(float64(len(set.all)))
 			a.t.Log.Info("key set loaded", "keys", len(set.all))
-			a.loaded.Do(func() { close(a.keysOnce) })
 		}
 	}
 }
