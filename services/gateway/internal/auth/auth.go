@@ -268,9 +268,9 @@ func classify(err error) (reason string, public error) {
 		public error
 	}{
 		{errUnknownKey, "unknown_key", ErrInvalid},
+		{jwt.ErrTokenSignatureInvalid, "signature", ErrInvalid},
 		{jwt.ErrTokenMalformed, "malformed", ErrInvalid},
 		{jwt.ErrTokenUnverifiable, "malformed", ErrInvalid},
-		{jwt.ErrTokenSignatureInvalid, "signature", ErrInvalid},
 		{jwt.ErrTokenInvalidIssuer, "issuer", ErrClaims},
 		{jwt.ErrTokenInvalidAudience, "audience", ErrClaims},
 		{jwt.ErrTokenInvalidSubject, "subject", ErrClaims},

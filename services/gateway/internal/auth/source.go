@@ -179,7 +179,7 @@ func (s *source) content(ctx context.Context) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the key set: %w", err)
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }() // it was only read
 		return bounded(f)
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
@@ -193,7 +193,7 @@ func (s *source) content(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the key set: %w", err)
 	}
-	defer answer.Body.Close()
+	defer func() { _ = answer.Body.Close() }() // as above
 	if answer.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("read the key set: the server answered %s", answer.Status)
 	}

@@ -336,10 +336,7 @@ func requestID(r *http.Request) string {
 		plain := true
 		for i := range len(ids[0]) {
 			b := ids[0][i]
-			if !(b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '-' || b == '_' || b == '.') {
-				plain = false
-				break
-			}
+			plain = plain && (b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '-' || b == '_' || b == '.')
 		}
 		if plain {
 			return ids[0]
