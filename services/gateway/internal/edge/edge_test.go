@@ -340,7 +340,7 @@ func TestPanic(t *testing.T) {
 	})
 	for _, h2 := range []bool{false, true} {
 		client := r.client(t, h2)
-		get := func(path string) (*http.Response, []byte, error) {
+		get := func(path string) (reply, []byte, error) {
 			req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "https://"+r.addr+path, http.NoBody)
 			if err != nil {
 				t.Fatal(err)
@@ -349,11 +349,11 @@ func TestPanic(t *testing.T) {
 			req.Header.Set(bearer, "Bearer viewer")
 			answer, err := client.Do(req)
 			if err != nil {
-				return nil, nil, err
+				return reply{}, nil, err
 			}
 			defer answer.Body.Close()
 			body, err := io.ReadAll(answer.Body)
-			return answer, body, err
+			return reply{answer.StatusCode, answer.Header, answer.Close}, body, err
 		}
 		for _, path := range []string{"/api/v1/early", "/api/v1/held"} {
 			answer, body, err := get(path)

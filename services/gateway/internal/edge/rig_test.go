@@ -162,7 +162,7 @@ func (r *rig) raw(t testing.TB) *tls.Conn {
 }
 
 // exchangeRaw sends text as it is and reads the answer.
-func (r *rig) exchangeRaw(t testing.TB, text string) (*http.Response, string) {
+func (r *rig) exchangeRaw(t testing.TB, text string) (reply, string) {
 	t.Helper()
 	conn := r.raw(t)
 	if _, err := io.WriteString(conn, text); err != nil {
@@ -171,7 +171,14 @@ func (r *rig) exchangeRaw(t testing.TB, text string) (*http.Response, string) {
 	return readAnswer(t, conn)
 }
 
-func readAnswer(t testing.TB, conn net.Conn) (*http.Response, string) {
+// reply is an answer whose body was read.
+type reply struct {
+	StatusCode int
+	Header     http.Header
+	Close      bool
+}
+
+func readAnswer(t testing.TB, conn net.Conn) (reply, string) {
 	t.Helper()
 	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
@@ -182,7 +189,7 @@ func readAnswer(t testing.TB, conn net.Conn) (*http.Response, string) {
 		t.Fatal(err)
 	}
 	answer.Body.Close()
-	return answer, string(body)
+	return reply{answer.StatusCode, answer.Header, answer.Close}, string(body)
 }
 
 // ask runs a request through the chain alone. headers alternate name and value.
