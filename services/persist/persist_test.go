@@ -263,8 +263,24 @@ func TestFromBusToQuery(t *testing.T) {
 			t.Fatal(err)
 		}
 
+		audits := []*eventv1.Audit{
+			{Id: "c-1", Revision: 1, TimeNs: begin + 4e8, Actor: "ann", Role: "operator", Remote: "192.0.2.9", Action: "rule.add", Target: "r-2",
+				Outcome: eventv1.AuditOutcome_AUDIT_OUTCOME_REQUESTED, RequestId: "q-1", Gateway: "gw-1"},
+			{Id: "c-1", Revision: 2, TimeNs: begin + 5e8, Actor: "ann", Role: "operator", Remote: "192.0.2.9", Action: "rule.add", Target: "r-2",
+				Outcome: eventv1.AuditOutcome_AUDIT_OUTCOME_DONE, RequestId: "q-1", Gateway: "gw-1", After: `{"id": "r-2",  "action":"drop"}`, TraceId: attack.TraceId},
+			{Id: "c-2", Revision: 1, TimeNs: begin + 6e8, Actor: "b\x00b", Role: "admin", Action: "panic.on", Outcome: eventv1.AuditOutcome_AUDIT_OUTCOME_FAILED,
+				Before: "no JSON\x00", Detail: "NATS is away", Gateway: "gw-2"},
+		}
+		for _, a := range audits {
+			for range 2 { // as a gateway does that did not hear the acknowledgement
+				if err := r.bus.PublishAudit(ctx, a); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+
 		st := r.until("everything stored", func(st *queryv1.StatusResponse) bool {
-			return ledger(st)["records_committed"] == 1001 && ledger(st)["events_committed"] == 5 && ledger(st)["pending"] == 0 && ledger(st)["events_pending"] == 0
+			return ledger(st)["records_committed"] == 1001 && ledger(st)["events_committed"] == 8 && ledger(st)["pending"] == 0 && ledger(st)["events_pending"] == 0
 		})
 		for term, want := range map[string]uint64{"committed": 21, "duplicate": 0, "rejected": 0, "discarded": 0, "records_rejected": 2, "records_duplicate": 0,
 			"events_duplicate": 0, "events_rejected": 0, "events_discarded": 0} {
@@ -273,10 +289,10 @@ func TestFromBusToQuery(t *testing.T) {
 			}
 		}
 		st = r.until("the counts", func(st *queryv1.StatusResponse) bool { return st.GetRows()["flows"] == 1001 })
-		if !st.GetStatus().GetReady() || st.GetSizeBytes() == 0 || st.GetDatabase() == "" || st.GetRows()["flows"] != 1001 || st.GetRows()["attacks"] != 3 {
+		if !st.GetStatus().GetReady() || st.GetSizeBytes() == 0 || st.GetDatabase() == "" || st.GetRows()["flows"] != 1001 || st.GetRows()["attacks"] != 3 || st.GetRows()["audit"] != 3 {
 			t.Errorf("status: %v", st)
 		}
-		for table, want := range map[string]float64{"flows": 1001, "attacks": 3, "verdicts": 1, "enforcements": 1} {
+		for table, want := range map[string]float64{"flows": 1001, "attacks": 3, "verdicts": 1, "enforcements": 1, "audit": 3} {
 			if got := testutil.ToFloat64(r.svc.metrics.rows.WithLabelValues(table)); got != want {
 				t.Errorf("rows_total{%s} = %g, want %g", table, got, want)
 			}
@@ -298,6 +314,38 @@ func TestFromBusToQuery(t *testing.T) {
 		}
 		if d := cmp.Diff([]*eventv1.Attack{attack}, attacks.GetAttacks(), protocmp.Transform()); d != "" {
 			t.Errorf("attacks (-want +got):\n%s", d)
+		}
+		for token, rev := "", uint32(3); ; rev-- {
+			page, err := r.client.ListAttacks(ctx, &queryv1.ListAttacksRequest{Id: attack.Id, AllRevisions: true, Limit: 1, PageToken: token})
+			if err != nil || len(page.GetAttacks()) != 1 || page.GetAttacks()[0].GetRevision() != rev || page.GetAttacks()[0].GetState() != eventv1.AttackState(rev) {
+				t.Fatalf("revision %d: %v, %v", rev, page, err)
+			}
+			if token = page.GetNextPageToken(); (token == "") != (rev == 1) {
+				t.Fatalf("page token %q after revision %d", token, rev)
+			}
+			if token == "" {
+				break
+			}
+		}
+		entries, err := r.client.ListAudit(ctx, &queryv1.ListAuditRequest{Limit: 1})
+		if err != nil || entries.GetNextPageToken() == "" {
+			t.Fatalf("audit: %v, %v", entries, err)
+		}
+		audits[2].Actor, audits[2].Before = "b\uFFFDb", `"no JSON\u0000"`
+		if d := cmp.Diff(audits[2:], entries.GetEntries(), protocmp.Transform()); d != "" {
+			t.Errorf("audit (-want +got):\n%s", d)
+		}
+		entries, err = r.client.ListAudit(ctx, &queryv1.ListAuditRequest{Limit: 1, PageToken: entries.GetNextPageToken()})
+		if err != nil || entries.GetNextPageToken() != "" {
+			t.Fatalf("audit, second page: %v, %v", entries, err)
+		}
+		if d := cmp.Diff(audits[1:2], entries.GetEntries(), protocmp.Transform()); d != "" {
+			t.Errorf("audit, second page (-want +got):\n%s", d)
+		}
+		for _, q := range []*queryv1.ListAuditRequest{{Actor: "ann"}, {Action: "rule.add"}, {Target: "r-2"}, {Range: &queryv1.TimeRange{ToNs: begin + 6e8}}} {
+			if entries, err := r.client.ListAudit(ctx, q); err != nil || len(entries.GetEntries()) != 1 || entries.GetEntries()[0].GetId() != "c-1" {
+				t.Errorf("audit of %v: %v, %v", q, entries, err)
+			}
 		}
 		verdicts, err := r.client.ListVerdicts(ctx, &queryv1.ListVerdictsRequest{AttackId: attack.Id})
 		if err != nil {
@@ -326,6 +374,37 @@ func TestFromBusToQuery(t *testing.T) {
 		top, err := r.client.Top(ctx, &queryv1.TopRequest{By: "dst"})
 		if err != nil || len(top.GetRows()) != 1 || top.GetRows()[0].GetKey() != "192.0.2.1" || top.GetRows()[0].GetFlows() != 1001 || top.GetRows()[0].GetBytes() != 10_010_000 {
 			t.Errorf("top: %v, %v", top, err)
+		}
+		if top, err = r.client.Top(ctx, &queryv1.TopRequest{By: "src", Prefix: "10.1.7.0/24", App: "tls", Host: "example.org", Port: 443, Limit: 100}); err != nil || len(top.GetRows()) != 50 {
+			t.Errorf("top of a prefix: %v, %v", top, err)
+		}
+		series, err := r.client.TimeSeries(ctx, &queryv1.TimeSeriesRequest{Range: &queryv1.TimeRange{FromNs: begin, ToNs: begin + 100e9}, By: "app", Host: "example.org"})
+		if err != nil || series.GetStepNs() != 1e9 || len(series.GetSeries()) != 1 || series.GetSeries()[0].GetKey() != "tls" {
+			t.Fatalf("time series: %v, %v", series, err)
+		}
+		total := uint64(0)
+		for _, p := range series.GetSeries()[0].GetPoints() {
+			total += p.GetFlows()
+			if p.GetStartNs()%1e9 != 0 || p.GetPackets() != 19*p.GetFlows() || p.GetBytes() != 10_000*p.GetFlows() {
+				t.Errorf("point %v", p)
+			}
+		}
+		if total != 1000 {
+			t.Errorf("%d flows in the time series, want 1000", total)
+		}
+		https := uint32(443)
+		tcp := uint32(6)
+		match := &policyv1.Match{Dst: "192.0.2.0/24", Protocol: &tcp, DstPort: &https}
+		matching, err := r.client.CountMatching(ctx, &queryv1.CountMatchingRequest{Range: &queryv1.TimeRange{FromNs: begin}, Match: match})
+		want := &queryv1.CountMatchingResponse{Flows: 1001, Packets: 10_010, Bytes: 1_001_000,
+			Apps: []*queryv1.TopRow{{Key: "tls", Flows: 1001, Packets: 10_010, Bytes: 1_001_000}}}
+		if d := cmp.Diff(want, matching, protocmp.Transform()); d != "" || err != nil {
+			t.Errorf("matching: %v (-want +got):\n%s", err, d)
+		}
+		match.Fragment, want.Approximate = &fragment, true
+		matching, err = r.client.CountMatching(ctx, &queryv1.CountMatchingRequest{Range: &queryv1.TimeRange{FromNs: begin}, Match: match})
+		if d := cmp.Diff(want, matching, protocmp.Transform()); d != "" || err != nil {
+			t.Errorf("matching whole packets: %v (-want +got):\n%s", err, d)
 		}
 		seen := map[string]bool{}
 		for token := ""; ; {
