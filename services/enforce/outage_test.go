@@ -17,7 +17,7 @@ import (
 func TestLostBucket(t *testing.T) {
 	dir, listen := filepath.Join(t.TempDir(), "nats"), "127.0.0.1:0"
 	start := func() *bus.Embedded {
-		e, err := bus.StartEmbedded(context.Background(), dir, listen)
+		e, err := bus.StartEmbedded(context.Background(), dir, bus.Listen{Addr: listen, Insecure: true})
 		if err != nil {
 			t.Fatal(err)
 		}

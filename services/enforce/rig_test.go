@@ -34,7 +34,7 @@ type rig struct {
 
 func newRig(t *testing.T, change func(*Config)) *rig {
 	t.Helper()
-	e, err := bus.StartEmbedded(context.Background(), t.TempDir(), "")
+	e, err := bus.StartEmbedded(context.Background(), t.TempDir(), bus.Listen{})
 	if err != nil {
 		t.Fatal(err)
 	}

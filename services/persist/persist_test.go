@@ -77,7 +77,7 @@ type rig struct {
 func newRig(t *testing.T, cfg Config) *rig {
 	t.Helper()
 	ctx := context.Background()
-	e, err := bus.StartEmbedded(ctx, t.TempDir(), "127.0.0.1:0")
+	e, err := bus.StartEmbedded(ctx, t.TempDir(), bus.Listen{Addr: "127.0.0.1:0", Insecure: true})
 	if err != nil {
 		t.Fatal(err)
 	}
