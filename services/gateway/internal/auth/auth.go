@@ -195,9 +195,15 @@ func (a *Authenticator) verify(ctx context.Context, raw string) (id Identity, re
 		return id, "", nil
 	}
 	id, err = a.parse(raw, set)
-	if errors.Is(err, errUnknownKey) && a.source.demand(ctx) {
-		set = a.keys.Load()
-		id, err = a.parse(raw, set)
+	if errors.Is(err, errUnknownKey) {
+		if a.keys.Load() == set {
+			a.source.demand(ctx)
+		}
+		// Also a read that another token asked for may have ended meanwhile.
+		if next := a.keys.Load(); next != set {
+			set = next
+			id, err = a.parse(raw, set)
+		}
 	}
 	if err != nil {
 		reason, err = classify(err)

@@ -124,14 +124,14 @@ func (s *source) next() time.Duration {
 }
 
 // demand has the key set read again because a token names an unknown key, at most once in demandGap, and waits for
-// it. It is false when the set was not read.
-func (s *source) demand(ctx context.Context) bool {
+// it.
+func (s *source) demand(ctx context.Context) {
 	s.mu.Lock()
 	flight := s.flight
 	if flight == nil {
 		if time.Since(s.demanded) < s.demandGap {
 			s.mu.Unlock()
-			return false
+			return
 		}
 		s.demanded = time.Now()
 		flight = make(chan struct{})
@@ -146,11 +146,9 @@ func (s *source) demand(ctx context.Context) bool {
 	defer limit.Stop()
 	select {
 	case <-flight:
-		return true
 	case <-ctx.Done():
 	case <-limit.C:
 	}
-	return false
 }
 
 // read gives the key set; changed is false, and the set nil, when it is what it was.

@@ -17,6 +17,8 @@ const (
 	gzipCoding = "gzip"
 )
 
+var codings = [...]string{zstdCoding, gzipCoding}
+
 type encoder interface {
 	io.WriteCloser
 	Flush() error
@@ -72,34 +74,36 @@ func negotiate(accept string) string {
 	if accept == "" || len(accept) > 1024 {
 		return ""
 	}
-	best, bestQ := "", 0.0
-	star := -1.0
-	q := map[string]float64{}
+	weights := [...]float64{-1, -1} // of codings, negative: not named
+	star := 0.0
 	for part := range strings.SplitSeq(accept, ",") {
 		name, parameters, _ := strings.Cut(part, ";")
-		name = strings.ToLower(strings.TrimSpace(name))
+		name = strings.TrimSpace(name)
 		weight := 1.0
-		if text, ok := strings.CutPrefix(strings.ReplaceAll(strings.ToLower(parameters), " ", ""), "q="); ok {
+		if parameters != "" {
+			text, ok := strings.CutPrefix(strings.ReplaceAll(strings.ToLower(parameters), " ", ""), "q=")
 			v, err := strconv.ParseFloat(text, 64)
-			if err != nil || !(v >= 0 && v <= 1) {
+			if !ok || err != nil || !(v >= 0 && v <= 1) {
 				continue
 			}
 			weight = v
 		}
-		switch name {
-		case "*":
+		if name == "*" {
 			star = weight
-		case zstdCoding, gzipCoding:
-			q[name] = weight
+		}
+		for i, coding := range codings {
+			if strings.EqualFold(name, coding) {
+				weights[i] = weight
+			}
 		}
 	}
-	for _, coding := range [...]string{zstdCoding, gzipCoding} {
-		weight, named := q[coding]
-		if !named {
-			weight = star
+	best, bestWeight := "", 0.0
+	for i, coding := range codings {
+		if weights[i] < 0 {
+			weights[i] = star
 		}
-		if weight > bestQ {
-			best, bestQ = coding, weight
+		if weights[i] > bestWeight {
+			best, bestWeight = coding, weights[i]
 		}
 	}
 	return best

@@ -6,33 +6,41 @@ import (
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/page"
 )
 
-// What every answer says. The slices are shared: handlers replace them, they do not change them.
+type field struct {
+	name  string
+	value []string
+}
+
+// What every answer says, and what only those that a browser shows need to. The slices are shared: handlers replace
+// them, they do not change them.
 var (
-	pageHeaders = [...]struct {
-		name  string
-		value []string
-	}{
+	everyHeader = [...]field{
 		{"Strict-Transport-Security", []string{"max-age=31536000"}},
 		{"X-Content-Type-Options", []string{"nosniff"}},
-		{"X-Frame-Options", []string{"DENY"}},
 		{"Referrer-Policy", []string{"no-referrer"}},
-		{"Permissions-Policy", []string{"accelerometer=(), camera=(), geolocation=(), gyroscope=(), microphone=(), payment=(), usb=()"}},
-		{"Cross-Origin-Opener-Policy", []string{"same-origin"}},
 		{"Cross-Origin-Resource-Policy", []string{"same-origin"}},
 	}
-	pagePolicy = []string{page.Policy}
-	apiPolicy  = []string{"default-src 'none'; frame-ancestors 'none'"}
-	noStore    = []string{"no-store"}
+	pageHeader = [...]field{
+		{"Content-Security-Policy", []string{page.Policy}},
+		{"Cross-Origin-Opener-Policy", []string{"same-origin"}},
+		{"Permissions-Policy", []string{"accelerometer=(), camera=(), geolocation=(), gyroscope=(), microphone=(), payment=(), usb=()"}},
+		{"X-Frame-Options", []string{"DENY"}},
+	}
+	apiHeader = [...]field{
+		{"Content-Security-Policy", []string{"default-src 'none'; frame-ancestors 'none'"}},
+		{"Cache-Control", []string{"no-store"}},
+	}
 )
 
 func setHeaders(h http.Header, api bool) {
-	for i := range pageHeaders {
-		h[pageHeaders[i].name] = pageHeaders[i].value
+	for i := range everyHeader {
+		h[everyHeader[i].name] = everyHeader[i].value
 	}
-	if !api {
-		h["Content-Security-Policy"] = pagePolicy
-		return
+	own := pageHeader[:]
+	if api {
+		own = apiHeader[:]
 	}
-	h["Content-Security-Policy"] = apiPolicy
-	h["Cache-Control"] = noStore
+	for i := range own {
+		h[own[i].name] = own[i].value
+	}
 }
