@@ -2,7 +2,6 @@ package persist
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
