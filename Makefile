@@ -12,7 +12,7 @@ export CGO_ENABLED := 0
 unexport GOFLAGS
 
 MODULES := proto libs $(patsubst %/go.mod,%,$(wildcard services/*/go.mod)) e2e
-SERVICES := ingest classify enforce persist
+SERVICES := ingest classify enforce persist gateway
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/tidegate-mesh/tidegate/libs/telemetry.Version=$(VERSION)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidegate

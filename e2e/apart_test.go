@@ -14,12 +14,13 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 )
 
-// mesh is the four services as processes of their own, with a real NATS server and a real PostgreSQL.
+// mesh is the four services as processes of their own, with a real NATS server and a real PostgreSQL, all but the
+// database over mutual TLS.
 type mesh struct {
 	link                               *loadgen.Link
 	ingest, classify, enforce, persist *rig.Process
 	nats                               *rig.Process
-	natsURL, database                  string
+	natsURL, database, certs           string
 	addrs                              []string // flags of the command line that name the services
 }
 
@@ -30,11 +31,13 @@ func newMesh(t *testing.T) *mesh {
 		t.Skip("part of the full tests (make test-full)")
 	}
 	m := &mesh{link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgmesh"})}
-	m.nats, m.natsURL = rig.NATS(t)
+	m.certs = rig.Certs(t)
+	m.nats, m.natsURL = rig.NATS(t, m.certs)
 	m.database = rig.Postgres(t)
 	env := []string{
-		"NATS_URL=" + m.natsURL, "DB_TYPE=postgresql", "DATABASE_URL=" + m.database,
+		"TIDEGATE_TLS_DIR=" + m.certs, "NATS_URL=" + m.natsURL, "DB_TYPE=postgresql", "DATABASE_URL=" + m.database,
 	}
+	m.addrs = []string{"--tls-dir", m.certs}
 	start := func(name string, args ...string) (*rig.Process, string) {
 		addr := rig.FreeAddr(t)
 		m.addrs = append(m.addrs, "--"+name+"-addr", addr)

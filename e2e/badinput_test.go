@@ -57,7 +57,7 @@ func TestBadInput(t *testing.T) {
 		{"port without protocol", []string{"rules", "add", "--action", "drop", "--dport", "80"}, 2, []string{"a port needs protocol"}, false},
 		{"bad prefix", []string{"rules", "add", "--action", "drop", "--src", "1.2.3"}, 2, []string{"--src", "1.2.3", "CIDR"}, false},
 		{"bad range", []string{"rules", "add", "--action", "drop", "--length", "90-60"}, 2, []string{"--length", "LOW-HIGH"}, false},
-		{"no service", []string{"attacks", "--addr", "127.0.0.1:1"}, 1, []string{"127.0.0.1:1", "start it"}, false},
+		{"no service", []string{"attacks", "--insecure", "--addr", "127.0.0.1:1"}, 1, []string{"127.0.0.1:1", "start it"}, false},
 		{"unknown attack", []string{"demo", "--attacks", "flud"}, 2, []string{"flud", "syn_flood"}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

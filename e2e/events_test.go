@@ -10,6 +10,7 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 )
 
@@ -26,6 +27,8 @@ func (m *mesh) recordEvents(t *testing.T) *eventLog {
 	t.Helper()
 	cfg := bus.DefaultConfig()
 	cfg.URL = m.natsURL
+	operator := pki.FilesOf(m.certs, pki.Tidegate)
+	cfg.TLS = cfg.TLS.Or(operator.CA, operator.Cert, operator.Key)
 	b, err := bus.Connect(t.Context(), telemetry.Discard("e2e"), "e2e", cfg)
 	if err != nil {
 		t.Fatal(err)

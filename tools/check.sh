@@ -54,7 +54,7 @@ for check in "$@"; do
     for m in "${modules[@]}"; do (cd "$m" && "$cache/golangci-lint" run --config ../$( [[ $m == services/* ]] && echo ../ ).golangci.yaml ./...); done
     ;;
   cross)
-    for p in ./services/tidegate ./services/ingest/cmd/ingest ./services/classify/cmd/classify ./services/enforce/cmd/enforce ./services/persist/cmd/persist; do
+    for p in ./services/tidegate ./services/ingest/cmd/ingest ./services/classify/cmd/classify ./services/enforce/cmd/enforce ./services/persist/cmd/persist ./services/gateway/cmd/gateway; do
       GOOS=linux GOARCH=arm64 go build -o /dev/null "$p"
     done
     ;;

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -33,21 +34,25 @@ const (
 // system is the all-in-one on a test link.
 type system struct {
 	link *loadgen.Link
-	addr string
+	addr []string // flags of the command line that reach it
 }
 
 func start(t *testing.T, mode string, args ...string) *system {
 	t.Helper()
-	s := &system{link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgben", Sink: true}), addr: rig.FreeAddr(t)}
+	addr, data := rig.FreeAddr(t), t.TempDir()
+	s := &system{
+		link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgben", Sink: true}),
+		addr: []string{"--addr", addr, "--tls-dir", filepath.Join(data, "certs")},
+	}
 	args = append([]string{
-		"run", "--mode", mode, "--iface", s.link.PortA, "--bpffs", s.link.BPFFS, "--data", t.TempDir(),
-		"--listen", s.addr, "--metrics-listen", rig.FreeAddr(t), "--log-level", "error", "--ingest-sensor", "bench", "--ingest-cpus", "0",
+		"run", "--mode", mode, "--iface", s.link.PortA, "--bpffs", s.link.BPFFS, "--data", data,
+		"--listen", addr, "--metrics-listen", rig.FreeAddr(t), "--log-level", "error", "--ingest-sensor", "bench", "--ingest-cpus", "0",
 	}, args...)
 	if mode == "inline" {
 		args = append(args, "--iface", s.link.PortB)
 	}
 	rig.Start(t, rig.Binary(t, "tidegate"), nil, args...)
-	rig.WaitReady(t, 4, 30*time.Second, "--addr", s.addr)
+	rig.WaitReady(t, 4, 30*time.Second, s.addr...)
 	return s
 }
 
@@ -82,7 +87,7 @@ func TestBenchInline(t *testing.T) {
 		t.Run(fmt.Sprintf("kernel_forwarding=%v", forwarding), func(t *testing.T) {
 			s := start(t, "inline", fmt.Sprintf("--ingest-kernel-forwarding=%v", forwarding))
 			sent, rate := s.stream(t, 600_000, seconds(60))
-			st := rig.WaitBalanced(t, 10*time.Second, "--addr", s.addr)
+			st := rig.WaitBalanced(t, 10*time.Second, s.addr...)
 			c, err := s.link.Counter.Counts()
 			if err != nil {
 				t.Fatal(err)
@@ -101,7 +106,7 @@ func TestBenchTap(t *testing.T) {
 	needBench(t)
 	s := start(t, "tap")
 	sent, rate := s.stream(t, 2_000_000, seconds(60))
-	st := rig.WaitBalanced(t, 10*time.Second, "--addr", s.addr)
+	st := rig.WaitBalanced(t, 10*time.Second, s.addr...)
 	received := st.Interfaces[0].Received
 	t.Logf("tap: %.0f packets/s (bar 2,000,000), %d sent, %d received, ring drops %d, ledger difference %d\n%s",
 		rate, sent, received, ringDrops(st), st.Ledger.Difference, stages(st))
@@ -119,7 +124,7 @@ func TestBenchFullSpeed(t *testing.T) {
 			began := time.Now()
 			sent, rate := s.stream(t, 0, seconds(10))
 			took := time.Since(began).Seconds()
-			st := rig.WaitBalanced(t, 10*time.Second, "--addr", s.addr)
+			st := rig.WaitBalanced(t, 10*time.Second, s.addr...)
 			arrived := st.Interfaces[0].Received
 			if mode == "inline" {
 				c, err := s.link.Counter.Counts()

@@ -14,11 +14,30 @@ import (
 	"time"
 )
 
-// NATS starts a real nats-server process with JetStream and returns it with its URL.
-func NATS(t testing.TB) (*Process, string) {
+// Certs makes the certificates of all services and nats.conf in a folder of the test's own.
+func Certs(t testing.TB) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	MakeCerts(t, dir)
+	return dir
+}
+
+// MakeCerts runs tidegate certs on a folder.
+func MakeCerts(t testing.TB, dir string, args ...string) {
+	t.Helper()
+	args = append([]string{"certs", "--dir", dir, "--nats-store", filepath.Join(dir, "nats-store")}, args...)
+	if _, err := Output(t.Context(), Binary(t, "tidegate"), args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// NATS starts a real nats-server process with the nats.conf of a folder of certificates and returns it with its URL.
+func NATS(t testing.TB, certs string) (*Process, string) {
 	t.Helper()
 	path := os.Getenv("TIDEGATE_NATS_SERVER")
 	if path == "" {
+		home, _ := os.UserHomeDir() // without one the name is only not found
+		path = filepath.Join(home, ".cache", "tidegate", "tools", "nats-server")
 		if p, err := exec.LookPath("nats-server"); err == nil {
 			path = p
 		}
@@ -27,7 +46,7 @@ func NATS(t testing.TB) (*Process, string) {
 	Need(t, path != "" && err == nil, "a nats-server (make tools, TIDEGATE_NATS_SERVER)")
 	addr := FreeAddr(t)
 	host, port, _ := net.SplitHostPort(addr)
-	p := Start(t, path, nil, "--jetstream", "--store_dir", t.TempDir(), "--addr", host, "--port", port)
+	p := Start(t, path, nil, "--config", filepath.Join(certs, "nats.conf"), "--addr", host, "--port", port)
 	if err := Eventually(10*time.Second, func() error { return dial(addr) }); err != nil {
 		t.Fatalf("nats-server does not answer: %v", err)
 	}

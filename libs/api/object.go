@@ -394,6 +394,8 @@ type Live struct {
 	Ledger  Ledger             `json:"ledger"`
 	Panic   Panic              `json:"panic"`
 	Missing []Missing          `json:"missing" nullable:"false"`
+
+	Enforcing bool `json:"enforcing" doc:"false: rules only count what they would drop"`
 }
 
 // Identity is who a token belongs to.

@@ -36,9 +36,20 @@ var (
 // TLS names PEM files. All empty: plain text. They are read again at each connection, so a renewed
 // certificate is used from the next reconnect on.
 type TLS struct {
-	CA   string `name:"ca" help:"CA certificate (PEM) of the NATS server" env:"TIDEGATE_NATS_CA"`
-	Cert string `name:"cert" help:"client certificate (PEM) for NATS" env:"TIDEGATE_NATS_CERT"`
+	CA   string `name:"ca" help:"CA certificate (PEM) of the NATS server, if not that of the services" env:"TIDEGATE_NATS_CA"`
+	Cert string `name:"cert" help:"client certificate (PEM) for NATS, if not the service's own" env:"TIDEGATE_NATS_CERT"`
 	Key  string `name:"key" help:"key (PEM) of the client certificate" env:"TIDEGATE_NATS_KEY"`
+}
+
+// Or fills what is not named from the service's own files: its authority, and its certificate with key.
+func (f TLS) Or(ca, cert, key string) TLS {
+	if f.CA == "" {
+		f.CA = ca
+	}
+	if f.Cert == "" && f.Key == "" {
+		f.Cert, f.Key = cert, key
+	}
+	return f
 }
 
 // Config is how to reach NATS and how large the streams may get.
@@ -105,12 +116,23 @@ func Connect(ctx context.Context, t *telemetry.Telemetry, name string, cfg Confi
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { b.lost(err) }),
 		nats.ReconnectHandler(func(*nats.Conn) { b.back() }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, _ error) { t.CountError("nats_async") }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				// The server does not answer a refused request, so the caller only sees a timeout.
+				t.CountError("nats_denied")
+				t.Log.Error("NATS refuses this service a right: is the certificate another service's, or nats.conf of an older version?", "error", err)
+				return
+			}
+			t.CountError("nats_async")
+		}),
 	}
 	url := cfg.URL
 	if cfg.Embedded != nil {
-		url = cfg.Embedded.srv.ClientURL()
+		url = "nats://in-process" // never dialled; a tls scheme would ask for TLS within the process
 		opts = append(opts, nats.InProcessServer(cfg.Embedded.srv))
+		if a := cfg.Embedded.access; a != nil {
+			opts = append(opts, nats.UserInfo("in-process", a.password))
+		}
 	} else {
 		tlsOpts, err := cfg.TLS.options()
 		if err != nil {
@@ -119,6 +141,9 @@ func Connect(ctx context.Context, t *telemetry.Telemetry, name string, cfg Confi
 		opts = append(opts, tlsOpts...)
 	}
 	nc, err := nats.Connect(url, opts...)
+	if errors.Is(err, nats.ErrSecureConnWanted) {
+		return nil, fmt.Errorf("connect to NATS at %s: %w: the server speaks plain text: start it with the nats.conf of `tidegate certs`, or everything with --insecure", redact(url), ErrUnavailable)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w (%w): check NATS_URL and that the server runs", redact(url), ErrUnavailable, err)
 	}
@@ -220,6 +245,7 @@ func (f TLS) options() ([]nats.Option, error) {
 	if (f.Cert == "") != (f.Key == "") {
 		return nil, errors.New("NATS TLS: give both the certificate and its key, or neither")
 	}
+	identity := ""
 	var certs func() (tls.Certificate, error)
 	if f.Cert != "" {
 		certs = func() (tls.Certificate, error) {
@@ -228,6 +254,13 @@ func (f TLS) options() ([]nats.Option, error) {
 				return c, fmt.Errorf("NATS client certificate: %w", err)
 			}
 			return c, nil
+		}
+		pair, err := certs() // a mistake in the files is told at the start
+		if err != nil {
+			return nil, err
+		}
+		if pair.Leaf != nil {
+			identity = pair.Leaf.Subject.CommonName
 		}
 	}
 	var roots func() (*x509.CertPool, error)
@@ -244,7 +277,11 @@ func (f TLS) options() ([]nats.Option, error) {
 			return pool, nil
 		}
 	}
-	return []nats.Option{nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}), nats.ClientTLSConfig(certs, roots)}, nil
+	opts := []nats.Option{nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12}), nats.ClientTLSConfig(certs, roots)}
+	if identity != "" {
+		opts = append(opts, nats.CustomInboxPrefix(inboxPrefix(identity)))
+	}
+	return opts, nil
 }
 
 // unavailable marks errors of the transport, so that callers can tell them from refusals.

@@ -18,7 +18,7 @@ import (
 
 func TestEmbeddedInProcess(t *testing.T) {
 	bustest.Run(t, func(t *testing.T) bustest.Server {
-		e, err := bus.StartEmbedded(context.Background(), t.TempDir(), "")
+		e, err := bus.StartEmbedded(context.Background(), t.TempDir(), bus.Listen{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +35,7 @@ func TestEmbeddedTCP(t *testing.T) {
 			Stop: func(*testing.T) { e.Shutdown() },
 			Start: func(t *testing.T) {
 				var err error
-				if e, err = bus.StartEmbedded(context.Background(), dir, listen); err != nil {
+				if e, err = bus.StartEmbedded(context.Background(), dir, bus.Listen{Addr: listen, Insecure: true}); err != nil {
 					t.Fatal(err)
 				}
 				listen = e.Addr()
@@ -118,7 +118,7 @@ func TestEmbeddedPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	if _, err := bus.StartEmbedded(context.Background(), t.TempDir(), l.Addr().String()); err == nil {
+	if _, err := bus.StartEmbedded(context.Background(), t.TempDir(), bus.Listen{Addr: l.Addr().String(), Insecure: true}); err == nil {
 		t.Fatal("started on a port in use")
 	}
 }

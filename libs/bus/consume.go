@@ -14,7 +14,6 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
-	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
 
 const (
@@ -50,6 +49,7 @@ type EventMsg struct {
 	Attack      *eventv1.Attack
 	Verdict     *eventv1.Verdict
 	Enforcement *eventv1.Enforcement
+	Audit       *eventv1.Audit
 	Subject     string
 	StreamSeq   uint64
 	Redelivered bool
@@ -77,81 +77,10 @@ func (b *Bus) ConsumeFlows(ctx context.Context, durable string, h func(context.C
 	}, h)
 }
 
-// ConsumeEvents does the same for attacks, verdicts and enforcement events; subjects are patterns, for example
+// ConsumeEvents does the same for attacks, verdicts, enforcement events and audits; subjects are patterns, for example
 // AllAttacks; none means all events.
 func (b *Bus) ConsumeEvents(ctx context.Context, durable string, subjects []string, h func(context.Context, []EventMsg) error) error {
 	return consume(ctx, b, StreamEvents, durable, subjects, decodeEvent, h)
-}
-
-// ConsumeEventsEphemeral hands events to h one by one in the stream's order, from now on. It returns when ctx
-// ends (nil). A slow h delays itself only. After a lost server it goes on from what is there then.
-func (b *Bus) ConsumeEventsEphemeral(ctx context.Context, subjects []string, h func(EventMsg)) error {
-	wait := retryMin
-	for ctx.Err() == nil {
-		err := b.follow(ctx, subjects, func(m EventMsg) { wait = retryMin; h(m) })
-		if ctx.Err() != nil {
-			break
-		}
-		b.t.CountError("consume_ephemeral")
-		b.recover(ctx, err)
-		sleep(ctx, wait)
-		wait = min(2*wait, retryMax)
-	}
-	return nil
-}
-
-func (b *Bus) follow(ctx context.Context, subjects []string, h func(EventMsg)) error {
-	c, err := b.js.OrderedConsumer(ctx, StreamEvents, jetstream.OrderedConsumerConfig{
-		FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverNewPolicy,
-	})
-	if err != nil {
-		return fmt.Errorf("follow events: %w", unavailable(err))
-	}
-	it, err := c.Messages()
-	if err != nil {
-		return fmt.Errorf("follow events: %w", unavailable(err))
-	}
-	defer context.AfterFunc(ctx, it.Stop)()
-	defer it.Stop()
-	for {
-		m, err := it.Next()
-		if errors.Is(err, jetstream.ErrNoHeartbeat) {
-			continue // the iterator makes its consumer again
-		}
-		if err != nil {
-			return fmt.Errorf("follow events: %w", unavailable(err))
-		}
-		ev, err := decodeEvent(m)
-		if err != nil {
-			b.bad("decode_event", m.Subject(), err)
-			continue
-		}
-		h(ev)
-	}
-}
-
-// SubscribeWindows hands live windows of all sensors to h, one at a time, until ctx ends. Windows that h is too
-// slow for are lost.
-func (b *Bus) SubscribeWindows(ctx context.Context, h func(sensor string, w *flowv1.Window)) error {
-	ch := make(chan *nats.Msg, 64)
-	sub, err := b.nc.ChanSubscribe(AllWindows, ch)
-	if err != nil {
-		return fmt.Errorf("subscribe to windows: %w", unavailable(err))
-	}
-	defer func() { _ = sub.Unsubscribe() }() // an error means that the connection is gone and the subscription with it
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case m := <-ch:
-			var w flowv1.Window
-			if err := proto.Unmarshal(m.Data, &w); err != nil {
-				b.bad("decode_window", m.Subject, err)
-				continue
-			}
-			h(strings.TrimPrefix(m.Subject, SubjectWindow), &w)
-		}
-	}
 }
 
 func decodeEvent(m jetstream.Msg) (EventMsg, error) {
@@ -178,6 +107,9 @@ func parseEvent(subject string, data []byte) (EventMsg, error) {
 	case strings.HasPrefix(out.Subject, SubjectEnforcement):
 		out.Enforcement = &eventv1.Enforcement{}
 		into = out.Enforcement
+	case strings.HasPrefix(out.Subject, SubjectAudit):
+		out.Audit = &eventv1.Audit{}
+		into = out.Audit
 	default:
 		return out, fmt.Errorf("unknown subject %q", out.Subject)
 	}

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,15 +15,26 @@ import (
 
 // Embedded is a NATS server inside this process, with JetStream on files.
 type Embedded struct {
-	srv *server.Server
+	srv    *server.Server
+	access *access // nil: whoever reaches the server has all rights
+}
+
+// Listen is where the embedded server takes other processes.
+type Listen struct {
+	Addr string // "address:port"; empty: none but this process can connect
+	// TLS is the server's certificate and the authority of its clients: all three files. Each client then has the
+	// rights of its certificate's common name (Permissions).
+	TLS TLS
+	// Insecure listens in plain text and gives everybody all rights; TLS must be empty.
+	Insecure bool
 }
 
 const embeddedStart = 15 * time.Second // opening large streams after a hard stop takes seconds
 
-// StartEmbedded starts a server that stores under dir, which belongs to one server at a time. listen is the
-// "address:port" for other processes, in plain text without authentication, so use loopback; empty: none but this
-// process can connect. The server installs no signal handlers; ctx bounds the start only, Shutdown ends it.
-func StartEmbedded(ctx context.Context, dir, listen string) (*Embedded, error) {
+// StartEmbedded starts a server that stores under dir, which belongs to one server at a time. Connections inside the
+// process have all rights, those of others what listen says. The server installs no signal handlers; ctx bounds the
+// start only, Shutdown ends it.
+func StartEmbedded(ctx context.Context, dir string, listen Listen) (*Embedded, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("embedded NATS: data directory: %w", err)
 	}
@@ -30,19 +42,31 @@ func StartEmbedded(ctx context.Context, dir, listen string) (*Embedded, error) {
 		ServerName: "tidegate", JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, DontListen: true,
 		DisableJetStreamBanner: true, MaxPayload: 1 << 20, // as a separate server: a program runs the same on both
 	}
-	if listen != "" {
-		host, port, err := net.SplitHostPort(listen)
+	e := &Embedded{}
+	if listen.Addr != "" {
+		if listen.Insecure == (listen.TLS != TLS{}) {
+			return nil, errors.New("embedded NATS: to listen it needs either certificates or the word that plain text is wanted (--insecure)")
+		}
+		if !listen.Insecure {
+			var err error
+			if opts.TLSConfig, err = listen.TLS.serverConfig(); err != nil {
+				return nil, err
+			}
+			e.access = newAccess()
+			opts.TLS, opts.TLSVerify, opts.TLSTimeout, opts.CustomClientAuthentication = true, true, 5, e.access
+		}
+		host, port, err := net.SplitHostPort(listen.Addr)
 		if err != nil {
-			return nil, fmt.Errorf("embedded NATS: listen address %q: %w", listen, err)
+			return nil, fmt.Errorf("embedded NATS: listen address %q: %w", listen.Addr, err)
 		}
 		n, err := strconv.Atoi(port)
 		if err != nil || n < 0 || n > 65535 {
-			return nil, fmt.Errorf("embedded NATS: listen address %q: port is not a number up to 65535", listen)
+			return nil, fmt.Errorf("embedded NATS: listen address %q: port is not a number up to 65535", listen.Addr)
 		}
 		// The server exits the process when it cannot listen; ask first.
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen.Addr)
 		if err != nil {
-			return nil, fmt.Errorf("embedded NATS: cannot listen on %s, another program may use it: %w", listen, err)
+			return nil, fmt.Errorf("embedded NATS: cannot listen on %s, another program may use it: %w", listen.Addr, err)
 		}
 		if bound, ok := l.Addr().(*net.TCPAddr); ok {
 			n = bound.Port // chosen by the kernel when 0 was asked for
@@ -68,7 +92,8 @@ func StartEmbedded(ctx context.Context, dir, listen string) (*Embedded, error) {
 		srv.Shutdown()
 		return nil, fmt.Errorf("embedded NATS: JetStream cannot use %s", dir)
 	}
-	return &Embedded{srv: srv}, nil
+	e.srv = srv
+	return e, nil
 }
 
 // Addr is the address others connect to, empty when the server does not listen.

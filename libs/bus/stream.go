@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -18,8 +19,9 @@ const (
 	nodeTTL            = 30 * time.Second
 )
 
-// EnsureStreams creates what is missing of the streams and buckets and sets the limits that the configuration
-// names; a limit of 0 leaves an existing one. It may be called by every service at every start.
+// EnsureStreams creates what is missing of the streams and buckets, adds the subjects that a stream of an older
+// version lacks, and sets the limits that the configuration names; a limit of 0 leaves an existing one. It may be
+// called by every service at every start.
 func (b *Bus) EnsureStreams(ctx context.Context) error {
 	err := b.ensure(ctx)
 	b.mu.Lock()
@@ -43,8 +45,8 @@ func (b *Bus) ensure(ctx context.Context) error {
 			MaxBytes: flows, Duplicates: duplicateFlows, Replicas: 1,
 		}, b.cfg.FlowsMaxBytes},
 		{jetstream.StreamConfig{
-			Name: StreamEvents, Description: "attacks, verdicts and enforcement events, never discarded before every durable consumer has them",
-			Subjects: []string{AllAttacks, AllVerdicts, AllEnforcements},
+			Name: StreamEvents, Description: "attacks, verdicts, enforcement events and audits, never discarded before every durable consumer has them",
+			Subjects: []string{AllAttacks, AllVerdicts, AllEnforcements, AllAudits},
 			Storage:  jetstream.FileStorage, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew,
 			MaxBytes: eventsBytes, Duplicates: duplicateEvents, Replicas: 1,
 		}, b.cfg.EventsMaxBytes},
@@ -55,7 +57,9 @@ func (b *Bus) ensure(ctx context.Context) error {
 	}
 	for _, k := range []jetstream.KeyValueConfig{
 		{Bucket: BucketRules, Description: "desired state: one leased rule a key", History: 1, Storage: jetstream.FileStorage},
+		{Bucket: BucketControl, Description: "states of the whole mesh: panic", History: 1, Storage: jetstream.FileStorage},
 		{Bucket: BucketNodes, Description: "heartbeats", History: 1, TTL: nodeTTL, Storage: jetstream.FileStorage},
+		{Bucket: BucketRequests, Description: "answers to requests with an Idempotency-Key", History: 1, TTL: requestTTL, Storage: jetstream.FileStorage},
 	} {
 		if err := b.ensureBucket(ctx, k); err != nil {
 			return fmt.Errorf("bucket %s: %w", k.Bucket, unavailable(err))
@@ -88,6 +92,11 @@ func (b *Bus) ensureStream(ctx context.Context, def jetstream.StreamConfig, maxB
 	}
 	if b.cfg.Replicas > 0 && c.Replicas != b.cfg.Replicas {
 		c.Replicas, changed = b.cfg.Replicas, true
+	}
+	for _, subject := range def.Subjects {
+		if !slices.Contains(c.Subjects, subject) { // what a newer version added stays
+			c.Subjects, changed = append(c.Subjects, subject), true
+		}
 	}
 	if !changed {
 		return nil

@@ -19,6 +19,7 @@ const (
 	SubjectAttack      = "tg.v1.attack."
 	SubjectVerdict     = "tg.v1.verdict."
 	SubjectEnforcement = "tg.v1.enforcement."
+	SubjectAudit       = "tg.v1.audit." // the gateway follows
 	SubjectWindow      = "tg.v1.window."
 )
 
@@ -27,6 +28,7 @@ const (
 	AllAttacks      = SubjectAttack + ">"
 	AllVerdicts     = SubjectVerdict + ">"
 	AllEnforcements = SubjectEnforcement + ">"
+	AllAudits       = SubjectAudit + ">"
 	AllWindows      = SubjectWindow + ">"
 )
 

@@ -56,7 +56,7 @@ func Balance(services []*statusv1.ServiceStatus) Sheet {
 	terms := map[string]uint64{}
 	for _, s := range services {
 		for k, v := range s.GetLedger().GetTerms() {
-			terms[s.GetService()+"."+k] = v
+			terms[s.GetService()+"."+k] += v // of all instances
 		}
 	}
 	var o Sheet

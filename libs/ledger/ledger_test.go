@@ -57,3 +57,15 @@ tidegate_ledger_difference 1
 		t.Error(err)
 	}
 }
+
+func TestInstancesAddUp(t *testing.T) {
+	one := func(received, accounted uint64) *statusv1.ServiceStatus {
+		return &statusv1.ServiceStatus{Service: "ingest", Ledger: &statusv1.Ledger{Terms: map[string]uint64{
+			"received": received, "accounted": accounted, "undecodable": 1,
+		}}}
+	}
+	s := Balance([]*statusv1.ServiceStatus{one(10, 9), one(20, 18)})
+	if len(s.Stages) != 1 || s.Stages[0].In != 30 || s.Stages[0].Out["accounted"] != 27 || s.Difference != 1 {
+		t.Errorf("two sensors give %+v", s)
+	}
+}

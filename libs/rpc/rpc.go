@@ -28,24 +28,38 @@ const MaxMessage = 4 << 20
 // drainTime bounds the graceful end of a server; calls that still run then are cut.
 const drainTime = 5 * time.Second
 
-// NewServer makes a server with the health service registered and, when the TLS files are set, TLS. The health service
-// answers SERVING for "" at once; services set their own status on it. Errors tell which TLS file is at fault.
+// NewServer makes a server with the health service registered and, when the TLS files are set, TLS. With an authority
+// each call is checked against the table of callers. The health service answers SERVING for "" at once; services set
+// their own status on it. Errors tell which TLS file is at fault.
 func NewServer(t *telemetry.Telemetry, files TLS) (*grpc.Server, *health.Server, error) {
 	t.ErrorCounter("grpc_panic") // shown as 0 from the start, so that an alert has something to compare with
 	m, err := newMetrics(t)
 	if err != nil {
 		return nil, nil, err
 	}
+	unary := []grpc.UnaryServerInterceptor{m.unaryServer}
+	streams := []grpc.StreamServerInterceptor{m.streamServer}
+	if files.CA != "" {
+		t.ErrorCounter(denied)
+		unary, streams = append(unary, authorizeUnary(t)), append(streams, authorizeStream(t))
+	}
 	options := []grpc.ServerOption{
 		grpc.StatsHandler(otelgrpc.NewServerHandler(tracing(t)...)),
-		grpc.ChainUnaryInterceptor(m.unaryServer, recoverUnary(t)),
-		grpc.ChainStreamInterceptor(m.streamServer, recoverStream(t)),
+		grpc.ChainUnaryInterceptor(append(unary, recoverUnary(t))...),
+		grpc.ChainStreamInterceptor(append(streams, recoverStream(t))...),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}
-	if files != (TLS{}) {
+	plain, err := files.plain()
+	if err != nil {
+		return nil, nil, err
+	}
+	if files.Insecure {
+		t.Log.Warn("--insecure: everything this service says and hears crosses the network in plain text, and anybody may call it")
+	}
+	if !plain {
 		creds, err := serverCredentials(t, files)
 		if err != nil {
 			return nil, nil, err
@@ -106,11 +120,14 @@ func ServeListener(ctx context.Context, srv *grpc.Server, status *health.Server,
 
 // Dial prepares a connection; it is established, and established again, in the background. addr is host:port or a
 // gRPC target. With TLS files the server's certificate must be valid for host and signed by CA, or by the system's
-// roots when CA is empty. The caller closes the connection.
+// roots when CA is empty; with a Server name it must also be that identity's. The caller closes the connection.
 func Dial(t *telemetry.Telemetry, addr string, files TLS) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
-	if files != (TLS{}) {
-		var err error
+	plain, err := files.plain()
+	if err != nil {
+		return nil, err
+	}
+	if !plain {
 		if creds, err = clientCredentials(t, files); err != nil {
 			return nil, err
 		}

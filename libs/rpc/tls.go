@@ -13,18 +13,80 @@ import (
 
 	"google.golang.org/grpc/credentials"
 
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 )
 
-// TLS names PEM files. All empty means plain text.
+// TLS names the certificates of a service. The zero value is plain text, for tests and in-memory servers. Of a
+// command line it must pass Resolve first.
 //
 // A server needs Cert and Key; with CA it demands a client certificate signed by CA (mutual TLS). A client needs CA
 // to verify a server of a private authority, and Cert and Key when the server demands them. The files are read
 // again at the first handshake after any of them has changed; connections that exist live on. TLS 1.2 is the least.
 type TLS struct {
-	CA   string `name:"tls-ca" help:"PEM file of the certificate authority that signs the peers."`
-	Cert string `name:"tls-cert" help:"PEM file of the own certificate, chain included."`
-	Key  string `name:"tls-key" help:"PEM file of the own private key."`
+	Dir      string `name:"tls-dir" placeholder:"DIR" env:"TIDEGATE_TLS_DIR" help:"Folder of the certificates that tidegate certs makes: ca.pem, SERVICE.pem, SERVICE-key.pem (default: /etc/tidegate/certs)."`
+	CA       string `name:"tls-ca" placeholder:"FILE" help:"PEM file of the certificate authority that signs the peers, instead of the folder's."`
+	Cert     string `name:"tls-cert" placeholder:"FILE" help:"PEM file of the own certificate, chain included, instead of the folder's."`
+	Key      string `name:"tls-key" placeholder:"FILE" help:"PEM file of the own private key, instead of the folder's."`
+	Insecure bool   `name:"insecure" env:"TIDEGATE_INSECURE" help:"Plain text instead of mutual TLS, to the other services and to NATS."`
+
+	// Server is the identity that a client expects of the server's certificate; empty: any that is valid for the host.
+	// The all-in-one stands for every service.
+	Server string `kong:"-" yaml:"-"`
+}
+
+// Resolve names the files of a service: those given, the rest from the folder. With Insecure no files are named and
+// none may be. An error says which file is missing and what to do.
+func (f TLS) Resolve(service string) (TLS, error) {
+	named := f.CA != "" || f.Cert != "" || f.Key != ""
+	if f.Insecure {
+		if named {
+			return f, errors.New("--insecure and --tls-ca, --tls-cert or --tls-key exclude each other")
+		}
+		f.Dir = ""
+		return f, nil
+	}
+	if (f.Cert == "") != (f.Key == "") {
+		return f, errors.New("--tls-cert and --tls-key belong together: give both or none")
+	}
+	dir := f.Dir
+	if dir == "" {
+		dir = pki.DefaultDir
+	}
+	f.Dir = ""
+	files := pki.FilesOf(dir, service)
+	if f.CA == "" {
+		f.CA = files.CA
+	}
+	if f.Cert == "" {
+		f.Cert, f.Key = files.Cert, files.Key
+	}
+	for _, path := range []string{f.CA, f.Cert, f.Key} {
+		file, err := os.Open(path) //nolint:gosec // the operator's file
+		if err != nil {
+			return f, fmt.Errorf("no certificate for %s (%w): run `tidegate certs --dir %s`, or start with --insecure for plain text", service, err, dir)
+		}
+		_ = file.Close() // it was only opened for the error
+	}
+	return f, nil
+}
+
+// Expect is for a connection to that service alone: another identity's server is refused.
+func (f TLS) Expect(service string) TLS {
+	f.Server = service
+	return f
+}
+
+// plain tells whether no files are named. A command line's TLS that was not resolved is an error rather than
+// plain text by accident.
+func (f TLS) plain() (bool, error) {
+	if f.CA != "" || f.Cert != "" || f.Key != "" {
+		return false, nil
+	}
+	if f.Dir != "" && !f.Insecure {
+		return false, errors.New("TLS: a folder is named but its files are not: this is a mistake of the program (Resolve was not called)")
+	}
+	return true, nil
 }
 
 // nextProtos is what gRPC requires both sides to negotiate by ALPN.
@@ -176,6 +238,14 @@ type reloading struct {
 func (r *reloading) fresh() credentials.TransportCredentials {
 	id := r.store.current()
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: nextProtos, ServerName: r.name, RootCAs: id.pool}
+	if want := r.store.files.Server; want != "" {
+		cfg.VerifyConnection = func(s tls.ConnectionState) error {
+			if got := s.PeerCertificates[0].Subject.CommonName; got != want && got != pki.Tidegate {
+				return fmt.Errorf("TLS: the server's certificate is of %q, expected %s", got, want)
+			}
+			return nil
+		}
+	}
 	if id.cert != nil {
 		cfg.Certificates = []tls.Certificate{*id.cert}
 	}

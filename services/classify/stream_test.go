@@ -294,7 +294,7 @@ func TestStreamWaits(t *testing.T) {
 // TestRealBus publishes through an embedded JetStream and reads it back.
 func TestRealBus(t *testing.T) {
 	ctx := t.Context()
-	embedded, err := bus.StartEmbedded(ctx, t.TempDir(), "")
+	embedded, err := bus.StartEmbedded(ctx, t.TempDir(), bus.Listen{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,3 +5,131 @@
 // its page inside, it shares the protobuf contracts with the services it asks, and it fans out the events of a
 // packet mesh to hundreds of clients at the rate at which they are made.
 package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/auth"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/edge"
+)
+
+// Config is what the gateway can be told. The tags are for kong; DefaultConfig has the same defaults.
+type Config struct {
+	Listen    string `name:"listen" default:"127.0.0.1:8080" help:"Address of HTTPS."`
+	HTTPSCert string `name:"https-cert" placeholder:"FILE" help:"PEM file of the HTTPS certificate, chain included (default: gateway.pem of the certificates' folder)."`
+	HTTPSKey  string `name:"https-key" placeholder:"FILE" help:"PEM file of its private key (default: gateway-key.pem there)."`
+
+	Tokens auth.Config `embed:""`
+	Edge   edge.Config `embed:""`
+}
+
+// DefaultConfig listens on loopback. HTTPSCert and HTTPSKey have to be set.
+func DefaultConfig() Config {
+	return Config{Listen: "127.0.0.1:8080", Tokens: auth.DefaultConfig(), Edge: edge.DefaultConfig()}
+}
+
+// Validate reports the first setting that cannot work. It opens no file and no connection.
+func (c Config) Validate() error {
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("listen address %q: use host:port (%w)", c.Listen, err)
+	}
+	if (c.HTTPSCert == "") != (c.HTTPSKey == "") {
+		return errors.New("--https-cert and --https-key belong together: give both or none")
+	}
+	if err := c.Tokens.Validate(); err != nil {
+		return err
+	}
+	return c.Edge.Validate()
+}
+
+// Bus is what the gateway needs of the message bus; *bus.Bus has it.
+type Bus interface {
+	PublishAudit(ctx context.Context, entry *eventv1.Audit) error
+	Ready() error
+}
+
+// Deps are what the gateway works with.
+type Deps struct {
+	Telemetry *telemetry.Telemetry
+	Bus       Bus
+}
+
+// Service is one instance of the gateway. Make it with New; Run works once.
+type Service struct {
+	cfg   Config
+	t     *telemetry.Telemetry
+	auth  *auth.Authenticator
+	chain *edge.Chain
+	bound chan net.Addr // the address once, when it is bound
+
+	api  http.Handler // of /api/; nil: not found
+	page http.Handler // of everything else
+}
+
+// New checks cfg, loads the HTTPS certificate, registers metrics and readiness, and does not listen. A key set that
+// cannot be read yet is no error: requests with a token are answered 503 until it is there.
+func New(cfg Config, deps Deps) (*Service, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if deps.Telemetry == nil || deps.Bus == nil {
+		return nil, errors.New("the gateway needs telemetry and a bus")
+	}
+	s := &Service{cfg: cfg, t: deps.Telemetry, bound: make(chan net.Addr, 1)}
+	var err error
+	if s.auth, err = auth.New(context.Background(), cfg.Tokens, s.t, deps.Bus); err != nil {
+		return nil, err
+	}
+	if s.chain, err = edge.New(cfg.Edge, s.t, s.auth, http.HandlerFunc(s.route)); err != nil {
+		return nil, err
+	}
+	if err := s.chain.UseCertificate(cfg.HTTPSCert, cfg.HTTPSKey); err != nil {
+		return nil, err
+	}
+	s.t.Check("key set", s.auth.Ready)
+	s.t.Check("certificate", s.chain.Ready)
+	s.t.Check("bus", deps.Bus.Ready)
+	return s, nil
+}
+
+// route is no http.ServeMux: that one answers some paths by a redirect to another.
+func (s *Service) route(w http.ResponseWriter, r *http.Request) {
+	h := s.page
+	if strings.HasPrefix(r.URL.Path, "/api/") {
+		h = s.api
+	}
+	if h == nil {
+		h = http.HandlerFunc(notFound)
+	}
+	h.ServeHTTP(w, r)
+}
+
+// Run serves until ctx ends, then ends event streams and lets running requests finish, within 10 s.
+func (s *Service) Run(ctx context.Context) error {
+	ln, err := edge.Listen(ctx, s.cfg.Listen)
+	if err != nil {
+		return err
+	}
+	s.bound <- ln.Addr()
+	s.t.Log.Info("the gateway serves HTTPS", "address", ln.Addr().String())
+	run, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		_ = s.auth.Run(run) // it ends with its context only
+	}()
+	err = s.chain.Serve(run, ln)
+	cancel()
+	wg.Wait()
+	return err
+}

@@ -26,6 +26,7 @@ const (
 	pageBytes = 3 << 20
 	// verdictRows bounds what one page of verdicts reads: each carries several KiB of evidence.
 	verdictRows = 1000
+	auditRows   = 1000 // likewise: each carries the object before and after
 	maxText     = 512
 	// A count of rows stays good for this many times as long as it took, so that asking for the status
 	// often costs a large database no more than a tenth of one reader.
@@ -197,20 +198,10 @@ func (s *Service) ListFlows(ctx context.Context, r *queryv1.ListFlowsRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	q := sqlstore.FlowQuery{App: r.GetApp(), Host: r.GetHost(), Limit: limit + 1}
-	if q.Range, err = rangeOf(r.GetRange()); err != nil {
+	q := sqlstore.FlowQuery{Limit: limit + 1}
+	if q.FlowFilter, err = filterOf(r); err != nil {
 		return nil, err
 	}
-	if q.Prefix, err = prefixOf(r.GetPrefix()); err != nil {
-		return nil, err
-	}
-	if err := checkText(map[string]string{"app": r.GetApp(), "host": r.GetHost()}); err != nil {
-		return nil, err
-	}
-	if r.GetPort() > 65535 {
-		return nil, invalid("port %d: use 1 to 65535, or 0 for every port", r.GetPort())
-	}
-	q.Port = uint16(r.GetPort())
 	tokens := newTokens("flows", r)
 	if q.After, err = tokens.read(r.GetPageToken()); err != nil {
 		return nil, err
@@ -234,13 +225,19 @@ func (s *Service) ListFlows(ctx context.Context, r *queryv1.ListFlowsRequest) (*
 	return out, nil
 }
 
-// ListAttacks lists the newest revision of each attack that was under way in the range, the latest begun first.
+// ListAttacks lists the newest revision of each attack that was under way in the range, the latest begun first; with
+// all_revisions the revisions of one attack that were made in the range.
 func (s *Service) ListAttacks(ctx context.Context, r *queryv1.ListAttacksRequest) (*queryv1.ListAttacksResponse, error) {
 	limit, err := limitOf(r.GetLimit(), defaultLimit)
 	if err != nil {
 		return nil, err
 	}
-	q := sqlstore.AttackQuery{Type: r.GetType(), ID: r.GetId(), ActiveOnly: r.GetActiveOnly(), Limit: limit + 1}
+	if r.GetAllRevisions() && r.GetId() == "" {
+		return nil, invalid("all_revisions needs id: revisions are listed of one attack")
+	}
+	q := sqlstore.AttackQuery{
+		Type: r.GetType(), ID: r.GetId(), ActiveOnly: r.GetActiveOnly(), AllRevisions: r.GetAllRevisions(), Limit: limit + 1,
+	}
 	if q.Range, err = rangeOf(r.GetRange()); err != nil {
 		return nil, err
 	}
@@ -261,8 +258,11 @@ func (s *Service) ListAttacks(ctx context.Context, r *queryv1.ListAttacksRequest
 		return nil, s.failed(ctx, err)
 	}
 	out := &queryv1.ListAttacksResponse{}
-	out.Attacks, out.NextPageToken, err = page(rows, limit, attackEvent,
-		func(a *sqlstore.Attack) sqlstore.Cursor { return sqlstore.Cursor{TS: a.FirstNs, ID: a.ID} }, tokens.write)
+	cursor := func(a *sqlstore.Attack) sqlstore.Cursor { return sqlstore.Cursor{TS: a.FirstNs, ID: a.ID} }
+	if q.AllRevisions {
+		cursor = func(a *sqlstore.Attack) sqlstore.Cursor { return sqlstore.Cursor{TS: a.TS, ID: a.ID, Rev: a.Revision} }
+	}
+	out.Attacks, out.NextPageToken, err = page(rows, limit, attackEvent, cursor, tokens.write)
 	if err != nil {
 		return nil, status.Error(codes.DataLoss, err.Error())
 	}
@@ -341,31 +341,39 @@ func (s *Service) ListEnforcements(ctx context.Context, r *queryv1.ListEnforceme
 	return out, nil
 }
 
-// Top lists the keys with the most bytes.
-func (s *Service) Top(ctx context.Context, r *queryv1.TopRequest) (*queryv1.TopResponse, error) {
-	limit, err := limitOf(r.GetLimit(), defaultTop)
+// ListAudit lists the newest revision of each change that a user asked for. A page may be shorter than its limit.
+func (s *Service) ListAudit(ctx context.Context, r *queryv1.ListAuditRequest) (*queryv1.ListAuditResponse, error) {
+	limit, err := limitOf(r.GetLimit(), defaultLimit)
 	if err != nil {
 		return nil, err
 	}
-	span, err := rangeOf(r.GetRange())
-	if err != nil {
+	limit = min(limit, auditRows)
+	q := sqlstore.AuditQuery{Actor: r.GetActor(), Action: r.GetAction(), Target: r.GetTarget(), Limit: limit + 1}
+	if q.Range, err = rangeOf(r.GetRange()); err != nil {
 		return nil, err
 	}
-	if !sqlstore.TopBy(r.GetBy()) {
-		return nil, invalid("by %q: use src, dst, app, host or port", r.GetBy())
+	if err := checkText(map[string]string{"actor": r.GetActor(), "action": r.GetAction(), "target": r.GetTarget()}); err != nil {
+		return nil, err
+	}
+	tokens := newTokens("audit", r)
+	if q.After, err = tokens.read(r.GetPageToken()); err != nil {
+		return nil, err
 	}
 	ctx, cancel, st, err := s.open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer cancel()
-	rows, err := st.Top(ctx, span, r.GetBy(), limit)
+	rows, err := st.Audits(ctx, q)
 	if err != nil {
 		return nil, s.failed(ctx, err)
 	}
-	out := &queryv1.TopResponse{}
-	for _, t := range rows {
-		out.Rows = append(out.Rows, &queryv1.TopRow{Key: t.Key, Flows: unsigned(t.Flows), Packets: unsigned(t.Packets), Bytes: unsigned(t.Bytes)})
+	out := &queryv1.ListAuditResponse{}
+	out.Entries, out.NextPageToken, err = page(rows, limit,
+		func(a *sqlstore.Audit) (*eventv1.Audit, error) { return auditEvent(a), nil },
+		func(a *sqlstore.Audit) sqlstore.Cursor { return sqlstore.Cursor{TS: a.TS, ID: a.ID} }, tokens.write)
+	if err != nil {
+		return nil, status.Error(codes.DataLoss, err.Error())
 	}
 	return out, nil
 }

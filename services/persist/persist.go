@@ -1,5 +1,5 @@
-// Package persist stores what the mesh publishes, flow records, attacks, verdicts and enforcement events, in
-// an SQL database, and answers queries about them.
+// Package persist stores what the mesh publishes, flow records, attacks, verdicts, enforcement events and the
+// audit of changes, in an SQL database, and answers queries about them.
 //
 // REST and CRUD are in Go in this project only with a reason. Persist's: it deploys as one static binary with
 // every database driver inside, it shares the protobuf contracts and the bus with the packet path instead of
@@ -33,7 +33,7 @@ type Config struct {
 	DatabaseURL    string        `name:"database-url" env:"DATABASE_URL" help:"postgres:// URL, or path or file: URL of an SQLite file (default persist.db in the data directory)."`
 	DataDir        string        `name:"data-dir" env:"TIDEGATE_PERSIST_DATA_DIR" default:"/var/lib/tidegate" help:"Directory of the SQLite file."`
 	FlowRetention  time.Duration `name:"flow-retention" env:"TIDEGATE_PERSIST_FLOW_RETENTION" default:"168h" help:"How long flows are kept; negative: for ever."`
-	EventRetention time.Duration `name:"event-retention" env:"TIDEGATE_PERSIST_EVENT_RETENTION" default:"2160h" help:"How long attacks, verdicts and enforcement events are kept; negative: for ever."`
+	EventRetention time.Duration `name:"event-retention" env:"TIDEGATE_PERSIST_EVENT_RETENTION" default:"2160h" help:"How long attacks, verdicts, enforcement events and audits are kept; negative: for ever."`
 	MaxBytes       int64         `name:"max-bytes" env:"TIDEGATE_PERSIST_MAX_BYTES" default:"0" help:"Size cap of the tables in bytes, oldest flows go first; 0: 2 GiB (SQLite) or 50 GiB (PostgreSQL), negative: none."`
 	QueryTimeout   time.Duration `name:"query-timeout" env:"TIDEGATE_PERSIST_QUERY_TIMEOUT" default:"30s" help:"Longest time of one query."`
 }
@@ -196,7 +196,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	start("store flows", func(ctx context.Context) error { return s.bus.ConsumeFlows(ctx, durable, s.storeFlows) })
 	start("store events", func(ctx context.Context) error {
-		return s.bus.ConsumeEvents(ctx, durable, []string{bus.AllAttacks, bus.AllVerdicts, bus.AllEnforcements}, s.storeEvents)
+		return s.bus.ConsumeEvents(ctx, durable, []string{bus.AllAttacks, bus.AllVerdicts, bus.AllEnforcements, bus.AllAudits}, s.storeEvents)
 	})
 	start("maintain", s.maintain)
 	start("watch the backlog", s.watchBacklog)

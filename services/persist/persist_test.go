@@ -2,7 +2,6 @@ package persist
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,12 +12,9 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	sdktrace "go.opentelemetry.io/otel/sdk/trace"
-	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
-	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
@@ -59,162 +55,6 @@ func TestConfigProblems(t *testing.T) {
 			t.Errorf("%v, want an error with %q", err, want)
 		}
 	}
-}
-
-// rig is a service on a real bus, asked over gRPC.
-type rig struct {
-	t      *testing.T
-	nats   *bus.Embedded
-	bus    *bus.Bus // the publishers'
-	cfg    Config
-	tel    *telemetry.Telemetry
-	svc    *Service
-	client queryv1.QueryServiceClient
-	stop   func()
-	spans  *tracetest.InMemoryExporter
-}
-
-func newRig(t *testing.T, cfg Config) *rig {
-	t.Helper()
-	ctx := context.Background()
-	e, err := bus.StartEmbedded(ctx, t.TempDir(), "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(e.Shutdown)
-	b, err := bus.Connect(ctx, telemetry.Discard("publisher"), "publisher", bus.Config{Embedded: e})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = b.Close() })
-	if err := b.EnsureStreams(ctx); err != nil {
-		t.Fatal(err)
-	}
-	r := &rig{t: t, nats: e, bus: b, cfg: cfg}
-	r.start()
-	return r
-}
-
-// start runs a new instance of the service; stop, or the test's end, ends it.
-func (r *rig) start() {
-	r.t.Helper()
-	r.tel = telemetry.Discard("persist")
-	r.spans = tracetest.NewInMemoryExporter()
-	tp := sdktrace.NewTracerProvider(sdktrace.WithSyncer(r.spans))
-	r.tel.Tracer = tp.Tracer("test")
-	srv, _, err := rpc.NewServer(r.tel, rpc.TLS{})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	b, err := bus.Connect(context.Background(), r.tel, "persist", bus.Config{Embedded: r.nats})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	if r.svc, err = New(r.cfg, Deps{Telemetry: r.tel, Registrar: srv, Bus: b}); err != nil {
-		r.t.Fatal(err)
-	}
-	dial, serve := rpc.InMemory(srv)
-	conn, err := dial(r.tel)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.client = queryv1.NewQueryServiceClient(conn)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 2)
-	go func() { done <- r.svc.Run(ctx) }()
-	go func() { done <- serve(ctx) }()
-	stopped := false
-	r.stop = func() {
-		if stopped {
-			return
-		}
-		stopped = true
-		_ = conn.Close()
-		cancel()
-		for range 2 {
-			select {
-			case err := <-done:
-				if err != nil {
-					r.t.Errorf("Run: %v", err)
-				}
-			case <-time.After(15 * time.Second):
-				r.t.Fatal("the service did not stop")
-			}
-		}
-		_ = b.Close()
-	}
-	r.t.Cleanup(r.stop)
-}
-
-func (r *rig) status() *queryv1.StatusResponse {
-	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	st, err := r.client.Status(ctx, &queryv1.StatusRequest{})
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return st
-}
-
-// until waits for a ledger term or another condition of the status.
-func (r *rig) until(what string, f func(*queryv1.StatusResponse) bool) *queryv1.StatusResponse {
-	r.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(30 * time.Millisecond) {
-		st := r.status()
-		if f(st) {
-			return st
-		}
-		if time.Now().After(deadline) {
-			r.t.Fatalf("waited for %s: %v", what, st)
-		}
-	}
-}
-
-func ledger(st *queryv1.StatusResponse) map[string]uint64 {
-	return st.GetStatus().GetLedger().GetTerms()
-}
-
-var begin = time.Now().Add(-time.Hour).UnixNano()
-
-// publish sends n messages of records each, numbered from first on.
-func (r *rig) publish(first, n, records int) {
-	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	for i := first; i < first+n; i++ {
-		m := &eventv1.FlowRecords{Sensor: "edge-1", Epoch: 42, Batch: uint64(i)}
-		for j := range records {
-			m.Records = append(m.Records, record(i, j))
-		}
-		if err := r.bus.PublishFlows(ctx, m); err != nil {
-			r.t.Fatal(err)
-		}
-	}
-}
-
-func record(i, j int) *eventv1.FlowRecord {
-	ts := begin + int64(i)*1e6 + int64(j)
-	src := [16]byte{10: 0xff, 11: 0xff, 12: 10, 13: 1, 14: byte(i), 15: byte(j)}
-	dst := [16]byte{10: 0xff, 11: 0xff, 12: 192, 13: 0, 14: 2, 15: 1}
-	return &eventv1.FlowRecord{
-		Id: fmt.Sprintf("edge-1/42/%d/%d", i*1000+j, 0), SrcIp: src[:], DstIp: dst[:], SrcPort: 40000, DstPort: 443, Protocol: 6,
-		FirstNs: ts, LastNs: ts + 1e9, PacketsFwd: 10, PacketsRev: 9, BytesFwd: 1000, BytesRev: 9000, TcpFlagsFwd: 0x1b,
-		TcpFlagsRev: 0x1b, EndReason: 3, App: "tls", Host: "example.org", Alpn: "h2",
-	}
-}
-
-func eachDatabase(t *testing.T, f func(t *testing.T, cfg Config)) {
-	t.Run("sqlite", func(t *testing.T) {
-		cfg := DefaultConfig()
-		cfg.DBType, cfg.DataDir = "sqlite", t.TempDir()
-		f(t, cfg)
-	})
-	t.Run("postgresql", func(t *testing.T) {
-		cfg := DefaultConfig()
-		cfg.DBType, cfg.DatabaseURL = "postgresql", pgtest.Start(t).URL
-		f(t, cfg)
-	})
 }
 
 func TestFromBusToQuery(t *testing.T) {
@@ -263,8 +103,24 @@ func TestFromBusToQuery(t *testing.T) {
 			t.Fatal(err)
 		}
 
+		audits := []*eventv1.Audit{
+			{Id: "c-1", Revision: 1, TimeNs: begin + 4e8, Actor: "ann", Role: "operator", Remote: "192.0.2.9", Action: "rule.add", Target: "r-2",
+				Outcome: eventv1.AuditOutcome_AUDIT_OUTCOME_REQUESTED, RequestId: "q-1", Gateway: "gw-1"},
+			{Id: "c-1", Revision: 2, TimeNs: begin + 5e8, Actor: "ann", Role: "operator", Remote: "192.0.2.9", Action: "rule.add", Target: "r-2",
+				Outcome: eventv1.AuditOutcome_AUDIT_OUTCOME_DONE, RequestId: "q-1", Gateway: "gw-1", After: `{"id": "r-2",  "action":"drop"}`, TraceId: attack.TraceId},
+			{Id: "c-2", Revision: 1, TimeNs: begin + 6e8, Actor: "b\x00b", Role: "admin", Action: "panic.on", Outcome: eventv1.AuditOutcome_AUDIT_OUTCOME_FAILED,
+				Before: "no JSON\x00", Detail: "NATS is away", Gateway: "gw-2"},
+		}
+		for _, a := range audits {
+			for range 2 { // as a gateway does that did not hear the acknowledgement
+				if err := r.bus.PublishAudit(ctx, a); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+
 		st := r.until("everything stored", func(st *queryv1.StatusResponse) bool {
-			return ledger(st)["records_committed"] == 1001 && ledger(st)["events_committed"] == 5 && ledger(st)["pending"] == 0 && ledger(st)["events_pending"] == 0
+			return ledger(st)["records_committed"] == 1001 && ledger(st)["events_committed"] == 8 && ledger(st)["pending"] == 0 && ledger(st)["events_pending"] == 0
 		})
 		for term, want := range map[string]uint64{"committed": 21, "duplicate": 0, "rejected": 0, "discarded": 0, "records_rejected": 2, "records_duplicate": 0,
 			"events_duplicate": 0, "events_rejected": 0, "events_discarded": 0} {
@@ -273,10 +129,10 @@ func TestFromBusToQuery(t *testing.T) {
 			}
 		}
 		st = r.until("the counts", func(st *queryv1.StatusResponse) bool { return st.GetRows()["flows"] == 1001 })
-		if !st.GetStatus().GetReady() || st.GetSizeBytes() == 0 || st.GetDatabase() == "" || st.GetRows()["flows"] != 1001 || st.GetRows()["attacks"] != 3 {
+		if !st.GetStatus().GetReady() || st.GetSizeBytes() == 0 || st.GetDatabase() == "" || st.GetRows()["flows"] != 1001 || st.GetRows()["attacks"] != 3 || st.GetRows()["audit"] != 3 {
 			t.Errorf("status: %v", st)
 		}
-		for table, want := range map[string]float64{"flows": 1001, "attacks": 3, "verdicts": 1, "enforcements": 1} {
+		for table, want := range map[string]float64{"flows": 1001, "attacks": 3, "verdicts": 1, "enforcements": 1, "audit": 3} {
 			if got := testutil.ToFloat64(r.svc.metrics.rows.WithLabelValues(table)); got != want {
 				t.Errorf("rows_total{%s} = %g, want %g", table, got, want)
 			}
@@ -298,6 +154,38 @@ func TestFromBusToQuery(t *testing.T) {
 		}
 		if d := cmp.Diff([]*eventv1.Attack{attack}, attacks.GetAttacks(), protocmp.Transform()); d != "" {
 			t.Errorf("attacks (-want +got):\n%s", d)
+		}
+		for token, rev := "", uint32(3); ; rev-- {
+			page, err := r.client.ListAttacks(ctx, &queryv1.ListAttacksRequest{Id: attack.Id, AllRevisions: true, Limit: 1, PageToken: token})
+			if err != nil || len(page.GetAttacks()) != 1 || page.GetAttacks()[0].GetRevision() != rev || page.GetAttacks()[0].GetState() != eventv1.AttackState(rev) {
+				t.Fatalf("revision %d: %v, %v", rev, page, err)
+			}
+			if token = page.GetNextPageToken(); (token == "") != (rev == 1) {
+				t.Fatalf("page token %q after revision %d", token, rev)
+			}
+			if token == "" {
+				break
+			}
+		}
+		entries, err := r.client.ListAudit(ctx, &queryv1.ListAuditRequest{Limit: 1})
+		if err != nil || entries.GetNextPageToken() == "" {
+			t.Fatalf("audit: %v, %v", entries, err)
+		}
+		audits[2].Actor, audits[2].Before = "b\uFFFDb", `"no JSON\u0000"`
+		if d := cmp.Diff(audits[2:], entries.GetEntries(), protocmp.Transform()); d != "" {
+			t.Errorf("audit (-want +got):\n%s", d)
+		}
+		entries, err = r.client.ListAudit(ctx, &queryv1.ListAuditRequest{Limit: 1, PageToken: entries.GetNextPageToken()})
+		if err != nil || entries.GetNextPageToken() != "" {
+			t.Fatalf("audit, second page: %v, %v", entries, err)
+		}
+		if d := cmp.Diff(audits[1:2], entries.GetEntries(), protocmp.Transform()); d != "" {
+			t.Errorf("audit, second page (-want +got):\n%s", d)
+		}
+		for _, q := range []*queryv1.ListAuditRequest{{Actor: "ann"}, {Action: "rule.add"}, {Target: "r-2"}, {Range: &queryv1.TimeRange{ToNs: begin + 6e8}}} {
+			if entries, err := r.client.ListAudit(ctx, q); err != nil || len(entries.GetEntries()) != 1 || entries.GetEntries()[0].GetId() != "c-1" {
+				t.Errorf("audit of %v: %v, %v", q, entries, err)
+			}
 		}
 		verdicts, err := r.client.ListVerdicts(ctx, &queryv1.ListVerdictsRequest{AttackId: attack.Id})
 		if err != nil {
@@ -326,6 +214,37 @@ func TestFromBusToQuery(t *testing.T) {
 		top, err := r.client.Top(ctx, &queryv1.TopRequest{By: "dst"})
 		if err != nil || len(top.GetRows()) != 1 || top.GetRows()[0].GetKey() != "192.0.2.1" || top.GetRows()[0].GetFlows() != 1001 || top.GetRows()[0].GetBytes() != 10_010_000 {
 			t.Errorf("top: %v, %v", top, err)
+		}
+		if top, err = r.client.Top(ctx, &queryv1.TopRequest{By: "src", Prefix: "10.1.7.0/24", App: "tls", Host: "example.org", Port: 443, Limit: 100}); err != nil || len(top.GetRows()) != 50 {
+			t.Errorf("top of a prefix: %v, %v", top, err)
+		}
+		series, err := r.client.TimeSeries(ctx, &queryv1.TimeSeriesRequest{Range: &queryv1.TimeRange{FromNs: begin, ToNs: begin + 100e9}, By: "app", Host: "example.org"})
+		if err != nil || series.GetStepNs() != 1e9 || len(series.GetSeries()) != 1 || series.GetSeries()[0].GetKey() != "tls" {
+			t.Fatalf("time series: %v, %v", series, err)
+		}
+		total := uint64(0)
+		for _, p := range series.GetSeries()[0].GetPoints() {
+			total += p.GetFlows()
+			if p.GetStartNs()%1e9 != 0 || p.GetPackets() != 19*p.GetFlows() || p.GetBytes() != 10_000*p.GetFlows() {
+				t.Errorf("point %v", p)
+			}
+		}
+		if total != 1000 {
+			t.Errorf("%d flows in the time series, want 1000", total)
+		}
+		https := uint32(443)
+		tcp := uint32(6)
+		match := &policyv1.Match{Dst: "192.0.2.0/24", Protocol: &tcp, DstPort: &https}
+		matching, err := r.client.CountMatching(ctx, &queryv1.CountMatchingRequest{Range: &queryv1.TimeRange{FromNs: begin}, Match: match})
+		want := &queryv1.CountMatchingResponse{Flows: 1001, Packets: 10_010, Bytes: 1_001_000,
+			Apps: []*queryv1.TopRow{{Key: "tls", Flows: 1001, Packets: 10_010, Bytes: 1_001_000}}}
+		if d := cmp.Diff(want, matching, protocmp.Transform()); d != "" || err != nil {
+			t.Errorf("matching: %v (-want +got):\n%s", err, d)
+		}
+		match.Fragment, want.Approximate = &fragment, true
+		matching, err = r.client.CountMatching(ctx, &queryv1.CountMatchingRequest{Range: &queryv1.TimeRange{FromNs: begin}, Match: match})
+		if d := cmp.Diff(want, matching, protocmp.Transform()); d != "" || err != nil {
+			t.Errorf("matching whole packets: %v (-want +got):\n%s", err, d)
 		}
 		seen := map[string]bool{}
 		for token := ""; ; {

@@ -1,6 +1,7 @@
 package persist
 
 import (
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -97,6 +98,7 @@ const (
 	attackPrefix      = "ATTACK_STATE_"
 	enforcementPrefix = "ENFORCEMENT_STATE_"
 	actionPrefix      = "ACTION_"
+	outcomePrefix     = "AUDIT_OUTCOME_"
 )
 
 // firstTime is the first time that is set.
@@ -221,5 +223,42 @@ func enforcementEvent(e *sqlstore.Enforcement) *eventv1.Enforcement {
 		Reason: e.Reason, Detail: e.Detail, TimeNs: e.TS, ApplyNs: e.ApplyNs, FirstDropNs: e.FirstDropNs,
 		TimeToFirstDropNs: e.TimeToFirstDropNs, Packets: unsigned(e.Packets), Bytes: unsigned(e.Bytes), Shadow: e.Shadow,
 		Action: policyv1.Action(number(actionPrefix, e.Action, policyv1.Action_value)), TraceId: e.TraceID,
+	}
+}
+
+// auditRow cannot fail on what the user sent: what was done goes on record.
+func auditRow(a *eventv1.Audit) (sqlstore.Audit, error) {
+	before, err := object(a.GetBefore())
+	if err != nil {
+		return sqlstore.Audit{}, fmt.Errorf("object before the change: %w", err)
+	}
+	after, err := object(a.GetAfter())
+	if err != nil {
+		return sqlstore.Audit{}, fmt.Errorf("object after the change: %w", err)
+	}
+	return sqlstore.Audit{
+		TS: a.GetTimeNs(), ID: text(a.GetId()), Revision: a.GetRevision(), Actor: text(a.GetActor()), Role: text(a.GetRole()),
+		Remote: text(a.GetRemote()), Action: text(a.GetAction()), Target: text(a.GetTarget()),
+		Outcome: name(outcomePrefix, a.GetOutcome()), Before: before, After: after, Detail: text(a.GetDetail()),
+		RequestID: text(a.GetRequestId()), TraceID: text(a.GetTraceId()), Gateway: text(a.GetGateway()),
+	}, nil
+}
+
+// object makes JSON a column; what is no JSON is kept as a JSON string.
+func object(s string) (sql.NullString, error) {
+	if s == "" || json.Valid([]byte(s)) {
+		return sql.NullString{String: s, Valid: s != ""}, nil
+	}
+	b, err := json.Marshal(s)
+	return sql.NullString{String: string(b), Valid: true}, err
+}
+
+func auditEvent(a *sqlstore.Audit) *eventv1.Audit {
+	return &eventv1.Audit{
+		Id: a.ID, Revision: a.Revision, TimeNs: a.TS, Actor: a.Actor, Role: a.Role, Remote: a.Remote, Action: a.Action,
+		Target:  a.Target,
+		Outcome: eventv1.AuditOutcome(number(outcomePrefix, a.Outcome, eventv1.AuditOutcome_value)),
+		Before:  a.Before.String, After: a.After.String, Detail: a.Detail, RequestId: a.RequestID, TraceId: a.TraceID,
+		Gateway: a.Gateway,
 	}
 }

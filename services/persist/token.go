@@ -35,9 +35,13 @@ func newTokens(kind string, request proto.Message) tokens {
 	return tokens{h.Sum64()}
 }
 
+// tokenHead is what precedes the id: digest, time and revision.
+const tokenHead = 8 + 8 + 4
+
 func (t tokens) write(c sqlstore.Cursor) string {
 	b := binary.BigEndian.AppendUint64(nil, t.digest)
 	b = binary.BigEndian.AppendUint64(b, uint64(c.TS)) //nolint:gosec // read back the same way
+	b = binary.BigEndian.AppendUint32(b, c.Rev)
 	return base64.RawURLEncoding.EncodeToString(append(b, c.ID...))
 }
 
@@ -46,11 +50,14 @@ func (t tokens) read(s string) (sqlstore.Cursor, error) {
 		return sqlstore.Cursor{}, nil
 	}
 	b, err := base64.RawURLEncoding.DecodeString(s)
-	if err != nil || len(b) <= 16 || len(b) > 16+maxText*4 || !utf8.Valid(b[16:]) || bytes.IndexByte(b[16:], 0) >= 0 {
+	if err != nil || len(b) <= tokenHead || len(b) > tokenHead+maxText*4 || !utf8.Valid(b[tokenHead:]) || bytes.IndexByte(b[tokenHead:], 0) >= 0 {
 		return sqlstore.Cursor{}, invalid("page_token is damaged: use next_page_token of the page before as it is")
 	}
 	if binary.BigEndian.Uint64(b) != t.digest {
 		return sqlstore.Cursor{}, invalid("page_token belongs to a listing with other filters: keep the filters while paging")
 	}
-	return sqlstore.Cursor{TS: int64(binary.BigEndian.Uint64(b[8:])), ID: string(b[16:])}, nil //nolint:gosec // as written
+	return sqlstore.Cursor{
+		TS:  int64(binary.BigEndian.Uint64(b[8:])), //nolint:gosec // as written
+		Rev: binary.BigEndian.Uint32(b[16:]), ID: string(b[tokenHead:]),
+	}, nil
 }

@@ -13,7 +13,7 @@ import (
 // FuzzToken reads page tokens as strangers send them: a token is read as it was written, or refused.
 func FuzzToken(f *testing.F) {
 	t := newTokens("flows", &queryv1.ListFlowsRequest{App: "tls"})
-	f.Add(t.write(sqlstore.Cursor{TS: 1, ID: "a/1/2/3"}))
+	f.Add(t.write(sqlstore.Cursor{TS: 1, ID: "a/1/2/3", Rev: 7}))
 	f.Add(t.write(sqlstore.Cursor{TS: -1, ID: "\xff\x00"}))
 	f.Add("")
 	f.Add("AAAAAAAAAAAAAAAAAAAAAAAAAAAA")

@@ -256,7 +256,7 @@ func (s *Service) storeFlows(ctx context.Context, msgs []bus.FlowMsg) error {
 	return flush()
 }
 
-// storeEvents is the handler of attacks, verdicts and enforcement events.
+// storeEvents is the handler of attacks, verdicts, enforcement events and audits.
 func (s *Service) storeEvents(ctx context.Context, msgs []bus.EventMsg) error {
 	w := s.events
 	c := &chunk{}
@@ -295,6 +295,14 @@ func (s *Service) storeEvents(ctx context.Context, msgs []bus.EventMsg) error {
 				c.batch.Enforcements = append(c.batch.Enforcements, row)
 				if m.Traceparent != "" {
 					c.spans = append(c.spans, s.span(parent, sqlstore.Enforcements, m.StreamSeq))
+				}
+			}
+		case m.Audit != nil:
+			var row sqlstore.Audit
+			if row, err = auditRow(m.Audit); err == nil {
+				c.batch.Audits = append(c.batch.Audits, row)
+				if m.Traceparent != "" {
+					c.spans = append(c.spans, s.span(parent, sqlstore.Audits, m.StreamSeq))
 				}
 			}
 		}

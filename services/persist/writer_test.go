@@ -17,6 +17,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
 	"github.com/tidegate-mesh/tidegate/services/persist/internal/sqlstore"
 )
@@ -148,6 +149,38 @@ func TestStopWhileDatabaseIsDown(t *testing.T) {
 	}
 }
 
+// window is a range of some seconds.
+func window(seconds int64) *queryv1.TimeRange {
+	return &queryv1.TimeRange{FromNs: 1_800_000_000e9, ToNs: 1_800_000_000e9 + seconds*1e9}
+}
+
+func TestStepChosen(t *testing.T) {
+	day := int64(24 * 3600)
+	for seconds, want := range map[int64]time.Duration{
+		1: time.Second, 300: time.Second, 301: 5 * time.Second, 1500: 5 * time.Second, 3000: 10 * time.Second, 3600: 30 * time.Second,
+		9001: time.Minute, day: 5 * time.Minute, 2 * day: 15 * time.Minute, 7 * day: time.Hour, 30 * day: 6 * time.Hour,
+		90 * day: 24 * time.Hour, 400 * day: 48 * time.Hour, 20 * 365 * day: 32 * 24 * time.Hour,
+	} {
+		w := window(seconds)
+		r := sqlstore.Range{From: w.GetFromNs(), To: w.GetToNs()}
+		step, err := stepOf(0, r, 1)
+		if err != nil || step != int64(want) || buckets(r, step) > 300 {
+			t.Errorf("%d s: step %s, %d buckets (%v), want %s", seconds, time.Duration(step), buckets(r, step), err, want)
+		}
+	}
+	if step, err := stepOf(0, sqlstore.Range{From: 1, To: math.MaxInt64}, 100); err != nil || buckets(sqlstore.Range{From: 1, To: math.MaxInt64}, step) > 300 {
+		t.Errorf("all of time: step %d, %v", step, err)
+	}
+}
+
+// TestLargestSeries: the longest answer fits a message.
+func TestLargestSeries(t *testing.T) {
+	p := &queryv1.Point{StartNs: math.MaxInt64, Flows: math.MaxInt64, Packets: math.MaxInt64, Bytes: math.MaxInt64}
+	if n := maxPoints * (proto.Size(p) + 2); n > 4<<20 {
+		t.Errorf("%d points take up to %d bytes", maxPoints, n)
+	}
+}
+
 func TestInvalidRequests(t *testing.T) {
 	s := stored(t, &fakeBus{first: 1})
 	ctx := context.Background()
@@ -174,6 +207,52 @@ func TestInvalidRequests(t *testing.T) {
 			return err
 		},
 		"by \"colour\"": func() error { _, err := s.Top(ctx, &queryv1.TopRequest{By: "colour"}); return err },
+		"port 70000":    func() error { _, err := s.Top(ctx, &queryv1.TopRequest{By: "app", Port: 70000}); return err },
+		"all_revisions needs id": func() error {
+			_, err := s.ListAttacks(ctx, &queryv1.ListAttacksRequest{AllRevisions: true})
+			return err
+		},
+		"actor contains": func() error { _, err := s.ListAudit(ctx, &queryv1.ListAuditRequest{Actor: "\x00"}); return err },
+		"from_ns is required": func() error {
+			_, err := s.TimeSeries(ctx, &queryv1.TimeSeriesRequest{Range: &queryv1.TimeRange{ToNs: 5}})
+			return err
+		},
+		"in the future": func() error {
+			_, err := s.TimeSeries(ctx, &queryv1.TimeSeriesRequest{Range: &queryv1.TimeRange{FromNs: math.MaxInt64}})
+			return err
+		},
+		"by \"dst\"": func() error {
+			_, err := s.TimeSeries(ctx, &queryv1.TimeSeriesRequest{Range: window(1), By: "dst"})
+			return err
+		},
+		"at least one second": func() error {
+			_, err := s.TimeSeries(ctx, &queryv1.TimeSeriesRequest{Range: window(1), StepNs: -1})
+			return err
+		},
+		"gives 10001 buckets": func() error {
+			_, err := s.TimeSeries(ctx, &queryv1.TimeSeriesRequest{Range: window(10_001), StepNs: 1e9})
+			return err
+		},
+		"more than 50000 points": func() error {
+			_, err := s.TimeSeries(ctx, &queryv1.TimeSeriesRequest{Range: window(10_000), StepNs: 1e9, By: "app", Limit: 6})
+			return err
+		},
+		"at most 100 series": func() error {
+			_, err := s.TimeSeries(ctx, &queryv1.TimeSeriesRequest{Range: window(1), By: "app", Limit: 101})
+			return err
+		},
+		"match is missing": func() error {
+			_, err := s.CountMatching(ctx, &queryv1.CountMatchingRequest{Range: window(1)})
+			return err
+		},
+		"a port needs protocol": func() error {
+			_, err := s.CountMatching(ctx, &queryv1.CountMatchingRequest{Range: window(1), Match: &policyv1.Match{SrcPort: new(uint32)}})
+			return err
+		},
+		"neither an address nor a prefix": func() error {
+			_, err := s.CountMatching(ctx, &queryv1.CountMatchingRequest{Range: window(1), Match: &policyv1.Match{Src: "x"}})
+			return err
+		},
 		"other filters": func() error {
 			_, err := s.ListFlows(ctx, &queryv1.ListFlowsRequest{App: "dns", PageToken: good})
 			return err
@@ -243,6 +322,15 @@ func TestNames(t *testing.T) {
 		}
 		if got := enforcementEvent(&row).GetState(); got != e.GetState() {
 			t.Errorf("%v became %v", e.GetState(), got)
+		}
+	}
+	for _, v := range []eventv1.AuditOutcome{0, 1, 2, 3, 4, 77} {
+		row, err := auditRow(&eventv1.Audit{Id: "x", Outcome: v})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := auditEvent(&row).GetOutcome(); got != v {
+			t.Errorf("%v became %v", v, got)
 		}
 	}
 	for _, v := range []eventv1.AttackState{1, 2, 3, 77} {

@@ -49,7 +49,11 @@ func (r *remote) call(addr, service string, f func(ctx context.Context, c *grpc.
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	conn, err := rpc.Dial(telemetry.Discard("tidegate"), addr, r.TLS)
+	files, err := operatorCerts(r.TLS)
+	if err != nil {
+		return config.Usagef("%w", err)
+	}
+	conn, err := rpc.Dial(telemetry.Discard("tidegate"), addr, files)
 	if err != nil {
 		return err
 	}

@@ -97,7 +97,11 @@ func (c *demoCmd) Run() (err error) {
 		}
 		defer func() { _ = os.RemoveAll(data) }()
 	}
-	s, err := newStack(ctx, c.stackConfig([]string{link.PortA, link.PortB}, link.BPFFS, loadgen.VictimAddr.String(), data))
+	certs, err := localCerts(data, c.Listen)
+	if err != nil {
+		return err
+	}
+	s, err := newStack(ctx, c.stackConfig([]string{link.PortA, link.PortB}, link.BPFFS, loadgen.VictimAddr.String(), data, certs))
 	if err != nil {
 		return err
 	}

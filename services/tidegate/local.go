@@ -3,13 +3,15 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	"github.com/tidegate-mesh/tidegate/services/tidegate/internal/doctor"
-	"github.com/tidegate-mesh/tidegate/services/tidegate/internal/pki"
 )
 
 type certsCmd struct {
@@ -17,6 +19,9 @@ type certsCmd struct {
 	Hosts []string `name:"host" help:"further host name or address that the services are reached by; repeat or separate by commas"`
 	Renew bool     `help:"make the services' certificates anew though they are valid"`
 	JSON  bool     `help:"print one JSON object a line"`
+
+	NATSDir   string `name:"nats-dir" help:"the folder as a NATS server elsewhere sees it, for nats.conf (default: --dir)"`
+	NATSStore string `name:"nats-store" help:"folder of that server's messages" default:"/var/lib/nats"`
 }
 
 func (c *certsCmd) Run() error {
@@ -34,7 +39,32 @@ func (c *certsCmd) Run() error {
 		}
 		fmt.Printf("%s %s (expires %s)\n", what, m.File, m.Expires.Format(time.DateOnly))
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return c.writeNATSConf()
+}
+
+// writeNATSConf writes the configuration of a separate nats-server beside the certificates.
+func (c *certsCmd) writeNATSConf() error {
+	dir := c.NATSDir
+	if dir == "" {
+		var err error
+		if dir, err = filepath.Abs(c.Dir); err != nil {
+			return fmt.Errorf("certificate folder: %w", err)
+		}
+	}
+	if !filepath.IsAbs(dir) || !filepath.IsAbs(c.NATSStore) {
+		return config.Usagef("--nats-dir and --nats-store must be absolute: nats-server reads relative paths from where it is started")
+	}
+	file := filepath.Join(c.Dir, "nats.conf")
+	if err := pki.WriteFile(file, []byte(bus.ServerConf(dir, c.NATSStore)), 0o644); err != nil {
+		return err
+	}
+	if !c.JSON {
+		fmt.Printf("made %s (nats-server -c %s)\n", file, file)
+	}
+	return nil
 }
 
 type doctorCmd struct {

@@ -3,12 +3,15 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/services/classify"
@@ -53,6 +56,9 @@ func (c *runCmd) Run() error {
 	ctx, stop := lifecycle.SignalContext()
 	defer stop()
 	c.Telemetry.Service = "tidegate"
+	if err := c.secure(); err != nil {
+		return err
+	}
 	s, err := newStack(ctx, c.stackConfig())
 	if err != nil {
 		return err
@@ -65,6 +71,60 @@ func (c *runCmd) Run() error {
 	return s.Run(ctx)
 }
 
+// secure names the certificates. Where no folder and no file is named it makes them, in the data folder.
+func (c *runCmd) secure() (err error) {
+	if !c.TLS.Insecure && c.TLS.Dir == "" && c.TLS.CA == "" && c.TLS.Cert == "" && c.TLS.Key == "" {
+		c.TLS, err = localCerts(c.Data, c.Listen, c.NATSListen)
+		return err
+	}
+	if c.TLS, err = c.TLS.Resolve(pki.Tidegate); err != nil {
+		return config.Usagef("%w", err)
+	}
+	return nil
+}
+
+// localCerts makes the authority and the certificates of a machine that has none, in the data folder, good for the
+// hosts of the addresses.
+func localCerts(data string, addrs ...string) (rpc.TLS, error) {
+	if err := ensureDir(data); err != nil {
+		return rpc.TLS{}, err
+	}
+	dir := filepath.Join(data, "certs")
+	if _, err := pki.Ensure(dir, listenHosts(addrs...), false); err != nil {
+		return rpc.TLS{}, err
+	}
+	return rpc.TLS{Dir: dir}.Resolve(pki.Tidegate)
+}
+
+// operatorCerts are the command line's: where no folder is named and the usual one is not there, those that
+// tidegate run made in its usual data folder.
+func operatorCerts(files rpc.TLS) (rpc.TLS, error) {
+	if files == (rpc.TLS{}) {
+		made := filepath.Join(defaultData, "certs")
+		_, missing := os.Stat(pki.FilesOf(pki.DefaultDir, pki.Tidegate).Cert)
+		if _, err := os.Stat(pki.FilesOf(made, pki.Tidegate).Cert); err == nil && missing != nil {
+			files.Dir = made
+		}
+	}
+	return files.Resolve(pki.Tidegate)
+}
+
+// defaultData is the default of --data.
+const defaultData = "/var/lib/tidegate"
+
+// listenHosts are the hosts of addresses that clients may name; not those that mean every address.
+func listenHosts(addrs ...string) []string {
+	var hosts []string
+	for _, a := range addrs {
+		host, _, err := net.SplitHostPort(a)
+		if ip := net.ParseIP(host); err != nil || host == "" || (ip != nil && ip.IsUnspecified()) {
+			continue
+		}
+		hosts = append(hosts, host)
+	}
+	return hosts
+}
+
 func (c *runCmd) stackConfig() stackConfig {
 	s := stackConfig{
 		data: c.Data, listen: c.Listen, natsListen: c.NATSListen, tls: c.TLS, telemetry: c.Telemetry,
@@ -73,7 +133,7 @@ func (c *runCmd) stackConfig() stackConfig {
 	if c.NATSURL != "" {
 		s.bus = bus.DefaultConfig()
 		s.bus.URL = c.NATSURL
-		s.bus.TLS = bus.TLS{CA: c.TLS.CA, Cert: c.TLS.Cert, Key: c.TLS.Key}
+		s.bus.TLS = bus.TLS{}.Or(c.TLS.CA, c.TLS.Cert, c.TLS.Key)
 	}
 	s.ingest.Ifaces, s.ingest.Mode, s.ingest.BPFFS = c.Iface, c.Mode, c.BPFFS
 	s.enforce.Ifaces, s.enforce.Enforce, s.enforce.BPFFS = c.Iface, c.Enforce, c.BPFFS
@@ -85,9 +145,9 @@ func (c *runCmd) stackConfig() stackConfig {
 }
 
 // stackConfig is the demo's: everything on the link, enforcing, nothing kept.
-func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string) stackConfig {
+func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string, tls rpc.TLS) stackConfig {
 	s := stackConfig{
-		data: data, listen: c.Listen, telemetry: telemetry.DefaultConfig("tidegate"),
+		data: data, listen: c.Listen, tls: tls, telemetry: telemetry.DefaultConfig("tidegate"),
 		ingest: ingest.DefaultConfig(), classify: classify.DefaultConfig(), enforce: enforce.DefaultConfig(), persist: persist.DefaultConfig(),
 	}
 	s.telemetry.MetricsListen, s.telemetry.LogLevel, s.telemetry.LogFormat = c.Metrics, "error", "text"

@@ -64,7 +64,9 @@ func newStack(ctx context.Context, c stackConfig) (_ *stack, err error) {
 		}
 	}()
 	if c.bus.URL == "" {
-		server, err := bus.StartEmbedded(ctx, filepath.Join(c.data, "nats"), c.natsListen)
+		server, err := bus.StartEmbedded(ctx, filepath.Join(c.data, "nats"), bus.Listen{
+			Addr: c.natsListen, TLS: bus.TLS{}.Or(c.tls.CA, c.tls.Cert, c.tls.Key), Insecure: c.tls.Insecure,
+		})
 		if err != nil {
 			return nil, err
 		}

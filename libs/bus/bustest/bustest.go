@@ -31,8 +31,9 @@ func Run(t *testing.T, start func(t *testing.T) Server) {
 		f    func(t *testing.T, s Server)
 	}{
 		{"streams", streams}, {"flows once", flowsOnce}, {"handler error", handlerError}, {"malformed", malformed},
-		{"events", events}, {"ephemeral", ephemeral}, {"too large", tooLarge}, {"event stream full", full},
-		{"rules", rules}, {"watch", watch}, {"nodes", nodes}, {"windows", windows}, {"interrupted server", interrupted},
+		{"events", events}, {"older stream", olderStream}, {"ephemeral", ephemeral}, {"follow", follow}, {"follow gap", followGap},
+		{"follow interrupted", followInterrupted}, {"too large", tooLarge}, {"event stream full", full},
+		{"rules", rules}, {"watch", watch}, {"control", control}, {"bad control", badControl}, {"nodes", nodes}, {"windows", windows}, {"interrupted server", interrupted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // most of the time is waiting
@@ -42,7 +43,7 @@ func Run(t *testing.T, start func(t *testing.T) Server) {
 }
 
 // Wait polls until ok holds, at most 10 s.
-func Wait(t *testing.T, what string, ok func() bool) {
+func Wait(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -52,7 +53,7 @@ func Wait(t *testing.T, what string, ok func() bool) {
 }
 
 // Open connects, sets the streams up and closes with the test.
-func Open(t *testing.T, cfg bus.Config) *bus.Bus {
+func Open(t testing.TB, cfg bus.Config) *bus.Bus {
 	t.Helper()
 	b, err := bus.Connect(context.Background(), telemetry.Discard("bustest"), t.Name(), cfg)
 	if err != nil {
@@ -221,6 +222,8 @@ func events(t *testing.T, s Server) {
 			b.PublishAttack(ctx, &eventv1.Attack{Id: "a1", Revision: 2, Sensor: "edge 1", Type: "syn_flood"}),
 			b.PublishVerdict(ctx, v),
 			b.PublishEnforcement(ctx, &eventv1.Enforcement{Id: "e1", Node: "n", RuleId: "r"}),
+			b.PublishAudit(ctx, &eventv1.Audit{Id: "c1", Revision: 1, Gateway: "gw.1", Outcome: eventv1.AuditOutcome_AUDIT_OUTCOME_REQUESTED}),
+			b.PublishAudit(ctx, &eventv1.Audit{Id: "c1", Revision: 2, Gateway: "gw.1", Outcome: eventv1.AuditOutcome_AUDIT_OUTCOME_DONE, After: `{"id": "r"}`}),
 		); err != nil {
 			t.Fatal(err)
 		}
@@ -244,9 +247,12 @@ func events(t *testing.T, s Server) {
 		}
 		return got
 	}
-	all := collect("all", 4)
+	all := collect("all", 6)
 	if all[0].Attack.GetRevision() != 1 || all[1].Attack.GetRevision() != 2 || all[2].Verdict == nil || all[3].Enforcement == nil {
 		t.Errorf("order or kind: %v", all)
+	}
+	if a := all[5].Audit; all[4].Audit.GetRevision() != 1 || a.GetRevision() != 2 || a.GetAfter() != `{"id": "r"}` || all[5].Subject != bus.SubjectAudit+"gw_1" {
+		t.Errorf("audits: %v", all[4:])
 	}
 	if id := telemetry.TraceID(all[2].Context(ctx)); id != "4bf92f3577b34da6a3ce929d0e0e4736" {
 		t.Errorf("verdict's trace id is %q", id)
@@ -255,6 +261,7 @@ func events(t *testing.T, s Server) {
 		t.Errorf("subject %q, sequence %d", all[0].Subject, all[0].StreamSeq)
 	}
 	collect("some", 3, bus.AllAttacks, bus.AllEnforcements)
+	collect("audits", 2, bus.AllAudits)
 }
 
 func ephemeral(t *testing.T, s Server) {

@@ -11,6 +11,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
@@ -38,6 +39,11 @@ func run(args []string) error {
 	if _, err := config.Parse(&c, "tidegate-classify", "Label flows, find attacks and decide what to block.", args); err != nil {
 		return err
 	}
+	var err error
+	if c.TLS, err = c.TLS.Resolve(pki.Classify); err != nil {
+		return config.Usagef("%w", err)
+	}
+	c.NATS.TLS = c.NATS.TLS.Or(c.TLS.CA, c.TLS.Cert, c.TLS.Key)
 	ctx, stop := lifecycle.SignalContext()
 	defer stop()
 	c.Telemetry.Service = "classify"

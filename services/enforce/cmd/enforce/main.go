@@ -12,6 +12,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/services/enforce"
@@ -41,6 +42,11 @@ func run(args []string) error {
 	if _, err := config.Parse(&c, "tidegate-enforce", "Apply the rules of the mesh on this machine's interfaces.", args); err != nil {
 		return err
 	}
+	var err error
+	if c.TLS, err = c.TLS.Resolve(pki.Enforce); err != nil {
+		return config.Usagef("%w", err)
+	}
+	c.NATS.TLS = c.NATS.TLS.Or(c.TLS.CA, c.TLS.Cert, c.TLS.Key)
 	ctx, stop := lifecycle.SignalContext()
 	defer stop()
 	c.Telemetry.Service = "enforce"

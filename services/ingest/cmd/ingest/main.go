@@ -11,6 +11,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
@@ -38,6 +39,10 @@ func run(args []string) error {
 	if _, err := config.Parse(&c, "tidegate-ingest", "Read every packet of the interfaces and stream flows and windows to classify.", args); err != nil {
 		return err
 	}
+	var err error
+	if c.TLS, err = c.TLS.Resolve(pki.Ingest); err != nil {
+		return config.Usagef("%w", err)
+	}
 	ctx, stop := lifecycle.SignalContext()
 	defer stop()
 	c.Telemetry.Service = "ingest"
@@ -49,7 +54,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	conn, err := rpc.Dial(t, c.Ingest.Classify, c.TLS)
+	conn, err := rpc.Dial(t, c.Ingest.Classify, c.TLS.Expect(pki.Classify))
 	if err != nil {
 		return err
 	}

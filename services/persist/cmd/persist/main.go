@@ -10,6 +10,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/services/persist"
@@ -39,6 +40,11 @@ func run(args []string) error {
 	if _, err := config.Parse(&c, "tidegate-persist", "Store flow records and events in SQL and answer queries about them.", args); err != nil {
 		return err
 	}
+	var err error
+	if c.TLS, err = c.TLS.Resolve(pki.Persist); err != nil {
+		return config.Usagef("%w", err)
+	}
+	c.NATS.TLS = c.NATS.TLS.Or(c.TLS.CA, c.TLS.Cert, c.TLS.Key)
 	ctx, stop := lifecycle.SignalContext()
 	defer stop()
 	c.Telemetry.Service = "persist"

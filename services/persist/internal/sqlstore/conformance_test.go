@@ -91,6 +91,10 @@ func TestConformance(t *testing.T) {
 		t.Run("flows", func(t *testing.T) { testFlows(t, p) })
 		t.Run("attacks", func(t *testing.T) { testAttacks(t, p) })
 		t.Run("verdicts and enforcements", func(t *testing.T) { testEvents(t, p) })
+		t.Run("audit", func(t *testing.T) { testAudit(t, p) })
+		t.Run("time series", func(t *testing.T) { testSeries(t, p) })
+		t.Run("matching", func(t *testing.T) { testMatching(t, p) })
+		t.Run("plans", func(t *testing.T) { testPlans(t, p) })
 		t.Run("rejected rows", func(t *testing.T) { testRejected(t, p) })
 		t.Run("reopen", func(t *testing.T) { testReopen(t, p) })
 		t.Run("two writers", func(t *testing.T) { testTwoWriters(t, p) })
@@ -120,7 +124,7 @@ func testFlows(t *testing.T, p place) {
 		t.Fatalf("mixed insert: %+v", got)
 	}
 
-	got, err := s.Flows(ctx, FlowQuery{Range: Range{From: v6.TS, To: v6.TS + 1}, Limit: 10})
+	got, err := s.Flows(ctx, FlowQuery{FlowFilter: FlowFilter{Range: Range{From: v6.TS, To: v6.TS + 1}}, Limit: 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +150,7 @@ func testFlows(t *testing.T, p place) {
 			}
 			seen[f.ID], last = true, f.TS
 		}
-		after = Cursor{rows[len(rows)-1].TS, rows[len(rows)-1].ID}
+		after = Cursor{TS: rows[len(rows)-1].TS, ID: rows[len(rows)-1].ID}
 	}
 	if len(seen) != 1101 {
 		t.Fatalf("pages had %d rows, want 1101", len(seen))
@@ -155,29 +159,28 @@ func testFlows(t *testing.T, p place) {
 	a0 := flows[0]
 	for _, c := range []struct {
 		name string
-		q    FlowQuery
+		q    FlowFilter
 		want int
 	}{
-		{"all", FlowQuery{}, 1101},
-		{"range", FlowQuery{Range: Range{From: a0.TS, To: flows[10].TS}}, 10},
-		{"from only", FlowQuery{Range: Range{From: flows[990].TS}}, 10 + 1 + 100},
-		{"source prefix", FlowQuery{Prefix: netip.MustParsePrefix("10.0.1.0/24")}, 256},
-		{"source address", FlowQuery{Prefix: netip.MustParsePrefix("10.0.3.1/32")}, 1},
-		{"either end", FlowQuery{Prefix: netip.MustParsePrefix("192.0.2.0/24")}, 1100},
-		{"mapped prefix", FlowQuery{Prefix: netip.MustParsePrefix("::ffff:10.0.1.0/120")}, 256},
-		{"v6 prefix", FlowQuery{Prefix: netip.MustParsePrefix("2001:db8::/32")}, 1},
-		{"all v4", FlowQuery{Prefix: netip.MustParsePrefix("0.0.0.0/0")}, 1100},
-		{"all v6", FlowQuery{Prefix: netip.MustParsePrefix("::/0")}, 1},
-		{"unmasked prefix", FlowQuery{Prefix: netip.MustParsePrefix("10.0.1.77/24")}, 256},
-		{"nothing", FlowQuery{Prefix: netip.MustParsePrefix("172.16.0.0/12")}, 0},
-		{"app", FlowQuery{App: "dns"}, 333 + 33},
-		{"host", FlowQuery{Host: "h3.example"}, 110},
-		{"destination port", FlowQuery{Port: 80}, 333 + 33},
-		{"source port", FlowQuery{Port: 1024 + 500}, 1},
-		{"together", FlowQuery{App: "tls", Host: "h0.example", Prefix: netip.MustParsePrefix("10.0.0.0/24"), Range: Range{To: flows[999].TS + 1}}, 9},
+		{"all", FlowFilter{}, 1101},
+		{"range", FlowFilter{Range: Range{From: a0.TS, To: flows[10].TS}}, 10},
+		{"from only", FlowFilter{Range: Range{From: flows[990].TS}}, 10 + 1 + 100},
+		{"source prefix", FlowFilter{Prefix: netip.MustParsePrefix("10.0.1.0/24")}, 256},
+		{"source address", FlowFilter{Prefix: netip.MustParsePrefix("10.0.3.1/32")}, 1},
+		{"either end", FlowFilter{Prefix: netip.MustParsePrefix("192.0.2.0/24")}, 1100},
+		{"mapped prefix", FlowFilter{Prefix: netip.MustParsePrefix("::ffff:10.0.1.0/120")}, 256},
+		{"v6 prefix", FlowFilter{Prefix: netip.MustParsePrefix("2001:db8::/32")}, 1},
+		{"all v4", FlowFilter{Prefix: netip.MustParsePrefix("0.0.0.0/0")}, 1100},
+		{"all v6", FlowFilter{Prefix: netip.MustParsePrefix("::/0")}, 1},
+		{"unmasked prefix", FlowFilter{Prefix: netip.MustParsePrefix("10.0.1.77/24")}, 256},
+		{"nothing", FlowFilter{Prefix: netip.MustParsePrefix("172.16.0.0/12")}, 0},
+		{"app", FlowFilter{App: "dns"}, 333 + 33},
+		{"host", FlowFilter{Host: "h3.example"}, 110},
+		{"destination port", FlowFilter{Port: 80}, 333 + 33},
+		{"source port", FlowFilter{Port: 1024 + 500}, 1},
+		{"together", FlowFilter{App: "tls", Host: "h0.example", Prefix: netip.MustParsePrefix("10.0.0.0/24"), Range: Range{To: flows[999].TS + 1}}, 9},
 	} {
-		c.q.Limit = 10_000
-		rows, err := s.Flows(ctx, c.q)
+		rows, err := s.Flows(ctx, FlowQuery{FlowFilter: c.q, Limit: 10_000})
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
@@ -187,11 +190,11 @@ func testFlows(t *testing.T, p place) {
 	}
 
 	for by, want := range map[string]TopRow{
-		"dst":  {Key: "192.0.2.7", Flows: 1100},
-		"app":  {Key: "tls", Flows: 334 + 34 + 1},
-		"port": {Key: "443", Flows: 334 + 34 + 1},
+		"dst":  {Key: "192.0.2.7", Traffic: Traffic{Flows: 1100}},
+		"app":  {Key: "tls", Traffic: Traffic{Flows: 334 + 34 + 1}},
+		"port": {Key: "443", Traffic: Traffic{Flows: 334 + 34 + 1}},
 	} {
-		rows, err := s.Top(ctx, Range{}, by, 3)
+		rows, err := s.Top(ctx, FlowFilter{}, by, 3)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -199,15 +202,23 @@ func testFlows(t *testing.T, p place) {
 			t.Errorf("top by %s: %+v, want %+v first", by, rows, want)
 		}
 	}
-	rows, err := s.Top(ctx, Range{To: flows[999].TS + 1}, "src", 2)
+	rows, err := s.Top(ctx, FlowFilter{Range: Range{To: flows[999].TS + 1}}, "src", 2)
 	if err != nil || len(rows) != 2 || rows[0].Key != "10.0.3.231" || rows[0].Bytes != 300+999+200 {
 		t.Errorf("top by src: %+v, %v", rows, err)
 	}
-	if rows, err := s.Top(ctx, Range{}, "host", 100); err != nil || len(rows) != 10 {
+	if rows, err := s.Top(ctx, FlowFilter{}, "host", 100); err != nil || len(rows) != 10 {
 		t.Errorf("top by host: %d keys (want 10, none empty), %v", len(rows), err)
 	}
-	if _, err := s.Top(ctx, Range{}, "colour", 1); err == nil {
+	if _, err := s.Top(ctx, FlowFilter{}, "colour", 1); err == nil {
 		t.Error("top by colour: no error")
+	}
+	// Top takes the filters of the listing.
+	if rows, err := s.Top(ctx, FlowFilter{Prefix: netip.MustParsePrefix("10.0.1.0/24"), Port: 80}, "app", 10); err != nil || len(rows) != 1 ||
+		rows[0].Key != "http" || rows[0].Flows != 85 {
+		t.Errorf("top by app of a prefix and a port: %+v, %v", rows, err)
+	}
+	if rows, err := s.Top(ctx, FlowFilter{App: "dns", Host: "h3.example"}, "port", 10); err != nil || len(rows) != 1 || rows[0].Key != "53" {
+		t.Errorf("top by port of an application and a host: %+v, %v", rows, err)
 	}
 }
 
@@ -244,7 +255,7 @@ func testAttacks(t *testing.T, p place) {
 		{"under way in the range", AttackQuery{Range: Range{From: at(5), To: at(15)}}, "y2 x6"},
 		{"over before the range", AttackQuery{Range: Range{From: at(7)}}, "z1 y2"},
 		{"begun after the range", AttackQuery{Range: Range{To: at(10)}}, "x6"},
-		{"next page", AttackQuery{After: Cursor{at(20), "z"}}, "y2 x6"},
+		{"next page", AttackQuery{After: Cursor{TS: at(20), ID: "z"}}, "y2 x6"},
 	} {
 		c.q.Limit = 10
 		rows, err := s.Attacks(ctx, c.q)
@@ -258,6 +269,27 @@ func testAttacks(t *testing.T, p place) {
 		if g := strings.Join(got, " "); g != c.want {
 			t.Errorf("%s: %q, want %q", c.name, g, c.want)
 		}
+	}
+	// Revisions of one attack in pages, the newest first.
+	var revisions []string
+	for after := (Cursor{}); ; {
+		rows, err := s.Attacks(ctx, AttackQuery{ID: "x", AllRevisions: true, Limit: 4, After: after})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(rows) == 0 {
+			break
+		}
+		for _, a := range rows {
+			revisions = append(revisions, fmt.Sprint(a.ID, a.Revision))
+			after = Cursor{TS: a.TS, ID: a.ID, Rev: a.Revision}
+		}
+	}
+	if g := strings.Join(revisions, " "); g != "x6 x5 x4 x3 x2 x1" {
+		t.Errorf("revisions of x: %q", g)
+	}
+	if rows, err := s.Attacks(ctx, AttackQuery{ID: "x", AllRevisions: true, Range: Range{From: at(2), To: at(4)}, Limit: 10}); err != nil || len(rows) != 2 || rows[0].Revision != 3 {
+		t.Errorf("revisions made in a range: %+v, %v", rows, err)
 	}
 	rows, err := s.Attacks(ctx, AttackQuery{ID: "z", Limit: 1})
 	if err != nil || len(rows) != 1 {
@@ -316,7 +348,7 @@ func testEvents(t *testing.T, p place) {
 				t.Fatalf("an enforcement changed: %+v, want %+v", e, want)
 			}
 		}
-		after = Cursor{es[len(es)-1].TS, es[len(es)-1].ID}
+		after = Cursor{TS: es[len(es)-1].TS, ID: es[len(es)-1].ID}
 	}
 	if len(seen) != 40 {
 		t.Fatalf("%d enforcements in pages", len(seen))

@@ -16,6 +16,7 @@ type Batch struct {
 	Attacks      []Attack
 	Verdicts     []Verdict
 	Enforcements []Enforcement
+	Audits       []Audit
 	// Stream and Seq, when Stream is set, raise the stored position of the stream.
 	Stream string
 	Seq    uint64
@@ -70,7 +71,7 @@ func (s *Store) Insert(ctx context.Context, b Batch) (Result, error) {
 	res := Result{Count: map[Table]Count{}}
 	var groups []group
 	for _, g := range []group{groupOf(Flows, b.Flows), groupOf(Attacks, b.Attacks),
-		groupOf(Verdicts, b.Verdicts), groupOf(Enforcements, b.Enforcements)} {
+		groupOf(Verdicts, b.Verdicts), groupOf(Enforcements, b.Enforcements), groupOf(Audits, b.Audits)} {
 		if len(g.rows) == 0 {
 			continue
 		}

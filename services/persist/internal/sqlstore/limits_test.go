@@ -43,7 +43,8 @@ func testRetention(t *testing.T, p place) {
 	insert(t, s, Batch{Flows: append(someFlows(12_000, now.Add(-9*24*time.Hour), "old"), someFlows(300, now.Add(-24*time.Hour), "new")...),
 		Verdicts:     []Verdict{{TS: now.Add(-31 * 24 * time.Hour).UnixNano(), ID: "old", Rules: "[]", Evidence: "{}"}, {TS: now.Add(-29 * 24 * time.Hour).UnixNano(), ID: "new", Rules: "[]", Evidence: "{}"}},
 		Enforcements: []Enforcement{{TS: now.Add(-32 * 24 * time.Hour).UnixNano(), ID: "old"}, {TS: now.Add(-29 * 24 * time.Hour).UnixNano(), ID: "new"}},
-		Attacks:      []Attack{{ID: "old", TS: now.Add(-31 * 24 * time.Hour).UnixNano(), TopSources: "[]"}, {ID: "new", TS: now.Add(-time.Hour).UnixNano(), TopSources: "[]"}}})
+		Attacks:      []Attack{{ID: "old", TS: now.Add(-31 * 24 * time.Hour).UnixNano(), TopSources: "[]"}, {ID: "new", TS: now.Add(-time.Hour).UnixNano(), TopSources: "[]"}},
+		Audits:       []Audit{{ID: "old", TS: now.Add(-31 * 24 * time.Hour).UnixNano()}, {ID: "new", TS: now.Add(-29 * 24 * time.Hour).UnixNano()}}})
 	cut := now.Add(-7 * 24 * time.Hour).UnixNano()
 	total, young := between(t, s, 0, end), between(t, s, cut, end)
 	if err := s.Maintain(context.Background()); err != nil {
@@ -59,7 +60,7 @@ func testRetention(t *testing.T, p place) {
 	if pruned.Load() != total-left || pruned.Load() < 12_000 {
 		t.Errorf("%d rows counted as pruned, %d are gone", pruned.Load(), total-left)
 	}
-	for _, table := range []Table{Verdicts, Enforcements, Attacks} {
+	for _, table := range []Table{Verdicts, Enforcements, Attacks, Audits} {
 		var ids []string
 		if err := s.d.reader().Select(&ids, fmt.Sprintf("SELECT id FROM %s WHERE id IN ('old', 'new')", table)); err != nil {
 			t.Fatal(err)
@@ -132,7 +133,7 @@ func testSizeCap(t *testing.T, p place) {
 	if gone := start + inserted - left; gone != pruned.Load()-first || gone == 0 {
 		t.Errorf("%d rows are gone, %d counted", gone, pruned.Load()-first)
 	}
-	rows, err := s.Flows(ctx, FlowQuery{Limit: 4000, Range: Range{To: now.Add(time.Hour).UnixNano()}})
+	rows, err := s.Flows(ctx, FlowQuery{FlowFilter: FlowFilter{Range: Range{To: now.Add(time.Hour).UnixNano()}}, Limit: 4000})
 	if err != nil {
 		t.Fatal(err)
 	}

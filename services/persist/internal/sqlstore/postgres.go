@@ -176,7 +176,7 @@ func (d *postgresDialect) inPrefix(column string, p netip.Prefix) (string, []any
 
 func (d *postgresDialect) size(ctx context.Context) (n int64, err error) {
 	err = d.db.GetContext(ctx, &n, `SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
-		WHERE c.oid IN ('attacks'::regclass, 'verdicts'::regclass)
+		WHERE c.oid IN ('attacks'::regclass, 'verdicts'::regclass, 'audit'::regclass)
 		OR c.oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent IN ('flows'::regclass, 'enforcements'::regclass))`)
 	if err != nil {
 		return 0, fmt.Errorf("size of the tables: %w", err)

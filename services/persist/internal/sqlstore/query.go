@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"net/netip"
 	"strings"
 )
 
@@ -20,8 +19,9 @@ func (r Range) bounds() (int64, int64) {
 
 // Cursor is the last row of a page; the next page begins after it. The zero Cursor is the beginning.
 type Cursor struct {
-	TS int64
-	ID string
+	TS  int64
+	ID  string
+	Rev uint32 // only where revisions are listed
 }
 
 // where gathers conditions and their arguments.
@@ -47,6 +47,12 @@ func (w *where) after(ts, id string, c Cursor) {
 	}
 }
 
+// newest leaves one row of each id: the one with the highest revision. as is the table's alias in the query.
+func (w *where) newest(table Table, as string) {
+	w.add(strings.ReplaceAll("NOT EXISTS (SELECT 1 FROM "+string(table)+" n WHERE n.id = @.id AND "+
+		"(n.revision > @.revision OR (n.revision = @.revision AND n.ts > @.ts)))", "@", as))
+}
+
 func (w *where) String() string {
 	if len(w.conds) == 0 {
 		return ""
@@ -61,74 +67,45 @@ func (s *Store) selectRows(ctx context.Context, dst any, what, query string, arg
 	return nil
 }
 
-// FlowQuery filters flows; zero fields match everything. Prefix and Port match either end.
-type FlowQuery struct {
-	Range  Range
-	Prefix netip.Prefix
-	App    string
-	Host   string
-	Port   uint16
-	Limit  int
-	After  Cursor
-}
-
-// Flows returns flows by time of their first packet, newest first.
-func (s *Store) Flows(ctx context.Context, q FlowQuery) ([]Flow, error) {
-	var w where
-	from, to := q.Range.bounds()
-	w.add("ts >= ? AND ts < ?", from, to)
-	w.after("ts", "id", q.After)
-	if q.Prefix.IsValid() {
-		src, a := s.d.inPrefix("src_ip", q.Prefix)
-		dst, b := s.d.inPrefix("dst_ip", q.Prefix)
-		w.add("("+src+" OR "+dst+")", append(a, b...)...)
-	}
-	w.equal("app", q.App)
-	w.equal("host", q.Host)
-	if q.Port != 0 {
-		w.add("(src_port = ? OR dst_port = ?)", int64(q.Port), int64(q.Port))
-	}
-	cols := make([]string, len(columns[Flows]))
-	for i, c := range columns[Flows] {
-		if c == "src_ip" || c == "dst_ip" {
-			c = s.d.addrText(c)
-		}
-		cols[i] = c
-	}
-	var out []Flow
-	err := s.selectRows(ctx, &out, "flows", "SELECT "+strings.Join(cols, ", ")+" FROM flows"+w.String()+
-		" ORDER BY ts DESC, id DESC LIMIT ?", append(w.args, q.Limit))
-	return out, err
-}
-
 // AttackQuery filters attacks; zero fields match everything. An attack is in the range when any of its time
-// is: it began before the end and was not over before the beginning.
+// is: it began before the end and was not over before the beginning. A revision is in it when it was made then.
 type AttackQuery struct {
 	Range      Range
 	Type       string
 	ID         string
 	ActiveOnly bool
-	Limit      int
-	After      Cursor // TS is the attack's FirstNs
+	// AllRevisions selects the revisions of the attack ID instead of the newest of each attack.
+	AllRevisions bool
+	Limit        int
+	After        Cursor // TS is the attack's FirstNs; with AllRevisions the revision's TS, and Rev its number
 }
 
-// Attacks returns the newest revision of each attack, the latest begun first.
+// Attacks returns the newest revision of each attack, the latest begun first, or all revisions of one, the newest
+// first.
 func (s *Store) Attacks(ctx context.Context, q AttackQuery) ([]Attack, error) {
 	var w where
 	from, to := q.Range.bounds()
-	w.add("first_ns < ?", to)
-	w.add("(state <> ? OR ts >= ?)", StateEnded, from)
-	w.after("first_ns", "id", q.After)
 	w.equal("type", q.Type)
 	w.equal("id", q.ID)
 	if q.ActiveOnly {
 		w.add("state <> ?", StateEnded)
 	}
-	w.add(`NOT EXISTS (SELECT 1 FROM attacks n WHERE n.id = a.id
-		AND (n.revision > a.revision OR (n.revision = a.revision AND n.ts > a.ts)))`)
+	order := "first_ns DESC, id DESC"
+	if q.AllRevisions {
+		order = "revision DESC, ts DESC"
+		w.add("ts >= ? AND ts < ?", from, to)
+		if q.After != (Cursor{}) {
+			w.add("(revision, ts) < (?, ?)", int64(q.After.Rev), q.After.TS)
+		}
+	} else {
+		w.add("first_ns < ?", to)
+		w.add("(state <> ? OR ts >= ?)", StateEnded, from)
+		w.after("first_ns", "id", q.After)
+		w.newest("attacks", "a")
+	}
 	var out []Attack
 	err := s.selectRows(ctx, &out, "attacks", "SELECT "+strings.Join(columns[Attacks], ", ")+" FROM attacks a"+
-		w.String()+" ORDER BY first_ns DESC, id DESC LIMIT ?", append(w.args, q.Limit))
+		w.String()+" ORDER BY "+order+" LIMIT ?", append(w.args, q.Limit))
 	return out, err
 }
 
@@ -178,67 +155,33 @@ func (s *Store) Enforcements(ctx context.Context, q EnforcementQuery) ([]Enforce
 	return out, err
 }
 
-// TopRow is one key with the traffic of all its flows, both directions.
-type TopRow struct {
-	Key     string
-	Flows   int64
-	Packets int64
-	Bytes   int64
+// AuditQuery filters the audit of changes; zero fields match everything.
+type AuditQuery struct {
+	Range  Range
+	Actor  string
+	Action string
+	Target string
+	Limit  int
+	After  Cursor
 }
 
-// topKeys are what Top groups by; flows without such a key are left out.
-var topKeys = map[string]struct{ column, condition string }{
-	"src":  {"src_ip", ""},
-	"dst":  {"dst_ip", ""},
-	"app":  {"app", "app <> ''"},
-	"host": {"host", "host <> ''"},
-	"port": {"dst_port", "dst_port <> 0"},
+// Audits returns the newest revision of each change, by its time, newest first.
+func (s *Store) Audits(ctx context.Context, q AuditQuery) ([]Audit, error) {
+	query, args := auditSQL(q)
+	var out []Audit
+	err := s.selectRows(ctx, &out, "audit", query, args)
+	return out, err
 }
 
-// TopBy tells whether Top knows the key.
-func TopBy(by string) bool { _, ok := topKeys[by]; return ok }
-
-// Top returns the keys with the most bytes in the range. by is src, dst, app, host or port (the
-// destination's).
-func (s *Store) Top(ctx context.Context, r Range, by string, limit int) ([]TopRow, error) {
-	k, ok := topKeys[by]
-	if !ok {
-		return nil, fmt.Errorf("top by %q: use src, dst, app, host or port", by)
-	}
+func auditSQL(q AuditQuery) (string, []any) {
 	var w where
-	from, to := r.bounds()
+	from, to := q.Range.bounds()
 	w.add("ts >= ? AND ts < ?", from, to)
-	if k.condition != "" {
-		w.add(k.condition)
-	}
-	key := k.column
-	isAddr := by == "src" || by == "dst"
-	if isAddr {
-		key = s.d.addrText(k.column)
-	}
-	db := s.d.reader()
-	rows, err := db.QueryxContext(ctx, db.Rebind("SELECT "+key+", count(*), CAST(sum(packets_fwd + packets_rev) AS BIGINT), "+
-		"CAST(sum(bytes_fwd + bytes_rev) AS BIGINT) AS total FROM flows"+w.String()+
-		" GROUP BY "+k.column+" ORDER BY total DESC, "+k.column+" LIMIT ?"), append(w.args, limit)...)
-	if err != nil {
-		return nil, fmt.Errorf("top by %s: %w", by, err)
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err is checked
-	var out []TopRow
-	for rows.Next() {
-		var t TopRow
-		var a Addr
-		dst := any(&t.Key)
-		if isAddr {
-			dst = &a
-		}
-		if err := rows.Scan(dst, &t.Flows, &t.Packets, &t.Bytes); err != nil {
-			return nil, fmt.Errorf("top by %s: %w", by, err)
-		}
-		if isAddr {
-			t.Key = a.String()
-		}
-		out = append(out, t)
-	}
-	return out, rows.Err()
+	w.after("ts", "id", q.After)
+	w.equal("actor", q.Actor)
+	w.equal("action", q.Action)
+	w.equal("target", q.Target)
+	w.newest(Audits, "a")
+	return "SELECT " + strings.Join(columns[Audits], ", ") + " FROM audit a" + w.String() +
+		" ORDER BY ts DESC, id DESC LIMIT ?", append(w.args, q.Limit)
 }

@@ -1,6 +1,7 @@
 package sqlstore
 
 import (
+	"database/sql"
 	"fmt"
 	"net/netip"
 )
@@ -8,16 +9,17 @@ import (
 // Table names a table of rows.
 type Table string
 
-// The tables, in the order in which the size cap takes from them: flows first, attacks last.
+// The tables, in the order in which the size cap takes from them: flows first, audits last.
 const (
 	Flows        Table = "flows"
 	Enforcements Table = "enforcements"
 	Verdicts     Table = "verdicts"
 	Attacks      Table = "attacks"
+	Audits       Table = "audit"
 )
 
 // Tables lists all of them in pruning order.
-var Tables = []Table{Flows, Enforcements, Verdicts, Attacks}
+var Tables = []Table{Flows, Enforcements, Verdicts, Attacks, Audits}
 
 // Addr is an address as the databases hold it: inet text or 16 bytes. IPv4 is always unmapped here.
 type Addr struct{ netip.Addr }
@@ -128,6 +130,26 @@ type Enforcement struct {
 	TraceID           string `db:"trace_id"`
 }
 
+// Audit is one step of a change that a user asked for; TS is when it was written. Outcome is a lower-case name such
+// as done. Before and After are JSON of the changed object, NULL where there is none.
+type Audit struct {
+	TS        int64          `db:"ts"`
+	ID        string         `db:"id"`
+	Revision  uint32         `db:"revision"`
+	Actor     string         `db:"actor"`
+	Role      string         `db:"role"`
+	Remote    string         `db:"remote"`
+	Action    string         `db:"action"`
+	Target    string         `db:"target"`
+	Outcome   string         `db:"outcome"`
+	Before    sql.NullString `db:"before_json"`
+	After     sql.NullString `db:"after_json"`
+	Detail    string         `db:"detail"`
+	RequestID string         `db:"request_id"`
+	TraceID   string         `db:"trace_id"`
+	Gateway   string         `db:"gateway"`
+}
+
 // record is a row on its way into a table. args appends the values in the order of the table's columns.
 type record interface {
 	key() (ts int64, id string)
@@ -145,17 +167,21 @@ var columns = map[Table][]string{
 		"evidence", "trace_id", "traceparent"},
 	Enforcements: {"ts", "id", "node", "rule_id", "attack_id", "state", "reason", "detail", "apply_ns",
 		"first_drop_ns", "time_to_first_drop_ns", "packets", "bytes", "shadow", "action", "trace_id"},
+	Audits: {"ts", "id", "revision", "actor", "role", "remote", "action", "target", "outcome", "before_json",
+		"after_json", "detail", "request_id", "trace_id", "gateway"},
 }
 
 // conflict is the unique key of each table.
 var conflict = map[Table]string{
 	Flows: "ts, id", Attacks: "id, revision, ts", Verdicts: "ts, id", Enforcements: "ts, id",
+	Audits: "ts, id, revision",
 }
 
 func (f *Flow) key() (int64, string)        { return f.TS, f.ID }
 func (a *Attack) key() (int64, string)      { return a.TS, a.ID }
 func (v *Verdict) key() (int64, string)     { return v.TS, v.ID }
 func (e *Enforcement) key() (int64, string) { return e.TS, e.ID }
+func (a *Audit) key() (int64, string)       { return a.TS, a.ID }
 
 func (f *Flow) args(d dialect, dst []any) []any {
 	return append(dst, f.TS, f.ID, f.LastNs, f.Sensor, d.addr(f.Src.Addr), d.addr(f.Dst.Addr),
@@ -178,4 +204,9 @@ func (v *Verdict) args(_ dialect, dst []any) []any {
 func (e *Enforcement) args(_ dialect, dst []any) []any {
 	return append(dst, e.TS, e.ID, e.Node, e.RuleID, e.AttackID, e.State, e.Reason, e.Detail, e.ApplyNs,
 		e.FirstDropNs, e.TimeToFirstDropNs, e.Packets, e.Bytes, e.Shadow, e.Action, e.TraceID)
+}
+
+func (a *Audit) args(_ dialect, dst []any) []any {
+	return append(dst, a.TS, a.ID, int64(a.Revision), a.Actor, a.Role, a.Remote, a.Action, a.Target, a.Outcome,
+		a.Before, a.After, a.Detail, a.RequestID, a.TraceID, a.Gateway)
 }

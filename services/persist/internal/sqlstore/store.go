@@ -1,4 +1,4 @@
-// Package sqlstore keeps flows, attacks, verdicts and enforcement events in an SQL database. What differs
+// Package sqlstore keeps flows, attacks, verdicts, enforcement events and the audit of changes in an SQL database. What differs
 // between databases is behind one small interface, dialect: connecting, bulk insert, addresses, partitions
 // and size. Everything else, the queries included, is the same SQL everywhere, and one conformance suite runs
 // over every dialect.
@@ -30,8 +30,8 @@ type Config struct {
 	// URL is a postgres:// URL or, for sqlite, a path or a file: URL; default persist.db in DataDir.
 	URL     string
 	DataDir string
-	// FlowRetention and EventRetention are how long flows, and how long attacks, verdicts and
-	// enforcements stay; 7 and 90 days. Negative: for ever (the size cap still holds).
+	// FlowRetention and EventRetention are how long flows, and how long attacks, verdicts,
+	// enforcements and audits stay; 7 and 90 days. Negative: for ever (the size cap still holds).
 	FlowRetention, EventRetention time.Duration
 	// MaxBytes caps what the tables take, indexes included; 2 GiB in SQLite, 50 GiB in PostgreSQL.
 	// Negative: no cap.

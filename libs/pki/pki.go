@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -24,8 +25,36 @@ const (
 	renewAt  = 30 * 24 * time.Hour
 )
 
+// Identities: the common name of a certificate. What each may do is told by the tables of libs/rpc and libs/bus.
+const (
+	Ingest   = "ingest"
+	Classify = "classify"
+	Enforce  = "enforce"
+	Persist  = "persist"
+	Gateway  = "gateway"
+	NATS     = "nats"
+	Tidegate = "tidegate" // the operator: the command line and the all-in-one
+)
+
 // Services are the names that get a certificate each.
-var Services = []string{"ingest", "classify", "enforce", "persist", "gateway", "nats", "tidegate"}
+var Services = []string{Ingest, Classify, Enforce, Persist, Gateway, NATS, Tidegate}
+
+// DefaultDir is where certificates are looked for when no folder is named.
+const DefaultDir = "/etc/tidegate/certs"
+
+// Files are the paths of one identity's certificate.
+type Files struct {
+	CA, Cert, Key string
+}
+
+// FilesOf names the files that Ensure makes in dir for a service.
+func FilesOf(dir, service string) Files {
+	return Files{
+		CA:   filepath.Join(dir, "ca.pem"),
+		Cert: filepath.Join(dir, service+".pem"),
+		Key:  filepath.Join(dir, service+"-key.pem"),
+	}
+}
 
 // Made says what Ensure did to one file.
 type Made struct {
@@ -37,11 +66,16 @@ type Made struct {
 // Ensure makes, in dir, a local authority (ca.pem, ca-key.pem) and a certificate and key for each service
 // (NAME.pem, NAME-key.pem) for the names and addresses in hosts. What is there and stays valid for 30 days
 // is kept, so it may be run again at any time; with force the services' certificates are made anew.
-// Keys are readable by the owner only.
+// Keys are readable by the owner only. Processes that call it at the same time on one folder wait for each other.
 func Ensure(dir string, hosts []string, force bool) ([]Made, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the certificate folder: %w", err)
 	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	var out []Made
 	ca, caKey, made, err := authority(dir)
 	if err != nil {
@@ -56,6 +90,26 @@ func Ensure(dir string, hosts []string, force bool) ([]Made, error) {
 		out = append(out, made)
 	}
 	return out, nil
+}
+
+// lock waits until this process alone works on dir.
+func lock(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the operator's folder
+	if err != nil {
+		return nil, fmt.Errorf("lock the certificate folder: %w", err)
+	}
+	for {
+		// Flock belongs to the open file, so it excludes goroutines of one process as well.
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+		if !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		_ = f.Close() // the error says more
+		return nil, fmt.Errorf("lock the certificate folder: %w", err)
+	}
+	return func() { _ = f.Close() }, nil // closing releases the lock
 }
 
 func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, Made, error) {
@@ -139,17 +193,17 @@ func write(file, keyFile string, tmpl, parent *x509.Certificate, key, signer *ec
 		return nil, fmt.Errorf("encode %s: %w", keyFile, err)
 	}
 	// The key first: a service that reloads on a new certificate then finds its key.
-	if err := replace(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
+	if err := WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
 		return nil, err
 	}
-	if err := replace(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
+	if err := WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
 		return nil, err
 	}
 	return x509.ParseCertificate(der)
 }
 
-// replace writes a file so that a reader sees the old or the new content, nothing between.
-func replace(file string, content []byte, mode os.FileMode) error {
+// WriteFile writes a file so that a reader sees the old or the new content, nothing between.
+func WriteFile(file string, content []byte, mode os.FileMode) error {
 	tmp := file + ".new"
 	if err := os.WriteFile(tmp, content, mode); err != nil {
 		return fmt.Errorf("write %s: %w", file, err)

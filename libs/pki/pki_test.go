@@ -63,6 +63,52 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
+// TestEnsureTogether: starters that come at once end up with one authority.
+func TestEnsureTogether(t *testing.T) {
+	dir := t.TempDir()
+	const starters = 8
+	results := make(chan []Made, starters)
+	for range starters {
+		go func() {
+			made, err := Ensure(dir, nil, false)
+			if err != nil {
+				t.Error(err)
+			}
+			results <- made
+		}()
+	}
+	fresh := 0
+	for range starters {
+		for _, m := range <-results {
+			if m.New {
+				fresh++
+			}
+		}
+	}
+	if want := 1 + len(Services); fresh != want {
+		t.Errorf("%d files were made, want each of %d once", fresh, want)
+	}
+	ca, err := os.ReadFile(FilesOf(dir, Persist).CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	for _, name := range Services {
+		f := FilesOf(dir, name)
+		pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: name}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if pair.Leaf.Subject.CommonName != name {
+			t.Errorf("%s is issued to %q", f.Cert, pair.Leaf.Subject.CommonName)
+		}
+	}
+}
+
 func TestEnsureDamaged(t *testing.T) {
 	dir := t.TempDir()
 	for _, f := range []string{"ca.pem", "ca-key.pem"} {

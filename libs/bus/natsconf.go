@@ -1,0 +1,52 @@
+package bus
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/tidegate-mesh/tidegate/libs/pki"
+)
+
+// ServerConf is the configuration of a separate nats-server: mutual TLS with the certificates that pki.Ensure makes,
+// the permissions of each identity, JetStream. certs is the folder and store the message store as the server sees
+// them; both must be absolute, because nats-server reads relative paths from where it was started. Address and port
+// are the server's defaults; its flags -a and -p win.
+func ServerConf(certs, store string) string {
+	f := pki.FilesOf(certs, pki.NATS)
+	var b strings.Builder
+	b.WriteString("# Made by tidegate certs, and made again by it: changes belong into a file that includes this one.\n")
+	b.WriteString("server_name: tidegate\n")
+	b.WriteString("max_payload: 1MB\n")
+	fmt.Fprintf(&b, "jetstream { store_dir: %s }\n", strconv.Quote(store))
+	fmt.Fprintf(&b, "tls {\n  ca_file: %s\n  cert_file: %s\n  key_file: %s\n", strconv.Quote(f.CA), strconv.Quote(f.Cert), strconv.Quote(f.Key))
+	b.WriteString("  verify_and_map: true\n  timeout: 5\n}\n")
+	b.WriteString("authorization {\n  users = [\n")
+	table := Permissions()
+	names := make([]string, 0, len(table))
+	for name := range table {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		p := table[name]
+		// By subject: the server also tries a certificate's DNS names, and a host may have any name.
+		fmt.Fprintf(&b, "    { user: %s, permissions: {\n", strconv.Quote("CN="+name))
+		fmt.Fprintf(&b, "      publish: { allow: %s", list(p.Publish))
+		if len(p.Deny) > 0 {
+			fmt.Fprintf(&b, ", deny: %s", list(p.Deny))
+		}
+		fmt.Fprintf(&b, " }\n      subscribe: { allow: %s }\n    } }\n", list(p.Subscribe))
+	}
+	b.WriteString("  ]\n}\n")
+	return b.String()
+}
+
+func list(subjects []string) string {
+	quoted := make([]string, len(subjects))
+	for i, s := range subjects {
+		quoted[i] = strconv.Quote(s)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}

@@ -1,0 +1,37 @@
+package gateway
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/auth"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/caller"
+)
+
+// Login checks a token that somebody pasted into the page's form and makes the session's cookie. Failures are counted
+// as those of requests are; the error is an *api.Problem.
+func (s *Service) Login(r *http.Request, token string) (*http.Cookie, error) {
+	who := caller.From(r.Context())
+	id, err := s.auth.Login(r.Context(), token, who.Remote, who.RequestID)
+	if err == nil {
+		return auth.SessionCookie(token, id.Expires), nil
+	}
+	p := &api.Problem{Status: http.StatusUnauthorized, Title: "Not logged in", Reason: "unauthorized", Detail: err.Error(), RequestID: who.RequestID}
+	var locked *auth.LockedError
+	switch {
+	case errors.As(err, &locked):
+		p.Status, p.Reason = http.StatusTooManyRequests, "locked"
+	case errors.Is(err, auth.ErrUnavailable):
+		p.Status, p.Reason = http.StatusServiceUnavailable, "no_keys"
+	}
+	return nil, p
+}
+
+// Logout makes the cookie that ends the session.
+func (s *Service) Logout(*http.Request) *http.Cookie { return auth.ClearCookie() }
+
+// notFound is the answer under a prefix that has no handler.
+func notFound(w http.ResponseWriter, r *http.Request) {
+	caller.WriteProblem(w, r, api.Problem{Status: http.StatusNotFound, Detail: "there is nothing at this path"})
+}
