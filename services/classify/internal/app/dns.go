@@ -1,9 +1,6 @@
 package app
 
-import (
-	"encoding/binary"
-	"strconv"
-)
+import "encoding/binary"
 
 // Ports that tell apart protocols whose messages have DNS's shape.
 const (
