@@ -8,7 +8,6 @@ var chatProtocols = []protocol{
 	{label: "telegram", stream: telegramStream, datagram: telegramDatagram, rank: loose},
 	{label: "zoom", datagram: zoomDatagram, rank: shaped},
 	{label: "discord", datagram: discordDatagram, rank: shaped},
-	{label: "imo", datagram: imoDatagram, rank: guess},
 	{label: "linecall", datagram: lineDatagram, rank: loose},
 	{label: "teamspeak", datagram: starts("TS3INIT1")},
 	{label: "mumble", datagram: mumbleDatagram, rank: loose},
@@ -19,12 +18,10 @@ var chatProtocols = []protocol{
 	{label: "dingtalk", stream: starts("\x10\x64\x87\x80\x01\x00")},
 	{label: "hp_virtgrp", stream: pushStream, rank: loose},
 	{label: "eaq", datagram: eaqDatagram, rank: loose},
-	{label: "iqiyi", datagram: iqiyiDatagram, rank: guess},
 	{label: "oicq", datagram: oicqDatagram, rank: loose},
 	{label: "coap", datagram: coapDatagram, rank: loose},
 	{label: "tuyalp", datagram: tuyaDatagram},
 	{label: "tplink_shp", datagram: tplinkDatagram, stream: tplinkStream, rank: loose},
-	{label: "sonos", datagram: sonosDatagram, stream: sonosDatagram, rank: guess},
 }
 
 // telegramStream recognises MTProto's transports (core.telegram.org, MTProto transports): the abbreviated and the
@@ -46,10 +43,10 @@ func telegramStream(_ *Flow, in *input) outcome {
 // telegramDatagram recognises calls through Telegram's relays: sixteen bytes of tag, then twelve of 0xFF.
 func telegramDatagram(_ *Flow, in *input) outcome {
 	b := in.data
-	if len(b) >= 28 && at(b, 16, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff") || len(b) >= 40 && len(b)%4 == 0 && at(b, 16, "\xff\xff\xff\xff\xff\xff\xff\xff") {
-		return final
+	if len(b) < 28 || !at(b, 16, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff") || b[0]&0xCF == 0x80 && rtpHeader(b) {
+		return no // silence in a call of G.711 looks like it
 	}
-	return no
+	return final
 }
 
 // zoomDatagram recognises Zoom's own transport (Michel et al., Enabling Passive Measurement of Zoom, 2022): the
@@ -61,9 +58,7 @@ func zoomDatagram(f *Flow, in *input) outcome {
 	}
 	other := f.other(in)
 	switch {
-	case b[0] == 1 && b[1] == 0 && len(b) > 36 && b[2] < 4 && f.count(in) >= 1 && len(other) >= 12 && other[0] == 2 && at(other, 1, string(b[1:12])):
-		return final
-	case b[0] == 2 && b[1] == 0 && len(other) >= 12 && other[0] == 1 && at(other, 1, string(b[1:12])):
+	case (b[0] == 1 || b[0] == 2) && b[1] == 0 && len(other) >= 19 && len(b) >= 19 && other[0] == 3-b[0] && at(other, 3, string(b[3:19])):
 		return final
 	case b[0] == 5 && len(b) > 40 && (b[8] == 0x0F || b[8] == 0x10 || b[8] == 0x0D || b[8] == 0x15 || b[8] == 0x1E) && f.hasPort(8801):
 		return final
@@ -79,16 +74,6 @@ func discordDatagram(f *Flow, in *input) outcome {
 		return final
 	}
 	if len(b) == 8 && be32(b) == 0x1337CAFE {
-		return final
-	}
-	return no
-}
-
-func imoDatagram(f *Flow, in *input) outcome {
-	b := in.data
-	other := f.other(in)
-	// A keep-alive of eleven bytes, of which the first four repeat the last message of the other side.
-	if len(b) == 11 && b[0] == 0 && b[1] == 9 && b[2] == 3 && len(other) > 0 {
 		return final
 	}
 	return no
@@ -142,13 +127,20 @@ func spotifyStream(_ *Flow, in *input) outcome {
 	return no
 }
 
-// sdrtnDatagram recognises Agora's network: a length, and a list of fields with a server's name.
+// sdrtnDatagram recognises Agora's network: an identifier, a type, and a list of fields with names of four letters
+// and lengths, the client's first a server's name.
 func sdrtnDatagram(f *Flow, in *input) outcome {
 	b := in.data
-	if len(b) > 40 && at(b, 19, "SNI\x00") {
-		if n := int(b[23]); n > 3 && 25+n <= len(b) {
-			f.setHost(b[25 : 25+n])
+	if len(b) < 40 || b[4] != 0 || b[5] != 0 || !zero(b[7:12]) && b[12] == 0 {
+		return no
+	}
+	switch {
+	case at(b, 13, "SNI\x00"):
+		if n := le16(b[17:]); n > 3 && 19+n <= len(b) {
+			f.setHost(b[19 : 19+n])
+			return final
 		}
+	case at(b, 13, "PEID") && at(b, 21, "\x00PROF"):
 		return final
 	}
 	return no
@@ -157,19 +149,17 @@ func sdrtnDatagram(f *Flow, in *input) outcome {
 // pushStream recognises the transport of Huawei's push service: a type, a length that is the segment's, both ways.
 func pushStream(f *Flow, in *input) outcome {
 	b := in.data
-	if len(b) < 16 || b[0] < 0x16 || b[0] > 0x30 || b[1] != 0 || b[0]&1 != in.dir&1 && false {
-		if len(b) < 3 && b[0] >= 0x16 && b[0] <= 0x30 {
-			return more
-		}
-		return no
-	}
-	if be16(b[1:]) != len(b) && (int(b[2])<<8|int(b[3])) != len(b) {
-		return no
-	}
-	if f.other(in) == nil || len(f.other(in)) == 0 {
+	if len(b) < 4 {
 		return more
 	}
-	if o := f.other(in); o[1] == 0 && o[0] != b[0] && o[0] >= 0x16 && o[0] <= 0x30 {
+	if b[0] < 0x16 || b[0] > 0x30 || be16(b[1:]) != len(b) && be16(b[2:]) != len(b) {
+		return no
+	}
+	other := f.other(in)
+	if len(other) == 0 {
+		return more
+	}
+	if size := f.dirs[in.dir^1].first.size; len(other) >= 4 && other[0] != b[0] && other[0] >= 0x16 && other[0] <= 0x30 && (be16(other[1:]) == size || be16(other[2:]) == size) {
 		return final
 	}
 	return no
@@ -185,17 +175,6 @@ func eaqDatagram(f *Flow, in *input) outcome {
 	}
 	if at(other, 0, string(b[:12])) || f.count(in) > 1 && zero(other[:2]) && be32(b)-be32(other) <= 8 && be32(b) >= be32(other) {
 		return final
-	}
-	return no
-}
-
-func iqiyiDatagram(f *Flow, in *input) outcome {
-	b := in.data
-	if len(b) >= 40 && le16(b[2:]) == len(b) && f.count(in) >= 1 {
-		other := f.other(in)
-		if len(other) >= 16 && at(other, 7, string(b[7:12])) && b[12] == other[12] {
-			return final
-		}
 	}
 	return no
 }
@@ -216,10 +195,13 @@ func coapDatagram(f *Flow, in *input) outcome {
 	if len(b) < 4 || b[0]>>6 != 1 || b[0]&15 > 8 || len(b) < 4+int(b[0]&15) {
 		return no
 	}
+	if !f.hasPort(5683) && !f.hasPort(5684) {
+		return no // four bits and a code are too little without
+	}
 	class, detail := b[1]>>5, b[1]&31
 	switch {
 	case b[1] == 0:
-		if len(b) != 4 || !f.hasPort(5683) && !f.hasPort(5684) {
+		if len(b) != 4 {
 			return no
 		}
 	case class == 0 && detail <= 7, class == 2 && detail <= 5, class == 2 && detail == 31,
@@ -227,7 +209,7 @@ func coapDatagram(f *Flow, in *input) outcome {
 	default:
 		return no
 	}
-	rest, number, options := b[4+int(b[0]&15):], 0, 0
+	rest, number := b[4+int(b[0]&15):], 0
 	for len(rest) > 0 && rest[0] != 0xFF {
 		delta, size := int(rest[0]>>4), int(rest[0]&15)
 		rest = rest[1:]
@@ -252,10 +234,6 @@ func coapDatagram(f *Flow, in *input) outcome {
 			return no
 		}
 		rest = rest[size:]
-		options++
-	}
-	if options == 0 && !f.hasPort(5683) && b[0]&15 == 0 {
-		return no
 	}
 	return final
 }
@@ -303,18 +281,6 @@ func tplinkStream(_ *Flow, in *input) outcome {
 	return no
 }
 
-func sonosDatagram(f *Flow, in *input) outcome {
-	b := in.data
-	if len(b) < 8 {
-		return no
-	}
-	before := f.dirs[in.dir].previous.bytes()
-	if f.proto == 17 && len(before) >= 8 && b[0] == 0 && before[0] == 0 && be32(b)-be32(before) == 1 && be32(b[4:])>>24-be32(before[4:])>>24 == 1 {
-		return final
-	}
-	return no
-}
-
 // gameProtocols are games and their engines.
 var gameProtocols = []protocol{
 	{label: "raknet", datagram: raknetDatagram},
@@ -326,15 +292,13 @@ var gameProtocols = []protocol{
 	{label: "cod_mobile", datagram: pingDatagram, rank: guess},
 	{label: "tencentgames", stream: starts("\x33\x66\x00\x0b", "\x33\x66\x00\x0a", "\x33\x66\x00\x09")},
 	{label: "yojimbo", datagram: starts("\x00NETCODE 1.")},
-	{label: "heroes_of_the_storm", datagram: hotsDatagram, rank: guess},
-	{label: "crynetwork", datagram: cryDatagram, rank: guess},
 	{label: "kcp", datagram: kcpDatagram, rank: loose},
-	{label: "neteasegames", datagram: neteaseDatagram, rank: guess},
 	{label: "tes_online", stream: tesStream, rank: loose},
 	{label: "gaijinentertainment", datagram: gaijinDatagram},
 }
 
-var raknetMagic = "\x00\xff\xff\x00\xfe\xfe\xfe\xfe\xfd\xfd\xfd\xfd\x12\x34\x56\x78"
+// raknetMagic marks messages outside of a connection (RakNet, OFFLINE_MESSAGE_DATA_ID).
+const raknetMagic = "\x00\xff\xff\x00\xfe\xfe\xfe\xfe\xfd\xfd\xfd\xfd\x12\x34\x56\x78"
 
 // raknetDatagram recognises RakNet's messages outside of a connection: an identifier and the magic of sixteen
 // bytes, at once or behind times and identities.
@@ -343,7 +307,7 @@ func raknetDatagram(_ *Flow, in *input) outcome {
 	if len(b) < 17 {
 		return no
 	}
-	if i := bytes.Index(b[:min(len(b), 40)], []byte(raknetMagic)); i > 0 && i <= 24 || bytes.Index(b[:min(len(b), 24)], []byte("\xfe\xfe\xfe\xfe\xfd\xfd\xfd\xfd\x12\x34\x56\x78")) > 0 {
+	if bytes.Index(b[:min(len(b), 64)], []byte(raknetMagic)) > 0 {
 		return final
 	}
 	return no
@@ -433,25 +397,6 @@ func pingDatagram(_ *Flow, in *input) outcome {
 	return no
 }
 
-// hotsDatagram recognises Blizzard's transport for Heroes of the Storm: a connection number, and a length of bits
-// that both sides' packets share at the same place.
-func hotsDatagram(f *Flow, in *input) outcome {
-	b, other := in.data, f.other(in)
-	if len(b) < 20 || len(other) < 20 || !at(other, 0, string(b[:2])) || !f.hasPort(3724) && !f.hasPort(1119) {
-		return no
-	}
-	return final
-}
-
-// cryDatagram recognises CryEngine's network: the first byte of each packet goes up by one step of three bits.
-func cryDatagram(f *Flow, in *input) outcome {
-	b := in.data
-	if len(b) >= 24 && zero(b[1:3]) && b[0] >= 0x3C && (zero(b[4:16]) || zero(b[8:20])) {
-		return final
-	}
-	return no
-}
-
 // kcpDatagram recognises KCP (skywind3000/kcp, protocol): a conversation, a command of 81 to 84, and segments
 // whose lengths fill the datagram.
 func kcpDatagram(f *Flow, in *input) outcome {
@@ -471,14 +416,6 @@ func kcpDatagram(f *Flow, in *input) outcome {
 		rest = rest[24+size:]
 	}
 	return final
-}
-
-func neteaseDatagram(f *Flow, in *input) outcome {
-	b, other := in.data, f.other(in)
-	if len(b) == 12 && len(other) >= 12 && f.dirs[in.dir^1].first.size == 12 && b[0] == other[0] && at(other, 4, string(b[4:8])) {
-		return final
-	}
-	return no
 }
 
 // tesStream recognises The Elder Scrolls Online: a length that is the segment's, and a second one inside.

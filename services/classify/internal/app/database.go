@@ -11,6 +11,7 @@ var databaseProtocols = []protocol{
 	{label: "drda", stream: drdaStream},
 	{label: "mongodb", stream: mongoStream},
 	{label: "cassandra", stream: cassandraStream, rank: shaped},
+	{label: "cassandra", stream: starts("\xca\x55\x2d\xfa")}, // between nodes: CASSANDRA-13630, protocol magic
 	{label: "memcached", stream: memcachedStream, datagram: memcachedDatagram},
 	{label: "resp", stream: respStream, rank: shaped},
 	{label: "elasticsearch", stream: elasticStream},
@@ -284,7 +285,7 @@ func memcached(b []byte) outcome {
 			return more
 		}
 		body := be32(b[8:])
-		if b[1] > 0x23 || b[5] != 0 || be16(b[2:])+int(b[4]) > body || be16(b[6:]) > 0x86 || 24+body < len(b) {
+		if b[1] > 0x23 || b[5] != 0 || body > 128<<20 || be16(b[2:])+int(b[4]) > body || be16(b[6:]) > 0x86 || 24+body < len(b) {
 			return no
 		}
 		if b[0] == 0x80 && be16(b[2:]) == 0 && body != 0 {
@@ -403,17 +404,17 @@ func raftStream(_ *Flow, in *input) outcome {
 		}
 		return more
 	}
-	if b[0] == 0 || b[0] > 6 || !zero(b[1:8]) || !zero(b[11:16]) {
+	if b[0] == 0 || b[0] > 6 || !zero(b[1:8]) || !zero(b[12:16]) {
 		return no
 	}
-	size := le32(b[8:])
-	if b[0] == 1 && size == 16 && !zero(b[16:min(len(b), 24)]) { // an older version: server id, address with its length
-		return no
+	if b[0] == 1 && len(b) > 24 { // the handshake: protocol 1, the sender's id, its address
+		size := le32(b[16:])
+		if zero(b[20:24]) && size >= 8 && size <= 256 && size%8 == 0 && len(b) >= 24+size &&
+			printable(bytes.TrimRight(b[24:24+size], "\x00")) && bytes.IndexByte(b[24:24+size], ':') > 0 {
+			return final
+		}
 	}
-	if size < 8 || size > 1<<20 || size%8 != 0 || len(b) < 24 {
-		return no
-	}
-	if b[0] != 1 && len(b) != 16+size {
+	if size := le32(b[8:]); size < 8 || size > 1<<20 || size%8 != 0 || len(b) != 16+size {
 		return no
 	}
 	return final
@@ -427,10 +428,14 @@ func lustreStream(_ *Flow, in *input) outcome {
 		if len(b) < 4 {
 			return more
 		}
-		if be32(b) != 0xacce7100 && le32(b) != 0xacce7100 {
+		if be32(b) != 0xacce7100 && le32(b) != 0xacce7100 && le32(b) != 0xC1 {
 			return no
 		}
 		return more
+	}
+	// A message of the socket driver: type, no checksum and no cookies, then the network of both ends.
+	if le32(b) == 0xC1 && len(b) >= 40 && zero(b[4:24]) && le16(b[30:]) == 2 && le16(b[38:]) == 2 {
+		return final
 	}
 	switch magic := uint32(le32(b)); magic { //nolint:gosec // four bytes
 	case 0xacce7100, 0x45726963, 0xeebc0ded:

@@ -20,13 +20,14 @@ func llmnrDatagram(f *Flow, in *input) outcome {
 // length (RFC 1002 4.2.1), and the datagram service (RFC 1002 4.4).
 func netbiosDatagram(f *Flow, in *input) outcome {
 	b := in.data
-	if len(b) >= 12+34 && dnsHeader(b, false) && netbiosName(b[12:]) {
+	if len(b) < 12+34 || f.hasPort(portDNS) { // such a name may be asked of a resolver
+		return no
+	}
+	if dnsHeader(b, false) && netbiosName(b[12:]) || f.hasPort(portNetBIOS) && netbiosName(b[12:]) {
 		return final
 	}
-	if f.hasPort(portNetBIOS) && len(b) >= 12+34 && b[12] == 32 && netbiosName(b[12:]) {
-		return final
-	}
-	if len(b) >= 14+34 && b[0] >= 0x10 && b[0] <= 0x16 && b[1] < 0x20 && netbiosName(b[14:]) {
+	// A datagram repeats its sender's address and port.
+	if b[0] >= 0x10 && b[0] <= 0x16 && b[1] < 0x20 && (netbiosName(b[14:]) || be16(b[8:]) == 138 && be16(b[10:])+14 == len(b)) {
 		return final
 	}
 	return no

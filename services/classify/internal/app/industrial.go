@@ -224,6 +224,9 @@ func iec104Stream(f *Flow, in *input) outcome {
 	if data || frames >= 2 || prefixed(f.other(in), "h") {
 		return final
 	}
+	if f.hasPort(2404) {
+		return f.is("iec60870", Port, final)
+	}
 	return more
 }
 

@@ -197,10 +197,11 @@ func rshStream(f *Flow, in *input) outcome {
 	return no
 }
 
-// nomachineDatagram recognises NoMachine's connection over UDP: a fixed first word in both directions' hellos.
-func nomachineDatagram(_ *Flow, in *input) outcome {
-	b := in.data
-	if len(b) > 8 && le16(b[2:]) == 0x0100 && b[0] == 1 && le16(b[4:]) == len(b) && b[1] == 0 && zero(b[6:8]) {
+// nomachineDatagram recognises NoMachine's connection over UDP: a question and an answer of ten bytes each, with
+// version 1 and their own length.
+func nomachineDatagram(f *Flow, in *input) outcome {
+	b, other := in.data, f.other(in)
+	if len(b) == 10 && len(other) == 10 && b[0]+other[0] == 3 && at(b, 1, "\x00\x01\x00\x0a\x00") && at(other, 1, "\x00\x01\x00\x0a\x00") {
 		return final
 	}
 	return no

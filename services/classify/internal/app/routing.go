@@ -15,7 +15,7 @@ var routingProtocols = []protocol{
 	{label: "netflow", datagram: netflowDatagram, rank: shaped},
 	{label: "sflow", datagram: sflowDatagram, rank: shaped},
 	{label: "ptpv2", datagram: ptpDatagram, rank: shaped},
-	{label: "dlep", datagram: starts("DLEP\x00"), stream: starts("DLEP\x00")}, // RFC 8175 11
+	{label: "dlep", datagram: starts("DLEP\x00"), stream: dlepStream},
 	{label: "openflow", stream: openflowStream, rank: shaped},
 	{label: "roughtime", datagram: starts("ROUGHTIM")},
 	{label: "cpha", datagram: cphaDatagram, rank: shaped},
@@ -201,6 +201,10 @@ func openflowStream(f *Flow, in *input) outcome {
 	if b[0] < 1 || b[0] > 6 || b[1] != 0 || be16(b[2:]) < 8 || be16(b[2:]) > 64 || be16(b[2:]) > len(b) {
 		return no
 	}
+	size := be16(b[2:])
+	if b[0] < 4 && size != 8 || size > 8 && (len(b) < 12 || be16(b[8:]) != 1) { // elements came with 1.3.1, and one only
+		return no
+	}
 	other := f.other(in)
 	if len(other) == 0 {
 		return more
@@ -238,11 +242,33 @@ func ubiquitiDatagram(f *Flow, in *input) outcome {
 	return final
 }
 
+// dlepStream recognises a DLEP session (RFC 8175 11.3): it opens with an initialization whose data items fill it.
+func dlepStream(f *Flow, in *input) outcome {
+	b := in.data
+	if len(b) < 8 {
+		if b[0] != 0 {
+			return no
+		}
+		return more
+	}
+	kind, size := be16(b), be16(b[2:])
+	if kind != 1 && kind != 2 || size < 8 || size+4 != len(b) {
+		return no
+	}
+	for rest := b[4:]; len(rest) > 0; {
+		if len(rest) < 4 || be16(rest) == 0 || be16(rest) > 25 || be16(rest[2:])+4 > len(rest) {
+			return no
+		}
+		rest = rest[be16(rest[2:])+4:]
+	}
+	return final
+}
+
 // peerProtocols are file sharing, ledgers and synchronisation between peers.
 var peerProtocols = []protocol{
 	{label: "bittorrent", stream: bittorrentStream, datagram: bittorrentDatagram, rank: shaped},
 	{label: "bitcoin", stream: starts("\xf9\xbe\xb4\xd9", "\x0b\x11\x09\x07", "\xfa\xbf\xb5\xda")}, // Bitcoin developer reference, network magics
-	{label: "ethereum", datagram: ethereumDatagram, rank: loose},
+	{label: "ethereum", datagram: ethereumDatagram, stream: rlpxStream, rank: loose},
 	{label: "monero", stream: starts("\x01\x21\x01\x01\x01\x01\x01\x01")}, // Levin protocol, bucket head signature
 	{label: "gnutella", stream: starts("GNUTELLA CONNECT/", "GNUTELLA/0.", "GET /uri-res/")},
 	{label: "edonkey", stream: edonkeyStream, datagram: edonkeyDatagram, rank: shaped},
@@ -322,6 +348,43 @@ func ethereumDatagram(_ *Flow, in *input) outcome {
 		return no
 	}
 	return final
+}
+
+// rlpxStream recognises the handshake of nodes (devp2p RLPx, Initial Handshake): a message encrypted to a key on a
+// curve, whose first byte says that the point is uncompressed; behind its length since EIP-8, of a fixed length
+// before. Both sides send one.
+func rlpxStream(f *Flow, in *input) outcome {
+	b := in.data
+	if len(b) < 3 {
+		if b[0] > 4 {
+			return no
+		}
+		return more
+	}
+	if !rlpxHandshake(b, len(b)) {
+		return no
+	}
+	other := f.other(in)
+	if len(other) == 0 {
+		return more
+	}
+	if rlpxHandshake(other, f.dirs[in.dir^1].first.size) {
+		return final
+	}
+	return no
+}
+
+// rlpxHandshake looks at the beginning b of a first segment of size bytes.
+func rlpxHandshake(b []byte, size int) bool {
+	const overhead = 65 + 16 + 32 // point, initialisation vector, authentication code
+	if len(b) < 3 {
+		return false
+	}
+	if b[0] == 4 && (size == 307 || size == 210) { // auth and ack before EIP-8
+		return true
+	}
+	n := be16(b)
+	return b[2] == 4 && n >= overhead+97 && n < 1024 && n+2 <= size && size <= n+2+33
 }
 
 // edonkeyStream recognises eDonkey: the protocol's byte, a length, a hello.

@@ -48,7 +48,7 @@ func stunMessage(b []byte) bool {
 			return false
 		}
 		kind, n := be16(rest), (be16(rest[2:])+3)&^3
-		if kind == 0 || kind > 0x30 && kind < 0x8000 || kind > 0x8100 && kind < 0xC000 || n+4 > len(rest) {
+		if kind == 0 || kind > 0x200 && kind < 0x8000 || kind > 0x8100 && kind < 0xC000 || n+4 > len(rest) {
 			return false
 		}
 		rest = rest[n+4:]
@@ -72,10 +72,8 @@ func stunDatagram(f *Flow, in *input) outcome {
 			return f.is("dtls", Negotiated, label)
 		}
 	case len(b) >= 12 && b[0]&0xC0 == 0x80:
-		if rtcpKind(b) || rtpHeader(b) && f.dirs[in.dir].previous.size > 0 {
-			if f.notes&noteDTLS != 0 {
-				return f.is("srtp", Negotiated, label)
-			}
+		// Behind a DTLS handshake they are SRTP (RFC 5764); without, the keys came by another way, if at all.
+		if f.notes&noteDTLS != 0 && (rtcpKind(b) || rtpHeader(b)) {
 			return f.is("srtp", Negotiated, label)
 		}
 	}

@@ -70,6 +70,9 @@ func openvpnPacket(f *Flow, in *input, b []byte) outcome {
 		return no
 	case len(other) == 0:
 		// The first of a client without tls-auth is exactly this long, with no acknowledgement and number 0.
+		if b[0] == 7<<3 && len(b) == 14 && zero(b[9:]) && f.proto == 17 {
+			return final
+		}
 		if openvpnReset(b[0]) {
 			if f.count(in) >= 2 && len(b) == f.dirs[in.dir].previous.size && at(f.dirs[in.dir].previous.bytes(), 0, string(b[:9])) && len(b) <= 90 && f.proto == 17 {
 				return final // sent again because nobody answered
