@@ -190,13 +190,16 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 		d.base = 1 // a sender that counts the SYN
 	}
 	offset -= d.base
-	if d.alive.none() && f.at < 0 {
+	if f.at < 0 {
 		// Two versions of the same bytes (a padded acknowledgement, or someone hiding): either may be the one
 		// that the receiver takes, so a second beginning is looked at like the first.
-		if offset != 0 {
+		if offset == 0 && (d.alive.none() || d.buf != nil && !agrees(d.prefix(), data)) {
+			d.drop(f.engine)
+			d.alive = streamProtocols
+		}
+		if d.alive.none() {
 			return
 		}
-		d.alive = streamProtocols
 	}
 	view := data
 	if d.buf != nil || offset != 0 {

@@ -165,15 +165,14 @@ func pushStream(f *Flow, in *input) outcome {
 	return no
 }
 
-// eaqDatagram recognises the Brazilian regulator's quality measurement: sixteen bytes of a counter, a mark and a
-// time, each answered.
+// eaqDatagram recognises the Brazilian regulator's quality measurement: datagrams of sixteen bytes with a counter that
+// goes up by one, a time and a constant.
 func eaqDatagram(f *Flow, in *input) outcome {
-	b := in.data
-	other := f.other(in)
-	if len(b) != 16 || !zero(b[:2]) || be16(b[4:]) != 0 || len(other) < 12 || f.dirs[in.dir^1].first.size != 16 {
+	b, before := in.data, f.dirs[in.dir].previous.bytes()
+	if len(b) != 16 || len(before) != 16 || !zero(b[:2]) || !zero(b[4:6]) || !zero(b[12:14]) || be32(b)-be32(before) != 1 {
 		return no
 	}
-	if at(other, 0, string(b[:12])) || f.count(in) > 1 && zero(other[:2]) && be32(b)-be32(other) <= 8 && be32(b) >= be32(other) {
+	if at(before, 12, string(b[12:])) && le16(b[14:]) != 0 && be16(b[6:]) > be16(before[6:]) {
 		return final
 	}
 	return no
@@ -291,6 +290,7 @@ var gameProtocols = []protocol{
 	{label: "amongus", datagram: amongDatagram, rank: loose},
 	{label: "cod_mobile", datagram: pingDatagram, rank: guess},
 	{label: "tencentgames", stream: starts("\x33\x66\x00\x0b", "\x33\x66\x00\x0a", "\x33\x66\x00\x09")},
+	{label: "riotgames", datagram: riotDatagram},
 	{label: "yojimbo", datagram: starts("\x00NETCODE 1.")},
 	{label: "kcp", datagram: kcpDatagram, rank: loose},
 	{label: "tes_online", stream: tesStream, rank: loose},
@@ -357,6 +357,15 @@ func sourceDatagram(f *Flow, in *input) outcome {
 		if len(b) > 12 {
 			return final
 		}
+	}
+	return no
+}
+
+// riotDatagram recognises the measurement of the way to a game server, question and answer: 36 bytes, the last
+// eight of them a mark.
+func riotDatagram(_ *Flow, in *input) outcome {
+	if len(in.data) == 36 && at(in.data, 28, "\xaa\xaa\xaa\xaa\xbb\xbb\xbb\xbb") {
+		return final
 	}
 	return no
 }

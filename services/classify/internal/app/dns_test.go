@@ -43,7 +43,7 @@ func TestDNS(t *testing.T) {
 		{"tcp on another port", tcp, 1, 853, framed, want},
 		{"tcp length alone", tcp, 1, 53, framed[:2], unknown},
 		{"tcp in the header", tcp, 1, 53, framed[:9], unknown},
-		{"llmnr", udp, 1, portLLMNR, query, unknown},
+		{"llmnr", udp, 1, portLLMNR, query, Result{App: "llmnr", Host: "www.example.org", Final: true}},
 		{"netbios", udp, 137, portNetBIOS, query, unknown},
 		{"mdns", udp, portMDNS, portMDNS, edit(0, 0, 0, 0, 0), Result{App: "mdns", Host: "www.example.org", Final: true}},
 		{"mdns answer", udp, portMDNS, portMDNS, []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1}, Result{App: "mdns", Final: true}},
@@ -51,9 +51,7 @@ func TestDNS(t *testing.T) {
 		{"mdns port alone", udp, portMDNS, portMDNS, []byte("no DNS message at all"), unknown},
 	})
 	parts := []part{{0, 0, framed[:2]}, {0, 2, framed[2:20]}, {0, 20, framed[20:]}}
-	if got := play(NewEngine(), key(tcp, 1, 53), parts...); got != want {
-		t.Errorf("tcp in parts: %+v", got)
-	}
+	same(t, "tcp in parts", play(NewEngine(), key(tcp, 1, 53), parts...), want)
 }
 
 func FuzzDNS(f *testing.F) {

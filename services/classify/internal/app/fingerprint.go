@@ -177,7 +177,7 @@ func (h *hello) ja4(e *Engine, transport byte) string {
 	}
 	a[3] = named
 	a = twoDigits(a, count)
-	a = append(a, alpnEnds(h.alpn)...)
+	a = alpnEnds(a, h.alpn)
 	extensionSum := e.ja4Sum(extensions, h.signatures)
 	a = append(append(a, '_'), cipherSum[:]...)
 	a = append(append(a, '_'), extensionSum[:]...)
@@ -189,18 +189,18 @@ func twoDigits(b []byte, n int) []byte {
 	return append(b, '0'+byte(n/10), '0'+byte(n%10)) //nolint:gosec // a digit
 }
 
-// alpnEnds is the first and the last character of the first ALPN value, of its hex form when one of them is no
+// alpnEnds appends the first and the last character of the first ALPN value, of its hex form when one of them is no
 // letter or digit.
-func alpnEnds(b []byte) []byte {
+func alpnEnds(out, b []byte) []byte {
 	if len(b) == 0 {
-		return []byte("00")
+		return append(out, "00"...)
 	}
 	first, last := b[0], b[len(b)-1]
 	if alphanumeric(first) && alphanumeric(last) {
-		return []byte{first, last}
+		return append(out, first, last)
 	}
 	const digits = "0123456789abcdef"
-	return []byte{digits[first>>4], digits[last&15]}
+	return append(out, digits[first>>4], digits[last&15])
 }
 
 func alphanumeric(c byte) bool {

@@ -77,12 +77,25 @@ func (f *Flow) httpFields(in *input, target, head []byte) outcome {
 	f.userAgent(head)
 	f.risk(prefixed(field(head, "Authorization"), "Basic "), ClearCredentials)
 	if equalFold(field(head, "Upgrade"), "websocket") {
-		return f.is("websocket", Negotiated, done) // RFC 6455 4.1
+		return f.upgraded(head)
 	}
 	if field(head, "SOAPAction") != nil || bytes.HasPrefix(field(head, "Content-Type"), []byte("application/soap+xml")) {
 		return f.is("soap", Negotiated, done) // SOAP 1.1 6.1.1, SOAP 1.2 part 2
 	}
 	return done
+}
+
+// upgraded reads on behind a header that asks for or agrees to WebSocket: the first frame makes it one (RFC 6455
+// 4.1 and 5.2).
+func (f *Flow) upgraded(head []byte) outcome {
+	end := bytes.Index(head, []byte("\r\n\r\n"))
+	if end < 0 || len(head) < end+6 {
+		return label
+	}
+	if frame := head[end+4:]; frame[0]&0x70 == 0 && (frame[0]&15 <= 2 || frame[0]&15 >= 8 && frame[0]&15 <= 10) {
+		return f.is("websocket", Negotiated, final)
+	}
+	return label
 }
 
 // httpHost keeps a Host field without its port.
@@ -115,6 +128,9 @@ func (f *Flow) httpAnswer(in *input) outcome {
 			return f.helloDone(in.dir)
 		}
 		return label
+	}
+	if at(b, 9, "101") && equalFold(field(b, "Upgrade"), "websocket") {
+		return f.upgraded(b)
 	}
 	if body := b[end+4:]; len(body) >= 4 {
 		f.risk(prefixed(body, "MZ") || prefixed(body, "\x7fELF"), Executable)

@@ -328,7 +328,8 @@ func knxDatagram(f *Flow, in *input) outcome {
 		}
 		return no
 	}
-	if b[0] != 6 || b[1] != 0x10 && b[1] != 0x20 || be16(b[4:]) != len(b) {
+	size := be16(b[4:])
+	if b[0] != 6 || b[1] != 0x10 && b[1] != 0x20 || size < 6 || size > len(b) || size < len(b) && b[size] != 6 {
 		return no
 	}
 	if s := be16(b[2:]); s>>8 != 2 && s>>8 != 3 && s>>8 != 4 && s>>8 != 5 && s>>8 != 7 && s>>8 != 9 {

@@ -352,7 +352,7 @@ func ethereumDatagram(_ *Flow, in *input) outcome {
 
 // rlpxStream recognises the handshake of nodes (devp2p RLPx, Initial Handshake): a message encrypted to a key on a
 // curve, whose first byte says that the point is uncompressed; behind its length since EIP-8, of a fixed length
-// before. Both sides send one.
+// before. Both sides send one, and either its length or the other side's has to fit exactly.
 func rlpxStream(f *Flow, in *input) outcome {
 	b := in.data
 	if len(b) < 3 {
@@ -364,14 +364,10 @@ func rlpxStream(f *Flow, in *input) outcome {
 	if !rlpxHandshake(b, len(b)) {
 		return no
 	}
-	other := f.other(in)
-	if len(other) == 0 {
-		return more
-	}
-	if rlpxHandshake(other, f.dirs[in.dir^1].first.size) {
+	if be16(b)+2 == len(b) || rlpxHandshake(f.other(in), f.dirs[in.dir^1].first.size) {
 		return final
 	}
-	return no
+	return more
 }
 
 // rlpxHandshake looks at the beginning b of a first segment of size bytes.

@@ -80,6 +80,12 @@ type direction struct {
 	previous head // of the datagram before the one at hand
 }
 
+// agrees tells whether two versions of a stream's beginning say the same as far as both go.
+func agrees(a, b []byte) bool {
+	n := min(len(a), len(b))
+	return string(a[:n]) == string(b[:n])
+}
+
 // head is the beginning of a message, kept because its sense depends on what follows.
 type head struct {
 	size int // of the whole message

@@ -53,14 +53,14 @@ func TestTLS(t *testing.T) {
 	}
 	old := append([]byte{0x80, 9 + 6 + 16, 1, 3, 1, 0, 6, 0, 0, 0, 16}, make([]byte, 22)...)
 	serverSide := record([]byte{serverHello, 0, 0, 40, 3, 3, 0, 0})
-	full := Result{App: "tls", Host: "www.example.org", ALPN: "h2", Final: true}
+	full := Result{App: "tls", Host: "www.example.org", ALPN: "h2"} // final with the answer
 	tcp := uint8(packet.ProtoTCP)
 	check(t, []one{
 		{"hello", tcp, 1, 443, whole, full},
 		{"other port", tcp, 1, 9999, whole, full},
 		{"split over records", tcp, 1, 443, split, full},
-		{"no names", tcp, 1, 443, record(clientHelloMessage("", "", 0)), Result{App: "tls", Final: true}},
-		{"binary name", tcp, 1, 443, record(clientHelloMessage("a\x00b", "h2", 0)), Result{App: "tls", ALPN: "h2", Final: true}},
+		{"no names", tcp, 1, 443, record(clientHelloMessage("", "", 0)), Result{App: "tls"}},
+		{"binary name", tcp, 1, 443, record(clientHelloMessage("a\x00b", "h2", 0)), Result{App: "tls", ALPN: "h2"}},
 		{"not whole", tcp, 1, 443, whole[:100], Result{App: "tls"}},
 		{"first bytes", tcp, 1, 443, whole[:5], unknown},
 		{"cipher length lies", tcp, 1, 443, edit(whole, 5+4+35+32, 0xFF, 0xFF), Result{App: "tls", Final: true}},
@@ -82,9 +82,7 @@ func TestTLSLongHello(t *testing.T) {
 		parts = append(parts, part{0, uint32(at), whole[at:min(at+1400, MaxBytes)]})
 	}
 	want := Result{App: "tls", Host: "www.example.org", ALPN: "h2"}
-	if got := play(NewEngine(), key(packet.ProtoTCP, 1, 443), parts...); got != want {
-		t.Errorf("%+v, want %+v", got, want)
-	}
+	same(t, "long hello", play(NewEngine(), key(packet.ProtoTCP, 1, 443), parts...), want)
 }
 
 func FuzzTLS(f *testing.F) {

@@ -20,8 +20,14 @@ var voiceProtocols = []protocol{
 	{label: "flute", datagram: fluteDatagram, rank: loose},
 }
 
-// Notes of a STUN flow.
-const noteDTLS = 2
+// Notes of a STUN flow: what was seen beside it.
+const (
+	noteDTLS  = 2
+	noteMedia = 4
+)
+
+// stunCookie is the fifth to the eighth byte since RFC 5389.
+const stunCookie = "\x21\x12\xa4\x42"
 
 // stunMessage checks a STUN message (RFC 8489 5): two zero bits, a length that fits and ends on a word, and the
 // cookie; before the cookie there was one (RFC 3489) the attributes have to fit exactly.
@@ -72,9 +78,14 @@ func stunDatagram(f *Flow, in *input) outcome {
 			return f.is("dtls", Negotiated, label)
 		}
 	case len(b) >= 12 && b[0]&0xC0 == 0x80:
-		// Behind a DTLS handshake they are SRTP (RFC 5764); without, the keys came by another way, if at all.
-		if f.notes&noteDTLS != 0 && (rtcpKind(b) || rtpHeader(b)) {
+		// Behind a DTLS handshake they are SRTP (RFC 5764). Behind ICE's checks a call of a dynamic type is taken for
+		// it too (RFC 8827 6.5 forbids anything else); RTCP alone does not tell.
+		media := rtpHeader(b) && b[1]&0x7F >= 96 && at(f.dirs[in.dir].first.bytes(), 4, stunCookie)
+		if f.notes&noteDTLS != 0 && rtcpKind(b) || media && f.notes&noteMedia != 0 {
 			return f.is("srtp", Negotiated, label)
+		}
+		if media {
+			f.notes |= noteMedia
 		}
 	}
 	return label

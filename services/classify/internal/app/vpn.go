@@ -70,7 +70,11 @@ func openvpnPacket(f *Flow, in *input, b []byte) outcome {
 		return no
 	case len(other) == 0:
 		// The first of a client without tls-auth is exactly this long, with no acknowledgement and number 0.
-		if b[0] == 7<<3 && len(b) == 14 && zero(b[9:]) && f.proto == 17 {
+		if f.proto == 17 && b[0] == 7<<3 && len(b) == 14 && zero(b[9:]) {
+			return final
+		}
+		// So is the server's: one acknowledgement of number 0, the client's session, number 0.
+		if f.proto == 17 && b[0] == 8<<3 && len(b) == 26 && b[9] == 1 && zero(b[10:14]) && zero(b[22:]) {
 			return final
 		}
 		if openvpnReset(b[0]) {
