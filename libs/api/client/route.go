@@ -26,8 +26,11 @@ type Query struct {
 	Port     uint16 // either side
 	App      string
 	Host     string
-	Type     string // of attacks and verdicts
-	AttackID string
+	Type     string // of attacks
+	AttackID string // of verdicts
+	Actor    string // of the audit log, as the next two
+	Action   string
+	Target   string
 	Active   bool   // attacks that go on
 	Limit    int    // items altogether; 0: all, for Top and TimeSeries the gateway's default
 	By       string // of Top and TimeSeries
@@ -53,6 +56,9 @@ func (q Query) values() url.Values {
 	set("host", q.Host)
 	set("type", q.Type)
 	set("attack_id", q.AttackID)
+	set("actor", q.Actor)
+	set("action", q.Action)
+	set("target", q.Target)
 	set("by", q.By)
 	if q.Port != 0 {
 		v.Set("port", strconv.Itoa(int(q.Port)))
@@ -128,6 +134,11 @@ func (c *Client) Attacks(ctx context.Context, q Query) iter.Seq2[api.Attack, err
 // Verdicts are the newest first.
 func (c *Client) Verdicts(ctx context.Context, q Query) iter.Seq2[api.Verdict, error] {
 	return list[api.Verdict](ctx, c, "verdicts", q)
+}
+
+// Verdict is one verdict with its evidence.
+func (c *Client) Verdict(ctx context.Context, id string) (v api.Verdict, err error) {
+	return v, c.get(ctx, "verdicts/"+url.PathEscape(id), nil, &v)
 }
 
 // Audit entries are the newest first. It needs the role admin.
