@@ -181,6 +181,9 @@ func (p *Process) Restart() {
 	}(p.cmd, p.done)
 }
 
+// PID is the running process's id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Log is what the process printed.
 func (p *Process) Log() string { return p.log.String() }
 
