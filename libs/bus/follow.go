@@ -25,7 +25,7 @@ type Gap struct {
 // ends (nil). A slow h delays itself only. After a lost server it goes on from what is there then.
 func (b *Bus) ConsumeEventsEphemeral(ctx context.Context, subjects []string, h func(EventMsg)) error {
 	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: subjects, DeliverPolicy: jetstream.DeliverNewPolicy}
-	return b.untilDone(ctx, func(progress func()) error {
+	return b.again(ctx, "consume_ephemeral", func(progress func()) error {
 		return b.follow(ctx, cfg, func(_ uint64, m *EventMsg) error {
 			progress()
 			if m != nil {
@@ -46,7 +46,7 @@ func (b *Bus) ConsumeEventsEphemeral(ctx context.Context, subjects []string, h f
 // removed under a follower that is behind are told too, if it takes all subjects.
 func (b *Bus) FollowEvents(ctx context.Context, after uint64, subjects []string, h func(EventMsg), gap func(Gap)) error {
 	f := follower{b: b, subjects: subjects, last: after, asked: after > 0, h: h, gap: gap}
-	return b.untilDone(ctx, func(progress func()) error { return f.session(ctx, progress) })
+	return b.again(ctx, "consume_ephemeral", func(progress func()) error { return f.session(ctx, progress) })
 }
 
 // follower is the place in the stream that one FollowEvents has reached.
@@ -109,18 +109,21 @@ func (f *follower) session(ctx context.Context, progress func()) error {
 	})
 }
 
-// untilDone runs f again after each error, with growing pauses that progress resets, until ctx ends.
-func (b *Bus) untilDone(ctx context.Context, f func(progress func()) error) error {
+// again runs f until ctx ends: at once when it returns nil, after an error with growing pauses that alive resets.
+// Errors are counted under op.
+func (b *Bus) again(ctx context.Context, op string, f func(alive func()) error) error {
 	wait := retryMin
 	for ctx.Err() == nil {
 		err := f(func() { wait = retryMin })
 		if ctx.Err() != nil {
 			break
 		}
-		b.t.CountError("consume_ephemeral")
-		b.recover(ctx, err)
-		sleep(ctx, wait)
-		wait = min(2*wait, retryMax)
+		if err != nil {
+			b.t.CountError(op)
+			b.recover(ctx, err)
+			sleep(ctx, wait)
+			wait = min(2*wait, retryMax)
+		}
 	}
 	return nil
 }

@@ -8,10 +8,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 )
 
-const (
-	bucketControl  = "tg_control" // enforcement on or off, panic: written by enforce
-	persistDurable = "persist"    // persist's consumers: nobody else may read with or touch them
-)
+const persistDurable = "persist" // persist's consumers: nobody else may read with or touch them
 
 // Permission is what an identity may publish and subscribe to. Denied wins over allowed. Everything else is refused.
 type Permission struct {
@@ -32,12 +29,12 @@ func Permissions() map[string]Permission {
 			reclaim(), follow(), readBucket(BucketRules), writeBucket(BucketRules)),
 		pki.Enforce: grant(pki.Enforce,
 			setup(), allow(SubjectEnforcement+">"), reclaim(),
-			readBucket(BucketRules), writeBucket(BucketRules), readBucket(bucketControl), writeBucket(bucketControl)),
+			readBucket(BucketRules), writeBucket(BucketRules), readBucket(BucketControl), writeBucket(BucketControl)),
 		pki.Persist: grant(pki.Persist,
 			setup(), readStream(StreamFlows, persistDurable), readStream(StreamEvents, persistDurable)),
 		pki.Gateway: grant(pki.Gateway,
 			setup(), allow(AllAudits), reclaim(), follow(), Permission{Subscribe: []string{AllWindows}},
-			readBucket(BucketRules), readBucket(BucketNodes), readBucket(bucketControl),
+			readBucket(BucketRules), readBucket(BucketNodes), readBucket(BucketControl),
 			readBucket(BucketRequests), writeBucket(BucketRequests)),
 		pki.Tidegate: {Publish: []string{">"}, Subscribe: []string{">"}},
 	}
@@ -70,7 +67,7 @@ func allow(subjects ...string) Permission { return Permission{Publish: subjects}
 func setup() Permission {
 	p := allow("$JS.API.INFO")
 	for _, stream := range []string{
-		StreamFlows, StreamEvents, kvStream(BucketRules), kvStream(BucketNodes), kvStream(bucketControl), kvStream(BucketRequests),
+		StreamFlows, StreamEvents, kvStream(BucketRules), kvStream(BucketNodes), kvStream(BucketControl), kvStream(BucketRequests),
 	} {
 		p.Publish = append(p.Publish, "$JS.API.STREAM.INFO."+stream, "$JS.API.STREAM.CREATE."+stream)
 	}

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
@@ -180,7 +179,7 @@ func jobs(t *testing.T, s secured) {
 	defer stop()
 	ended := make(chan error, 8)
 	spawn := func(f func() error) { go func() { ended <- f() }() }
-	var watched, windows, followed, learnt, flows, events atomic.Int64
+	var watched, panics, windows, followed, learnt, flows, events atomic.Int64
 	spawn(func() error {
 		return enforce.WatchRules(run, func(u bus.RuleUpdate) {
 			if u.Rule != nil {
@@ -188,6 +187,7 @@ func jobs(t *testing.T, s secured) {
 			}
 		})
 	})
+	spawn(func() error { return enforce.WatchPanic(run, func(*eventv1.Panic) { panics.Add(1) }) })
 	spawn(func() error {
 		return gateway.SubscribeWindows(run, func(string, *flowv1.Window) { windows.Add(1) })
 	})
@@ -222,11 +222,20 @@ func jobs(t *testing.T, s secured) {
 	_, err = enforce.UpdateRule(ctx, rules["r"].Rule, rules["r"].Revision)
 	good("enforce updates a rule", err)
 	good("enforce deletes a rule", enforce.DeleteRule(ctx, "r"))
+	good("enforce sets the panic state", enforce.PutPanic(ctx, &eventv1.Panic{On: true, SinceNs: 1}))
+	p, err := gateway.Panic(ctx)
+	if err != nil || !p.GetOn() {
+		t.Errorf("gateway reads the panic state %v, %v", p, err)
+	}
 	good("classify's heartbeat", classify.Heartbeat(ctx, &eventv1.NodeHeartbeat{Service: pki.Classify, Instance: "1"}))
 	good("enforce's heartbeat", enforce.Heartbeat(ctx, &eventv1.NodeHeartbeat{Service: pki.Enforce, Instance: "1"}))
 	if n, err := gateway.Nodes(ctx); err != nil || len(n) != 2 {
 		t.Errorf("gateway sees nodes %v, %v", n, err)
 	}
+	_, err = gateway.PutRequest(ctx, "k", []byte("1"), 0)
+	good("gateway remembers a request", err)
+	_, _, err = gateway.GetRequest(ctx, "k")
+	good("gateway reads a request", err)
 	_, err = gateway.Rules(ctx)
 	good("gateway reads rules", err)
 	good("tidegate writes a rule", tidegate.PutRule(ctx, bustest.Rule("r2")))
@@ -238,7 +247,7 @@ func jobs(t *testing.T, s secured) {
 		good("enforce publishes", enforce.PublishEnforcement(ctx, &eventv1.Enforcement{Id: "e" + strings.Repeat("x", int(number)), Node: "n"}))
 		good("classify publishes a window", classify.PublishWindow(ctx, "s", &flowv1.Window{}))
 		time.Sleep(20 * time.Millisecond)
-		return followed.Load() > 0 && learnt.Load() > 0 && windows.Load() > 0 && flows.Load() == 1 && events.Load() >= 4 && watched.Load() > 0
+		return followed.Load() > 0 && learnt.Load() > 0 && windows.Load() > 0 && flows.Load() == 1 && events.Load() >= 4 && watched.Load() > 0 && panics.Load() > 0
 	})
 	bustest.Wait(t, "the backlog", func() bool {
 		n, err := persist.Backlog(ctx, bus.StreamEvents, "persist")
@@ -247,7 +256,7 @@ func jobs(t *testing.T, s secured) {
 	_, err = persist.State(ctx, bus.StreamFlows)
 	good("persist reads the stream's state", err)
 	stop()
-	for range 6 {
+	for range 7 {
 		good("a consumer ended", <-ended)
 	}
 	for name, r := range map[string]*prometheus.Registry{
@@ -257,30 +266,6 @@ func jobs(t *testing.T, s secured) {
 			t.Errorf("%s was refused %v times", name, n)
 		}
 	}
-
-	// What other files of this package will use, with bare calls.
-	control, err := jetstream.New(s.client(t, pki.Tidegate))
-	good("open JetStream", err)
-	for _, bucket := range []string{"tg_control", "tg_requests"} {
-		_, err := control.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket})
-		good("make "+bucket, err)
-	}
-	for identity, bucket := range map[string]string{pki.Enforce: "tg_control", pki.Gateway: "tg_requests"} {
-		js, err := jetstream.New(s.client(t, identity))
-		good("open JetStream", err)
-		kv, err := js.KeyValue(ctx, bucket)
-		good(identity+" opens "+bucket, err)
-		_, err = kv.Create(ctx, "k", []byte("1"))
-		good(identity+" writes "+bucket, err)
-		_, err = kv.Get(ctx, "k")
-		good(identity+" reads "+bucket, err)
-	}
-	js, err := jetstream.New(s.client(t, pki.Gateway))
-	good("open JetStream", err)
-	kv, err := js.KeyValue(ctx, "tg_control")
-	good("gateway opens tg_control", err)
-	_, err = kv.Get(ctx, "k")
-	good("gateway reads tg_control", err)
 }
 
 // deniedCount is how often the server refused this connection a right.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -42,6 +43,16 @@ func (b *Bus) bucket(ctx context.Context, name string) (jetstream.KeyValue, erro
 	}
 	b.buckets.Store(name, kv)
 	return kv, nil
+}
+
+const keyRunes = "-_.=/abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+// ValidKey is ErrInvalidKey when the id of a rule cannot be its key.
+func ValidKey(id string) error {
+	if id == "" || id[0] == '.' || id[len(id)-1] == '.' || strings.Trim(id, keyRunes) != "" {
+		return fmt.Errorf("rule %q: %w", id, ErrInvalidKey)
+	}
+	return nil
 }
 
 // PutRule writes a rule, whatever was there.
@@ -165,20 +176,9 @@ func snapshot(ctx context.Context, kv jetstream.KeyValue, h func(jetstream.KeyVa
 // bucket's order. After a reconnect it starts over (Restarted, all rules, Synced), because deletions may have been
 // missed. It returns when ctx ends (nil).
 func (b *Bus) WatchRules(ctx context.Context, h func(RuleUpdate)) error {
-	wait := retryMin
-	for ctx.Err() == nil {
-		err := b.watchRules(ctx, func(u RuleUpdate) { wait = retryMin; h(u) })
-		if ctx.Err() != nil {
-			break
-		}
-		if err != nil {
-			b.t.CountError("watch_rules")
-			b.recover(ctx, err)
-			sleep(ctx, wait)
-			wait = min(2*wait, retryMax)
-		}
-	}
-	return nil
+	return b.again(ctx, "watch_rules", func(alive func()) error {
+		return b.watchRules(ctx, func(u RuleUpdate) { alive(); h(u) })
+	})
 }
 
 // watchRules is one watch; it ends without an error when the connection came back and the state must be read again.

@@ -85,9 +85,10 @@ func (s *Service) ListRules(context.Context, *enforcev1.ListRulesRequest) (*enfo
 func (r *ruleState) proto() *enforcev1.RuleState {
 	out := &enforcev1.RuleState{
 		Rule: policy.ToProto(&r.rule), State: r.state.String(), Packets: r.stat.Packets, Bytes: r.stat.Bytes,
+		Revision: r.revision,
 	}
 	if r.state == refused {
-		out.Reason = string(r.refusal.reason)
+		out.Reason, out.Detail = string(r.refusal.reason), r.refusal.detail
 	}
 	if !r.stat.FirstDrop.IsZero() {
 		out.FirstDropNs = r.stat.FirstDrop.UnixNano()
@@ -99,28 +100,57 @@ func (r *ruleState) proto() *enforcev1.RuleState {
 }
 
 // AddRule implements the gRPC method. It answers after this node has the rule in force, or 2 s, whichever is first.
+// Of two callers that saw the same revision one wins, whichever nodes they ask: the bucket decides. A dry run knows
+// this node's guardrails but not what the kernel itself would refuse.
 func (s *Service) AddRule(ctx context.Context, req *enforcev1.AddRuleRequest) (*enforcev1.AddRuleResponse, error) {
 	r, err := userRule(ctx, req.GetRule())
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	revision, no := s.precheck(&r)
+	old, no := s.precheck(&r)
+	if req.GetDryRun() {
+		return dryRun(req, &r, old, no)
+	}
 	if no != nil {
 		s.m.refusals.WithLabelValues(string(no.reason)).Inc()
 		return nil, status.Error(codes.FailedPrecondition, no.Error())
 	}
-	revision, err = s.bus.UpdateRule(ctx, r, revision)
+	replaced := old.Revision
+	if req.IfRevision != nil {
+		replaced = req.GetIfRevision()
+	}
+	revision, err := s.bus.UpdateRule(ctx, r, replaced)
 	if err != nil {
 		return nil, busError(err)
 	}
 	if no := s.await(ctx, r.ID, revision); no != nil {
 		// It was refused after all, for example for its mask: do not leave it as desired.
-		if err := s.bus.DeleteRuleRevision(ctx, r.ID, revision); err != nil && !errors.Is(err, bus.ErrConflict) {
-			s.t.CountError("delete_rule")
+		if replaced > 0 && replaced == old.Revision {
+			_, err = s.bus.UpdateRule(ctx, old.Rule, revision)
+		} else {
+			err = s.bus.DeleteRuleRevision(ctx, r.ID, revision)
+		}
+		if err != nil && !errors.Is(err, bus.ErrConflict) {
+			s.t.CountError("undo_rule")
 		}
 		return nil, status.Error(codes.FailedPrecondition, no.Error())
 	}
-	return &enforcev1.AddRuleResponse{Rule: policy.ToProto(&r)}, nil
+	return &enforcev1.AddRuleResponse{Rule: policy.ToProto(&r), Revision: revision}, nil
+}
+
+// dryRun says what AddRule would.
+func dryRun(req *enforcev1.AddRuleRequest, r *policy.Rule, old bus.RuleEntry, no *refusal) (*enforcev1.AddRuleResponse, error) {
+	if err := bus.ValidKey(r.ID); err != nil {
+		return nil, busError(err)
+	}
+	if req.IfRevision != nil && req.GetIfRevision() != old.Revision {
+		return nil, busError(bus.ErrConflict)
+	}
+	out := &enforcev1.AddRuleResponse{Rule: policy.ToProto(r), Revision: old.Revision}
+	if no != nil {
+		out.Reason, out.Detail = string(no.reason), no.detail
+	}
+	return out, nil
 }
 
 // userRule completes what a user may leave out.
@@ -161,22 +191,22 @@ func userRule(ctx context.Context, p *policyv1.Rule) (policy.Rule, error) {
 	return r, nil
 }
 
-// precheck asks the guardrails without consuming anything, and returns the revision of the rule there is (0: none).
-func (s *Service) precheck(r *policy.Rule) (revision uint64, no *refusal) {
+// precheck asks the guardrails without consuming anything, and returns the rule there is (revision 0: none).
+func (s *Service) precheck(r *policy.Rule) (old bus.RuleEntry, no *refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	if no = s.guard.check(r, now); no != nil {
-		return 0, no
+	if there := s.rules[r.ID]; there != nil {
+		return bus.RuleEntry{Rule: there.rule, Revision: there.revision}, s.guard.check(r, now)
 	}
-	if old := s.rules[r.ID]; old != nil {
-		return old.revision, nil
+	if no = s.guard.check(r, now); no != nil {
+		return old, no
 	}
 	s.countLive()
 	if no = s.guard.full(s.live); no == nil {
 		no = s.guard.peek(now)
 	}
-	return 0, no
+	return old, no
 }
 
 // await waits for the decision about a version of a rule; nil also when there is none in time.
@@ -209,14 +239,23 @@ func (s *Service) await(ctx context.Context, id string, revision uint64) *refusa
 	}
 }
 
-// RevokeRule implements the gRPC method: NOT_FOUND when there is no such rule. It answers after this node has removed
-// the entry, or 2 s.
+// RevokeRule implements the gRPC method: NOT_FOUND when there is no such rule, ABORTED when it has another revision
+// than asked for. It answers after this node has removed the entry, or 2 s.
 func (s *Service) RevokeRule(ctx context.Context, req *enforcev1.RevokeRuleRequest) (*enforcev1.RevokeRuleResponse, error) {
 	id := req.GetId()
 	if s.find(id) == nil {
 		return nil, status.Errorf(codes.NotFound, "there is no rule %q", id)
 	}
-	if err := s.bus.DeleteRule(ctx, id); err != nil {
+	var err error
+	switch {
+	case req.IfRevision == nil:
+		err = s.bus.DeleteRule(ctx, id)
+	case req.GetIfRevision() == 0: // it must not exist, but it does
+		err = bus.ErrConflict
+	default:
+		err = s.bus.DeleteRuleRevision(ctx, id, req.GetIfRevision())
+	}
+	if err != nil {
 		return nil, busError(err)
 	}
 	timer := time.NewTimer(decideWait)

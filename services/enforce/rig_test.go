@@ -14,6 +14,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
@@ -144,4 +145,21 @@ func drop(id string, lease time.Duration) policy.Rule {
 		r.Expires = time.Now().Add(lease).UTC()
 	}
 	return r
+}
+
+// refusePriority lets the kernel refuse entries of this priority for their mask.
+func (r *rig) refusePriority(priority int32) {
+	r.gate.set(func(g *fakeGate) {
+		g.putErr = func(e *xdp.Rule) error {
+			if e.Priority == priority {
+				return xdp.ErrMaskLimit
+			}
+			return nil
+		}
+	})
+}
+
+func (r *rig) waitEntry(id string) {
+	r.t.Helper()
+	bustest.Wait(r.t, "the entry of "+id, func() bool { _, ok := r.gate.get(policy.NumericID(id)); return ok })
 }
