@@ -125,7 +125,7 @@ func (s *Service) build(deps Deps) error {
 	if err != nil {
 		return err
 	}
-	s.hub = live.New(live.DefaultConfig(), live.Deps{Telemetry: s.t, Source: o, Events: deps.Bus, Attack: ops.Attack, Verdict: ops.Verdict})
+	s.hub = live.New(live.DefaultConfig(), live.Deps{Telemetry: s.t, Source: o, Events: deps.Bus, Attack: ops.NewAttack, Verdict: ops.NewVerdict})
 	version, _ := telemetry.Build()
 	if s.api, err = rest.New(rest.Deps{Telemetry: s.t, Operations: o, Live: s.hub.Live, Stream: s.hub, Version: version}); err != nil {
 		return err
