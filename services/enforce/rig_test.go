@@ -20,7 +20,7 @@ import (
 
 // rig is a node on an embedded NATS server with fake gates.
 type rig struct {
-	t    *testing.T
+	t    testing.TB
 	bus  *bus.Bus
 	gate *fakeGate
 	cfg  Config
@@ -33,7 +33,7 @@ type rig struct {
 	events []*eventv1.Enforcement
 }
 
-func newRig(t *testing.T, change func(*Config)) *rig {
+func newRig(t testing.TB, change func(*Config)) *rig {
 	t.Helper()
 	e, err := bus.StartEmbedded(context.Background(), t.TempDir(), bus.Listen{})
 	if err != nil {
@@ -90,6 +90,31 @@ func (r *rig) startReady() {
 	r.t.Helper()
 	r.start(nil)
 	bustest.Wait(r.t, "readiness", func() bool { return r.svc.ready() == nil })
+}
+
+// second runs another node on the rig's bus.
+func (r *rig) second(change func(*Config), open Opener) (svc *Service) {
+	r.t.Helper()
+	cfg := r.cfg
+	cfg.Node = "node-2"
+	if change != nil {
+		change(&cfg)
+	}
+	svc, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce"), Bus: r.bus, Open: open})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.Run(ctx) }()
+	r.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Errorf("Run of the second node: %v", err)
+		}
+	})
+	bustest.Wait(r.t, "readiness of the second node", func() bool { return svc.ready() == nil })
+	return svc
 }
 
 func (r *rig) count(rule string, state eventv1.EnforcementState) (n int) {
