@@ -127,7 +127,7 @@ func (s *Service) build(deps Deps) error {
 	}
 	s.hub = live.New(live.DefaultConfig(), live.Deps{Telemetry: s.t, Source: o, Events: deps.Bus, Attack: ops.NewAttack, Verdict: ops.NewVerdict})
 	version, _ := telemetry.Build()
-	if s.api, err = rest.New(rest.Deps{Telemetry: s.t, Operations: o, Live: s.hub.Live, Stream: s.hub, Version: version}); err != nil {
+	if s.api, err = rest.New(rest.Deps{Operations: o, Snapshot: s.hub.Snapshot, Stream: s.hub, Version: version}); err != nil {
 		return err
 	}
 	s.page, err = page.New(page.Deps{Telemetry: s.t, Operations: o, Live: s.hub.Live, Login: s.login, Logout: logout})

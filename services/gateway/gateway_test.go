@@ -20,18 +20,22 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/libs/token"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/auth"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/caller"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeBus keeps audit entries and can be away.
+// fakeBus keeps audit entries and can be away. It has no events.
 type fakeBus struct {
+	Bus
 	mu     sync.Mutex
 	audits []*eventv1.Audit
 	down   error
@@ -42,6 +46,16 @@ func (b *fakeBus) PublishAudit(_ context.Context, e *eventv1.Audit) error {
 	defer b.mu.Unlock()
 	b.audits = append(b.audits, e)
 	return nil
+}
+
+func (b *fakeBus) Heartbeat(context.Context, *eventv1.NodeHeartbeat) error { return nil }
+
+func (b *fakeBus) State(context.Context, string) (bus.StreamState, error) {
+	return bus.StreamState{}, bus.ErrUnavailable
+}
+
+func (b *fakeBus) SubscribeWindows(context.Context, func(string, *flowv1.Window)) error {
+	return bus.ErrUnavailable
 }
 
 func (b *fakeBus) Ready() error {
@@ -70,7 +84,7 @@ func TestService(t *testing.T) {
 		t.Fatal(err)
 	}
 	tel, b := telemetry.Discard("gateway"), &fakeBus{}
-	s, err := New(config(t, dir), Deps{Telemetry: tel, Bus: b})
+	s, err := New(config(t, dir), Deps{Telemetry: tel, Bus: b, Mesh: &mesh.Mesh{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +171,7 @@ func TestService(t *testing.T) {
 
 func TestSession(t *testing.T) {
 	dir := t.TempDir()
-	s, err := New(config(t, dir), Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}})
+	s, err := New(config(t, dir), Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{, Mesh: &mesh.Mesh{}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +191,7 @@ func TestSession(t *testing.T) {
 	if _, err := token.Init(dir); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = New(config(t, dir), Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}}); err != nil {
+	if s, err = New(config(t, dir), Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{, Mesh: &mesh.Mesh{}}}); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := token.Issue(dir, token.Claims{Subject: "ada", Role: "operator", For: time.Hour})
@@ -213,7 +227,7 @@ func TestNewRefuses(t *testing.T) {
 	} {
 		cfg := config(t, dir)
 		c.change(&cfg)
-		if _, err := New(cfg, Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}}); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := New(cfg, Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{, Mesh: &mesh.Mesh{}}}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -229,7 +243,7 @@ func TestRunOnTakenPort(t *testing.T) {
 	defer server.Close()
 	cfg := config(t, dir)
 	cfg.Listen = strings.TrimPrefix(server.URL, "http://")
-	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}})
+	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{, Mesh: &mesh.Mesh{}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,11 @@ require (
 	google.golang.org/grpc v1.80.0
 )
 
+require (
+	github.com/danielgtaylor/huma/v2 v2.35.0 // indirect
+	github.com/golang-jwt/jwt/v5 v5.3.1 // indirect
+)
+
 replace github.com/tidegate-mesh/tidegate/proto => ../../proto
 
 replace github.com/tidegate-mesh/tidegate/libs => ../../libs

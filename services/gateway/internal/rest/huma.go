@@ -132,7 +132,12 @@ func unmarshal(data []byte, v any) error {
 			return err
 		}
 	}
-	return json.Unmarshal(data, v)
+	err := json.Unmarshal(data, v)
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) { // its text names Go's types
+		return fmt.Errorf("%s: %s does not fit here", wrong.Field, wrong.Value)
+	}
+	return err
 }
 
 func strict(data []byte) error {

@@ -15,7 +15,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
-	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/caller"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/edge"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/ops"
@@ -54,7 +53,6 @@ type Operations interface {
 
 // Deps is what the API works with.
 type Deps struct {
-	Telemetry  *telemetry.Telemetry
 	Operations Operations
 	// Snapshot is the newest api.Live as JSON, with its entity tag. The bytes are not changed.
 	Snapshot func() (body []byte, etag string)
@@ -80,6 +78,11 @@ func New(d Deps) (*API, error) {
 	a.rules()
 	a.emergency()
 	a.stream()
+	self := huma.Operation{
+		OperationID: "get-openapi", Method: http.MethodGet, Path: openAPIPath, Summary: "This document; it needs no token", Tags: []string{"state"},
+		Responses: map[string]*huma.Response{"200": {Description: "OK", Content: map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{Type: huma.TypeObject}}}}},
+	}
+	a.huma.OpenAPI().AddOperation(&self)
 	describe(a.huma.OpenAPI())
 	var err error
 	if a.document, err = json.Marshal(a.huma.OpenAPI()); err != nil {
