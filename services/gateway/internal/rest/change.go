@@ -85,35 +85,37 @@ func (a *API) rules() {
 	huma.Register(a.huma, list, func(ctx context.Context, in *rulesInput) (*Listing[api.Rule], error) {
 		all, err := o.Rules(ctx)
 		if err != nil {
-			return nil, fail(err)
+			return nil, fail(ctx, err)
 		}
 		page, err := in.page(all)
-		return listing(&in.at, page, err)
+		return listing(ctx, &in.at, page, err)
 	})
 	one := operation(caller.Viewer, http.MethodGet, "/rules/{id}", "get-rule", "A rule and what each node did with it", "rules")
 	one.Errors = []int{http.StatusNotFound}
 	huma.Register(a.huma, one, func(ctx context.Context, in *Identified) (*ruleOutput, error) {
 		r, err := o.Rule(ctx, in.ID)
 		if err != nil {
-			return nil, fail(err)
+			return nil, fail(ctx, err)
 		}
 		return &ruleOutput{Body: r}, nil // its counters change without a new revision: the tag is of the bytes
 	})
 	explain := operation(caller.Viewer, http.MethodGet, "/rules/{id}/explain", "explain-rule", "Why a rule is there and what it does", "rules")
 	explain.Errors = []int{http.StatusNotFound}
 	huma.Register(a.huma, explain, func(ctx context.Context, in *Identified) (*Output[api.Explanation], error) {
-		return output(o.Explain(ctx, in.ID))
+		v, err := o.Explain(ctx, in.ID)
+		return output(ctx, v, err)
 	})
 	dry := operation(caller.Operator, http.MethodPost, "/rules/dry-run", "dry-run-rule", "What a rule would do; nothing changes", "rules")
 	huma.Register(a.huma, dry, func(ctx context.Context, in *dryRunInput) (*Output[api.DryRun], error) {
-		return output(o.DryRun(ctx, in.Body))
+		v, err := o.DryRun(ctx, in.Body)
+		return output(ctx, v, err)
 	})
 	add := operation(caller.Operator, http.MethodPost, "/rules", "add-rule", "Add a rule, or renew the one that does the same", "rules")
 	add.Metadata[metaIdempotent], add.DefaultStatus = true, http.StatusCreated
 	huma.Register(a.huma, add, func(ctx context.Context, in *addInput) (*addedOutput, error) {
 		r, err := o.AddRule(ctx, in.Body)
 		if err != nil {
-			return nil, fail(err)
+			return nil, fail(ctx, err)
 		}
 		return &addedOutput{ETag: ruleTag(r.Revision), Location: Prefix + "/rules/" + r.ID, Body: r}, nil
 	})
@@ -133,7 +135,7 @@ func (a *API) rules() {
 		}
 		r, err := o.ReplaceRule(ctx, in.ID, rev, in.Body)
 		if err != nil {
-			return nil, fail(err)
+			return nil, fail(ctx, err)
 		}
 		return &ruleOutput{ETag: ruleTag(r.Revision), Body: r}, nil
 	})
@@ -149,7 +151,7 @@ func (a *API) rules() {
 			}
 		}
 		if err := o.RevokeRule(ctx, in.ID, rev); err != nil {
-			return nil, fail(err)
+			return nil, fail(ctx, err)
 		}
 		return nil, nil //nolint:nilnil // 204
 	})
@@ -245,7 +247,8 @@ func (a *API) emergency() {
 	state := operation(caller.Viewer, http.MethodGet, "/panic", "get-panic", "Whether panic is on", "panic")
 	state.Metadata[metaHot] = true
 	huma.Register(a.huma, state, func(ctx context.Context, _ *none) (*Output[api.Panic], error) {
-		return output(o.PanicState(ctx))
+		v, err := o.PanicState(ctx)
+		return output(ctx, v, err)
 	})
 	on := operation(caller.Operator, http.MethodPost, "/panic", "panic", "Take every drop and rate limit out of every node; users' rules are revoked, detectors' held", "panic")
 	off := operation(caller.Operator, http.MethodDelete, "/panic", "end-panic", "End panic: detectors' rules that are held act again", "panic")
@@ -255,9 +258,11 @@ func (a *API) emergency() {
 		if in.Body != nil {
 			reason = in.Body.Reason
 		}
-		return output(o.Panic(ctx, true, reason))
+		v, err := o.Panic(ctx, true, reason)
+		return output(ctx, v, err)
 	})
 	huma.Register(a.huma, off, func(ctx context.Context, _ *panicOffInput) (*Output[api.PanicResult], error) {
-		return output(o.Panic(ctx, false, ""))
+		v, err := o.Panic(ctx, false, "")
+		return output(ctx, v, err)
 	})
 }

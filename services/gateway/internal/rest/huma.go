@@ -2,6 +2,7 @@ package rest
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -232,11 +233,15 @@ func describe(doc *huma.OpenAPI) {
 	}
 }
 
-// fail is an error of Operations as huma's.
-func fail(err error) error {
+// fail is an error of Operations as huma's, with the request's id.
+func fail(ctx context.Context, err error) error {
 	var p *api.Problem
-	if errors.As(err, &p) {
-		return (*Problem)(p)
+	if !errors.As(err, &p) {
+		return err
 	}
-	return err
+	out := Problem(*p)
+	if out.RequestID == "" {
+		out.RequestID = caller.From(ctx).RequestID
+	}
+	return &out
 }

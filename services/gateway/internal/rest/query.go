@@ -2,6 +2,7 @@ package rest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -143,9 +144,9 @@ type Listing[T any] struct {
 }
 
 // listing adds the link to a page. The query is the request's.
-func listing[T any](in *located, page api.Page[T], err error) (*Listing[T], error) {
+func listing[T any](ctx context.Context, in *located, page api.Page[T], err error) (*Listing[T], error) {
 	if err != nil {
-		return nil, fail(err)
+		return nil, fail(ctx, err)
 	}
 	if page.Items == nil {
 		page.Items = []T{}
@@ -159,10 +160,10 @@ func listing[T any](in *located, page api.Page[T], err error) (*Listing[T], erro
 	return out, nil
 }
 
-// output is an answer or an error.
-func output[T any](v T, err error) (*Output[T], error) {
+// output is what an operation answers, or its error.
+func output[T any](ctx context.Context, v T, err error) (*Output[T], error) {
 	if err != nil {
-		return nil, fail(err)
+		return nil, fail(ctx, err)
 	}
 	return &Output[T]{Body: v}, nil
 }

@@ -94,22 +94,25 @@ func (a *API) reads() {
 	}
 	huma.Register(a.huma, get("/flows", "list-flows", "Flows, the newest first", "traffic"), func(ctx context.Context, in *flowsInput) (*Listing[api.Flow], error) {
 		page, err := o.Flows(ctx, ops.FlowQuery{FlowFilter: in.filter(), Paging: in.paging()})
-		return listing(&in.at, page, err)
+		return listing(ctx, &in.at, page, err)
 	})
 	huma.Register(a.huma, get("/top", "top", "The heaviest addresses, applications, hosts or ports", "traffic"), func(ctx context.Context, in *topInput) (*Output[api.Top], error) {
-		return output(o.Top(ctx, ops.TopQuery{FlowFilter: in.filter(), By: in.By, Limit: in.Limit}))
+		v, err := o.Top(ctx, ops.TopQuery{FlowFilter: in.filter(), By: in.By, Limit: in.Limit})
+		return output(ctx, v, err)
 	})
 	huma.Register(a.huma, get("/timeseries", "timeseries", "Traffic over time", "traffic"), func(ctx context.Context, in *seriesInput) (*Output[api.TimeSeries], error) {
-		return output(o.TimeSeries(ctx, ops.SeriesQuery{FlowFilter: in.filter(), Step: in.Step.Duration, By: in.By, Limit: in.Limit}))
+		v, err := o.TimeSeries(ctx, ops.SeriesQuery{FlowFilter: in.filter(), Step: in.Step.Duration, By: in.By, Limit: in.Limit})
+		return output(ctx, v, err)
 	})
 	huma.Register(a.huma, get("/attacks", "list-attacks", "Attacks, the newest first", "attacks"), func(ctx context.Context, in *attacksInput) (*Listing[api.Attack], error) {
 		page, err := o.Attacks(ctx, ops.AttackQuery{Range: in.span(), Type: in.Type, Active: in.Active, Paging: in.paging()})
-		return listing(&in.at, page, err)
+		return listing(ctx, &in.at, page, err)
 	})
 	one := get("/attacks/{id}", "get-attack", "An attack with its timeline and evidence", "attacks")
 	one.Errors = []int{http.StatusNotFound}
 	huma.Register(a.huma, one, func(ctx context.Context, in *Identified) (*Output[api.AttackDetail], error) {
-		return output(o.Attack(ctx, in.ID))
+		v, err := o.Attack(ctx, in.ID)
+		return output(ctx, v, err)
 	})
 	capture := get("/attacks/{id}/pcap", "get-attack-pcap", "Sampled packets of an attack as a capture", "attacks")
 	capture.Errors = []int{http.StatusNotFound}
@@ -119,23 +122,24 @@ func (a *API) reads() {
 	huma.Register(a.huma, capture, func(ctx context.Context, in *Identified) (*captureOutput, error) {
 		name, b, err := o.AttackPcap(ctx, in.ID)
 		if err != nil {
-			return nil, fail(err)
+			return nil, fail(ctx, err)
 		}
 		return &captureOutput{ContentType: captureType, Disposition: `attachment; filename="` + name + `"`, Body: b}, nil
 	})
 	huma.Register(a.huma, get("/verdicts", "list-verdicts", "Verdicts with their evidence, the newest first", "attacks"), func(ctx context.Context, in *verdictsInput) (*Listing[api.Verdict], error) {
 		page, err := o.Verdicts(ctx, ops.VerdictQuery{Range: in.span(), AttackID: in.AttackID, Paging: in.paging()})
-		return listing(&in.at, page, err)
+		return listing(ctx, &in.at, page, err)
 	})
 	verdict := get("/verdicts/{id}", "get-verdict", "A verdict with its explanation and evidence", "attacks")
 	verdict.Errors = []int{http.StatusNotFound}
 	huma.Register(a.huma, verdict, func(ctx context.Context, in *Identified) (*Output[api.Verdict], error) {
-		return output(o.Verdict(ctx, in.ID))
+		v, err := o.Verdict(ctx, in.ID)
+		return output(ctx, v, err)
 	})
 	audit := operation(caller.Admin, http.MethodGet, "/audit", "list-audit", "Changes that users asked for, the newest first", "changes")
 	huma.Register(a.huma, audit, func(ctx context.Context, in *auditInput) (*Listing[api.AuditEntry], error) {
 		page, err := o.Audit(ctx, ops.AuditQuery{Range: in.span(), Actor: in.Actor, Action: in.Action, Target: in.Target, Paging: in.paging()})
-		return listing(&in.at, page, err)
+		return listing(ctx, &in.at, page, err)
 	})
 }
 
@@ -149,11 +153,11 @@ type liveOutput struct {
 }
 
 // whole is a listing that is never cut into pages.
-func whole[T any](items []T, err error) (*Output[api.Page[T]], error) {
+func whole[T any](ctx context.Context, items []T, err error) (*Output[api.Page[T]], error) {
 	if items == nil {
 		items = []T{}
 	}
-	return output(api.Page[T]{Items: items}, err)
+	return output(ctx, api.Page[T]{Items: items}, err)
 }
 
 // state are the routes of what is now.
@@ -165,23 +169,26 @@ func (a *API) state() {
 		return op
 	}
 	huma.Register(a.huma, now("/groups", "list-groups", "Groups of protected prefixes with their thresholds"), func(ctx context.Context, _ *none) (*Output[api.Page[api.Group]], error) {
-		return whole(o.Groups(ctx))
+		v, err := o.Groups(ctx)
+		return whole(ctx, v, err)
 	})
 	huma.Register(a.huma, now("/sensors", "list-sensors", "Ingest instances that answer; status names those that do not"), func(ctx context.Context, _ *none) (*Output[api.Page[api.Sensor]], error) {
 		sensors, missing := o.Sensors(ctx)
 		if len(sensors) == 0 && len(missing) > 0 {
 			return nil, &Problem{Status: http.StatusServiceUnavailable, Title: http.StatusText(http.StatusServiceUnavailable), Service: missing[0].Service, Detail: missing[0].Problem}
 		}
-		return whole(sensors, nil)
+		return whole(ctx, sensors, nil)
 	})
 	huma.Register(a.huma, now("/nodes", "list-nodes", "Service instances that send heartbeats"), func(ctx context.Context, _ *none) (*Output[api.Page[api.Node]], error) {
-		return whole(o.Nodes(ctx))
+		v, err := o.Nodes(ctx)
+		return whole(ctx, v, err)
 	})
 	huma.Register(a.huma, now("/ledger", "get-ledger", "What came in at each stage and what became of it"), func(ctx context.Context, _ *none) (*Output[api.Ledger], error) {
-		return output(o.Ledger(ctx))
+		v, err := o.Ledger(ctx)
+		return output(ctx, v, err)
 	})
 	huma.Register(a.huma, now("/status", "get-status", "The state of everything"), func(ctx context.Context, _ *none) (*Output[api.Status], error) {
-		return output(o.Status(ctx), nil)
+		return output(ctx, o.Status(ctx), nil)
 	})
 	live := now("/live", "get-live", "The last second: rates, attacks, talkers")
 	live.Responses = map[string]*huma.Response{"200": {
@@ -193,6 +200,6 @@ func (a *API) state() {
 	})
 	huma.Register(a.huma, operation(caller.Viewer, http.MethodGet, "/me", "get-me", "Who the token belongs to", "state"), func(ctx context.Context, _ *none) (*Output[api.Identity], error) {
 		who := caller.From(ctx)
-		return output(api.Identity{Subject: who.Subject, Role: who.Role.String(), ExpiresNs: api.Nanos(who.Expires.UnixNano())}, nil)
+		return &Output[api.Identity]{Body: api.Identity{Subject: who.Subject, Role: who.Role.String(), ExpiresNs: api.Nanos(who.Expires.UnixNano())}}, nil
 	})
 }
