@@ -34,8 +34,8 @@ func (b *Bus) PutPanic(ctx context.Context, p *eventv1.Panic) error {
 	return nil
 }
 
-// WatchPanic calls h with the panic state there is, if it was ever set, and with each that follows, one call at a
-// time. After a reconnect the state comes again. It returns when ctx ends (nil).
+// WatchPanic calls h with the panic state there is (nil: never set, or unreadable) and with each that follows, one
+// call at a time. After a reconnect the state comes again. It returns when ctx ends (nil).
 func (b *Bus) WatchPanic(ctx context.Context, h func(*eventv1.Panic)) error {
 	return b.again(ctx, "watch_panic", func(alive func()) error { return b.watchPanic(ctx, alive, h) })
 }
@@ -51,6 +51,7 @@ func (b *Bus) watchPanic(ctx context.Context, alive func(), h func(*eventv1.Pani
 		return unavailable(err)
 	}
 	defer func() { _ = w.Stop() }() // fails only when the connection took the watch with it
+	told := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -62,7 +63,10 @@ func (b *Bus) watchPanic(ctx context.Context, alive func(), h func(*eventv1.Pani
 				return fmt.Errorf("%w: the watch ended", ErrUnavailable)
 			}
 			alive()
-			if e == nil {
+			if e == nil { // all that was there has been handed over
+				if !told {
+					h(nil)
+				}
 				continue
 			}
 			p := &eventv1.Panic{}
@@ -70,6 +74,7 @@ func (b *Bus) watchPanic(ctx context.Context, alive func(), h func(*eventv1.Pani
 				b.bad("decode_panic", e.Key(), err)
 				continue
 			}
+			told = true
 			h(p)
 		}
 	}

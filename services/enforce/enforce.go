@@ -80,6 +80,8 @@ type Bus interface {
 	UpdateRule(ctx context.Context, r policy.Rule, revision uint64) (uint64, error)
 	DeleteRule(ctx context.Context, id string) error
 	DeleteRuleRevision(ctx context.Context, id string, revision uint64) error
+	WatchPanic(ctx context.Context, h func(*eventv1.Panic)) error
+	PutPanic(ctx context.Context, p *eventv1.Panic) error
 	PublishEnforcement(ctx context.Context, e *eventv1.Enforcement) error
 	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
 	Ready() error
@@ -112,13 +114,16 @@ type Service struct {
 	guard   guard
 	syncing bool
 	synced  bool
-	seen    map[string]bool // ids of the repetition going on
-	told    bool            // the repetition told of at least one rule or deletion
-	live    int             // rules in the maps, as counted for the rule limit
-	kept    int             // entries without a rule that an empty bucket left in force
-	changed chan struct{}   // closed and replaced after each batch
+	seen    map[string]bool        // ids of the repetition going on
+	told    bool                   // the repetition told of at least one rule or deletion
+	live    int                    // rules in the maps, as counted for the rule limit
+	kept    int                    // entries without a rule that an empty bucket left in force
+	cleared bool                   // while panic is on: all gates are free of what it forbids
+	revoked map[string]policy.Rule // users' rules that this panic has taken away, at most as many as the rule limit
+	changed chan struct{}          // closed and replaced after each batch
 
 	updates chan delivery
+	panics  chan *eventv1.Panic // nil: never set
 	opened  chan opening
 	jobs    chan job
 	done    chan jobResult
@@ -172,6 +177,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 			allowBroadUser: cfg.AllowBroadUser, rate: rate.NewLimiter(rate.Limit(cfg.RulesPerSecond), cfg.RuleBurst),
 		},
 		updates: make(chan delivery, updateQueue),
+		panics:  make(chan *eventv1.Panic),
 		opened:  make(chan opening),
 		jobs:    make(chan job, cfg.RuleLimit+1),
 		done:    make(chan jobResult, workers),
@@ -223,7 +229,13 @@ func (s *Service) Run(ctx context.Context) error {
 		run(&beside, func() { s.keepOpen(own, i) })
 	}
 	run(&beside, func() { s.beat(own) })
+	known := make(chan struct{})
+	run(&beside, func() { s.watchPanic(own, sync.OnceFunc(func() { close(known) })) })
 	run(&beside, func() {
+		select {
+		case <-known: // before it, rules might act that panic forbids
+		case <-own.Done():
+		}
 		// The error is that of the context.
 		_ = s.bus.WatchRules(own, func(u bus.RuleUpdate) {
 			select {
@@ -256,6 +268,8 @@ func (s *Service) loop(ctx context.Context) {
 			return
 		case u := <-s.updates:
 			s.apply(s.drain(u))
+		case p := <-s.panics:
+			s.takePanic(p)
 		case o := <-s.opened:
 			s.takeGate(o)
 		case r := <-s.done:

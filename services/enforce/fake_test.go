@@ -17,6 +17,7 @@ type fakeGate struct {
 	never   map[netip.Prefix]xdp.Never
 	puts    int // entries written
 	putErr  func(r *xdp.Rule) error
+	delErr  error
 	mode    xdp.Mode
 	counter xdp.Counters
 	dead    error
@@ -50,6 +51,9 @@ func (g *fakeGate) PutRules(rules []xdp.Rule) error {
 func (g *fakeGate) DeleteRules(ids []uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.delErr != nil {
+		return g.delErr
+	}
 	for _, id := range ids {
 		delete(g.rules, id)
 		delete(g.stats, id)
@@ -147,6 +151,18 @@ func (g *fakeGate) get(number uint64) (xdp.Rule, bool) {
 	defer g.mu.Unlock()
 	r, ok := g.rules[number]
 	return r, ok
+}
+
+// blocking counts the entries that keep packets back.
+func (g *fakeGate) blocking() (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, r := range g.rules {
+		if blocks(r.Action) {
+			n++
+		}
+	}
+	return n
 }
 
 func (g *fakeGate) written() int { g.mu.Lock(); defer g.mu.Unlock(); return g.puts }

@@ -48,7 +48,10 @@ func (s *Service) Status(context.Context, *enforcev1.StatusRequest) (*enforcev1.
 			Service: "enforce", Instance: s.cfg.Node, Version: version, StartedNs: s.started.UnixNano(),
 			Ready: len(problems) == 0, Problems: problems, Ledger: &statusv1.Ledger{Terms: terms},
 		},
-		Enforcing: s.cfg.Enforce,
+		Enforcing: s.cfg.Enforce, Panic: s.guard.panic.proto(),
+	}
+	if s.guard.panic.on {
+		out.Status.Problems = append(out.Status.Problems, s.guard.panic.String()+": automatic drops are held; end it with `tidegate panic off`")
 	}
 	if s.kept > 0 {
 		out.Status.Problems = append(out.Status.Problems,
@@ -84,7 +87,7 @@ func (s *Service) ListRules(context.Context, *enforcev1.ListRulesRequest) (*enfo
 
 func (r *ruleState) proto() *enforcev1.RuleState {
 	out := &enforcev1.RuleState{
-		Rule: policy.ToProto(&r.rule), State: r.state.String(), Packets: r.stat.Packets, Bytes: r.stat.Bytes,
+		Rule: policy.ToProto(&r.rule), State: r.stateName(), Packets: r.stat.Packets, Bytes: r.stat.Bytes,
 		Revision: r.revision,
 	}
 	if r.state == refused {
@@ -342,6 +345,10 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 			b.WriteString(" This node is in shadow mode: it only counts what it would keep back.")
 		}
 	case refused:
+		if r.held() {
+			fmt.Fprintf(&b, " It is held: %s.", r.refusal.detail)
+			break
+		}
 		fmt.Fprintf(&b, " It was refused (%s): %s.", r.refusal.reason, r.refusal.detail)
 	case expired:
 		fmt.Fprintf(&b, " It expired %s ago.", now.Sub(r.since).Round(time.Second))

@@ -26,9 +26,10 @@ const (
 	Invalid        Reason = "invalid"        // cannot be read or contradicts itself
 	Expired        Reason = "expired"        // the deadline has passed on arrival
 	ApplyFailed    Reason = "apply_failed"   // the kernel refused the entry
+	Panic          Reason = "panic"          // held until panic ends
 )
 
-// passing reasons may end by themselves: the rule is tried again.
+// passing reasons may end by themselves: the rule is tried again every second. Panic ends too, but tells when.
 func (r Reason) passing() bool {
 	switch r {
 	case RateOfRules, RuleLimit, MaskLimit, ApplyFailed:
@@ -55,6 +56,7 @@ type guard struct {
 	min4, min6     int
 	allowBroadUser bool
 	rate           *rate.Limiter
+	panic          panicState
 }
 
 // check tests everything that depends on the rule alone.
@@ -87,7 +89,13 @@ func (g *guard) check(r *policy.Rule, now time.Time) *refusal {
 			}
 		}
 	}
-	return g.breadth(r)
+	if no := g.breadth(r); no != nil {
+		return no
+	}
+	if g.panic.stops(r) { // last: a held rule would act without it
+		return &refusal{Panic, g.panic.String()}
+	}
+	return nil
 }
 
 // breadth limits how many addresses a blocking rule may name: the narrower of its two prefixes counts.

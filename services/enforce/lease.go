@@ -45,6 +45,10 @@ func (s *Service) tick(c *clocks, now time.Time) time.Duration {
 		s.modes(now)
 		s.retry(now)
 		s.forget(now)
+		if s.guard.panic.on && !s.cleared {
+			s.clear()
+			s.notify()
+		}
 	}
 	if now.Sub(c.guard) >= guardEvery {
 		if !c.guard.IsZero() && s.guard.discover(s.bus.ServerAddr()) {
@@ -122,11 +126,11 @@ func (s *Service) leases(now time.Time) {
 
 // expire takes rules out whose deadline has passed, unless a renewal is on its way that another node may have won.
 func (s *Service) expire(over []*ruleState, now time.Time) {
+	s.lastFigures(over)
 	ids := make([]uint64, 0, len(over))
 	for _, r := range over {
 		ids = append(ids, r.number)
 	}
-	stats := s.stats(ids) // the last figures, before the entries go
 	for _, p := range s.gates() {
 		if err := p.gate.DeleteRules(ids); err != nil {
 			s.t.CountError("delete_rules")
@@ -134,15 +138,26 @@ func (s *Service) expire(over []*ruleState, now time.Time) {
 		}
 	}
 	for _, r := range over {
+		s.end(r, now)
+	}
+	s.notify()
+}
+
+// lastFigures reads the counters of rules whose entries are about to go.
+func (s *Service) lastFigures(rules []*ruleState) {
+	ids := make([]uint64, 0, len(rules))
+	for _, r := range rules {
+		ids = append(ids, r.number)
+	}
+	stats := s.stats(ids)
+	for _, r := range rules {
 		if st, ok := stats[r.number]; ok {
 			r.stat = st
 		}
 		if r.inForce() && !r.stat.FirstDrop.IsZero() && !r.dropTold {
 			s.reportFirstDrop(r)
 		}
-		s.end(r, now)
 	}
-	s.notify()
 }
 
 // end moves a rule whose deadline has passed from the table to the ended ones; its entry is gone.
@@ -191,11 +206,16 @@ func (s *Service) retry(now time.Time) {
 	c, n := newChanges(), 0
 	s.countLive()
 	for _, r := range s.rules {
-		if r.state != refused || !r.refusal.reason.passing() {
+		revoke := r.held() && r.rule.Origin == policy.OriginUser && now.Sub(r.since) >= hitsEvery
+		if !revoke && (r.state != refused || !r.refusal.reason.passing()) {
 			continue
 		}
 		if n++; n > retryMax {
 			break
+		}
+		if revoke { // its key is still there: the deletion failed
+			s.revokeHeld(r)
+			continue
 		}
 		r.received = now
 		s.decide(c, r, r, now)

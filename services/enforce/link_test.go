@@ -29,7 +29,8 @@ type link struct {
 	port         uint16
 }
 
-func newLink(t *testing.T) *link {
+// newLink makes the process's link of that number.
+func newLink(t testing.TB, number int) *link {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("TIDEGATE_CI") == "1" {
@@ -50,11 +51,11 @@ func newLink(t *testing.T) *link {
 			t.Error(err)
 		}
 	})
-	// One /30 of the benchmark network (RFC 2544) a process, so that two runs do not meet.
+	// /30s of the benchmark network (RFC 2544), by process, so that two runs do not meet.
 	third := byte(os.Getpid() % 250)
 	l := &link{
-		iface: netlab.Ifname("tge", "a"), bpffs: filepath.Join(t.TempDir(), "bpf"),
-		to: netip.AddrFrom4([4]byte{198, 19, third, 1}), from: netip.AddrFrom4([4]byte{198, 19, third, 2}),
+		iface: netlab.Ifname("tge", fmt.Sprint("a", number)), bpffs: filepath.Join(t.TempDir(), "bpf"),
+		to: netip.AddrFrom4([4]byte{198, 19, third, byte(4*number + 1)}), from: netip.AddrFrom4([4]byte{198, 19, third, byte(4*number + 2)}),
 	}
 	unmount, err := netlab.BPFFS(l.bpffs)
 	check(err)
@@ -63,10 +64,10 @@ func newLink(t *testing.T) *link {
 			t.Error(err)
 		}
 	})
-	l.sender, err = lab.Namespace(lab.Name("s"))
+	l.sender, err = lab.Namespace(fmt.Sprint("s", number))
 	check(err)
 	check(lab.Veth(netlab.End{Name: l.iface, Addrs: []netip.Prefix{netip.PrefixFrom(l.to, 30)}},
-		netlab.End{NS: l.sender, Name: netlab.Ifname("tge", "b"), Addrs: []netip.Prefix{netip.PrefixFrom(l.from, 30)}}, 1))
+		netlab.End{NS: l.sender, Name: netlab.Ifname("tge", fmt.Sprint("b", number)), Addrs: []netip.Prefix{netip.PrefixFrom(l.from, 30)}}, 1))
 
 	sock, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.to, 0)))
 	check(err)
@@ -111,7 +112,7 @@ func (l *link) during(d time.Duration) uint64 {
 }
 
 func TestRealLink(t *testing.T) {
-	l := newLink(t)
+	l := newLink(t, 0)
 	r := newRig(t, func(c *Config) { c.Ifaces, c.BPFFS = []string{l.iface}, l.bpffs })
 	open := func() Opener { return openXDP(l.bpffs, telemetry.Discard("enforce")) }
 	r.start(open())
@@ -181,7 +182,7 @@ func TestRealLink(t *testing.T) {
 }
 
 func TestShadowOnRealLink(t *testing.T) {
-	l := newLink(t)
+	l := newLink(t, 0)
 	r := newRig(t, func(c *Config) { c.Ifaces, c.BPFFS, c.Enforce = []string{l.iface}, l.bpffs, false })
 	r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
 	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
@@ -198,7 +199,7 @@ func TestShadowOnRealLink(t *testing.T) {
 
 // TestApplyLatency measures a burst of rules from the put to the map, on a real gate.
 func TestApplyLatency(t *testing.T) {
-	l := newLink(t)
+	l := newLink(t, 0)
 	r := newRig(t, func(c *Config) { c.Ifaces, c.BPFFS = []string{l.iface}, l.bpffs })
 	r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
 	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })

@@ -27,7 +27,7 @@ func newMetrics(s *Service) (*metrics, error) {
 			Name: "tidegate_enforce_refusals_total", Help: "Rules that a guardrail or the kernel refused.",
 		}, []string{"reason"}),
 	}
-	for _, reason := range []Reason{NeverBlock, Management, Infrastructure, BlastRadius, RuleLimit, MaskLimit, RateOfRules, Invalid, Expired, ApplyFailed} {
+	for _, reason := range []Reason{NeverBlock, Management, Infrastructure, BlastRadius, RuleLimit, MaskLimit, RateOfRules, Invalid, Expired, ApplyFailed, Panic} {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	for _, c := range []prometheus.Collector{m.apply, m.firstDrop, m.refusals, &collector{s}} {
@@ -57,7 +57,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	type key struct{ action, state string }
 	rules := make(map[key]int)
 	for _, r := range c.s.rules {
-		rules[key{r.rule.Action.String(), r.state.String()}]++
+		rules[key{r.rule.Action.String(), r.stateName()}]++
 	}
 	for k, n := range rules {
 		ch <- prometheus.MustNewConstMetric(rulesDesc, prometheus.GaugeValue, float64(n), k.action, k.state)

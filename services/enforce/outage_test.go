@@ -82,17 +82,7 @@ func TestTwoNodes(t *testing.T) {
 	r := newRig(t, nil)
 	r.startReady()
 	quiet := newFakeGate()
-	cfg := r.cfg
-	cfg.Node = "node-2"
-	svc, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce"), Bus: r.bus, Open: func(string) (Gate, error) { return quiet, nil }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- svc.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
-	bustest.Wait(t, "readiness of the second", func() bool { return svc.ready() == nil })
+	r.second(nil, func(string) (Gate, error) { return quiet, nil })
 	const lease = time.Second
 	number := policy.NumericID("r1")
 	r.put(drop("r1", lease))

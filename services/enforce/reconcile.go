@@ -12,67 +12,6 @@ import (
 // clockSkew is how far apart two nodes may see a deadline pass.
 const clockSkew = 250 * time.Millisecond
 
-// state of a rule on this node.
-type state uint8
-
-const (
-	pending state = iota // no interface is open yet
-	active
-	shadow
-	refused
-	expired
-)
-
-var stateNames = [...]string{"pending", "active", "shadow", "refused", "expired"}
-
-func (s state) String() string { return stateNames[s] }
-
-// ruleState is one rule of the desired state and what became of it here.
-type ruleState struct {
-	rule     policy.Rule
-	number   uint64 // id in the maps
-	revision uint64
-	state    state
-	refusal  refusal // of state refused
-	since    time.Time
-	received time.Time // when the watch delivered this version
-	applied  time.Time // entry first in the maps; zero = never
-
-	stat      xdp.RuleStat // last read
-	told      uint64       // packets in the last hits event
-	leaseHits uint64       // packets at the last renewal
-	renewing  bool
-	renewFrom time.Time // not before, after a failed renewal
-	dropTold  bool      // first drop was published
-	silent    bool      // only the deadline changes, or the entry was there already: no event
-}
-
-func (r *ruleState) inForce() bool { return r.state == active || r.state == shadow }
-
-// blocks says whether the action keeps packets back.
-func blocks(a policy.Action) bool { return a == policy.Drop || a == policy.RateLimit }
-
-// changes are the entries to delete and to put after a batch.
-type changes struct {
-	put     map[string]*ruleState
-	order   []string
-	deletes []uint64
-}
-
-func newChanges() *changes { return &changes{put: make(map[string]*ruleState)} }
-
-func (c *changes) add(r *ruleState) {
-	if _, ok := c.put[r.rule.ID]; !ok {
-		c.order = append(c.order, r.rule.ID)
-	}
-	c.put[r.rule.ID] = r
-}
-
-func (c *changes) remove(r *ruleState) {
-	delete(c.put, r.rule.ID)
-	c.deletes = append(c.deletes, r.number)
-}
-
 // apply takes one batch of updates into the table and then into the maps.
 func (s *Service) apply(batch []delivery) {
 	s.mu.Lock()
@@ -166,6 +105,10 @@ func (s *Service) decide(c *changes, r, old *ruleState, now time.Time) {
 			return
 		}
 	}
+	if no.reason == Panic {
+		s.hold(r, *no)
+		return
+	}
 	s.refuse(r, *no)
 	if no.reason == Expired {
 		s.later(job{kind: jobDelete, rule: r.rule, revision: r.revision})
@@ -231,6 +174,9 @@ func (s *Service) remove(c *changes, id, detail string) {
 		r.revision = 0 // another node was first to see the deadline pass and has deleted the key
 		s.end(r, now)
 		return
+	}
+	if detail == "" && r.held() {
+		detail = r.refusal.detail
 	}
 	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_REVOKED, func(e *eventv1.Enforcement) { e.Detail = detail })
 }
@@ -339,6 +285,9 @@ func (s *Service) flush(c *changes) {
 	for _, p := range gates {
 		if len(c.deletes) == 0 {
 			break
+		}
+		for _, number := range c.deletes {
+			delete(p.there, number)
 		}
 		if err := p.gate.DeleteRules(c.deletes); err != nil {
 			s.t.CountError("delete_rules")
@@ -479,6 +428,9 @@ func (s *Service) reconcileGate(p *port, now time.Time) {
 	s.flush(c)
 	if s.synced {
 		s.sweepGate(p)
+	}
+	if s.guard.panic.on {
+		s.clearGate(p)
 	}
 	if !s.syncing {
 		p.there = nil

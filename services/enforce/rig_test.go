@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
@@ -20,10 +21,12 @@ import (
 
 // rig is a node on an embedded NATS server with fake gates.
 type rig struct {
-	t    *testing.T
+	t    testing.TB
 	bus  *bus.Bus
 	gate *fakeGate
 	cfg  Config
+
+	registrar grpc.ServiceRegistrar // nil: no gRPC
 
 	svc  *Service
 	tel  *telemetry.Telemetry
@@ -33,7 +36,7 @@ type rig struct {
 	events []*eventv1.Enforcement
 }
 
-func newRig(t *testing.T, change func(*Config)) *rig {
+func newRig(t testing.TB, change func(*Config)) *rig {
 	t.Helper()
 	e, err := bus.StartEmbedded(context.Background(), t.TempDir(), bus.Listen{})
 	if err != nil {
@@ -69,7 +72,7 @@ func (r *rig) start(open Opener) {
 		open = func(string) (Gate, error) { return r.gate, nil }
 	}
 	r.tel = telemetry.Discard("enforce")
-	svc, err := New(r.cfg, Deps{Telemetry: r.tel, Bus: r.bus, Open: open})
+	svc, err := New(r.cfg, Deps{Telemetry: r.tel, Registrar: r.registrar, Bus: r.bus, Open: open})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -90,6 +93,31 @@ func (r *rig) startReady() {
 	r.t.Helper()
 	r.start(nil)
 	bustest.Wait(r.t, "readiness", func() bool { return r.svc.ready() == nil })
+}
+
+// second runs another node on the rig's bus.
+func (r *rig) second(change func(*Config), open Opener) (svc *Service) {
+	r.t.Helper()
+	cfg := r.cfg
+	cfg.Node = "node-2"
+	if change != nil {
+		change(&cfg)
+	}
+	svc, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce"), Bus: r.bus, Open: open})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- svc.Run(ctx) }()
+	r.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Errorf("Run of the second node: %v", err)
+		}
+	})
+	bustest.Wait(r.t, "readiness of the second node", func() bool { return svc.ready() == nil })
+	return svc
 }
 
 func (r *rig) count(rule string, state eventv1.EnforcementState) (n int) {

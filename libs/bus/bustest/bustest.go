@@ -43,7 +43,7 @@ func Run(t *testing.T, start func(t *testing.T) Server) {
 }
 
 // Wait polls until ok holds, at most 10 s.
-func Wait(t *testing.T, what string, ok func() bool) {
+func Wait(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -53,7 +53,7 @@ func Wait(t *testing.T, what string, ok func() bool) {
 }
 
 // Open connects, sets the streams up and closes with the test.
-func Open(t *testing.T, cfg bus.Config) *bus.Bus {
+func Open(t testing.TB, cfg bus.Config) *bus.Bus {
 	t.Helper()
 	b, err := bus.Connect(context.Background(), telemetry.Discard("bustest"), t.Name(), cfg)
 	if err != nil {

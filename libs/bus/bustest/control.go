@@ -41,6 +41,7 @@ func control(t *testing.T, s Server) {
 	}
 	var early, late panicStates
 	background(t, func(ctx context.Context) error { return b.WatchPanic(ctx, early.add) })
+	Wait(t, "no state", func() bool { p, n := early.last(); return p == nil && n == 1 })
 	on := &eventv1.Panic{On: true, SinceNs: 42, By: "ada", Reason: "the cure is worse"}
 	if err := b.PutPanic(ctx, on); err != nil {
 		t.Fatal(err)
@@ -87,6 +88,7 @@ func badControl(t *testing.T, s Server) {
 	var states panicStates
 	background(t, func(ctx context.Context) error { return b.WatchPanic(ctx, states.add) })
 	Wait(t, "the report of a value that is no state", func() bool { mu.Lock(); defer mu.Unlock(); return told != "" })
+	Wait(t, "no state", func() bool { p, n := states.last(); return p == nil && n == 1 })
 	if p, err := b.Panic(ctx); err == nil {
 		t.Errorf("read %v from a value that is no state", p)
 	}

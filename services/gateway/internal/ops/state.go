@@ -111,10 +111,18 @@ func enforceStatus(ctx context.Context, c grpc.ClientConnInterface) (*enforcev1.
 	return enforcev1.NewEnforceServiceClient(c).Status(ctx, &enforcev1.StatusRequest{})
 }
 
-// node is the name of an enforce node, which is asked for it once; its address when it does not tell.
-func (o *Operations) node(ctx context.Context, p mesh.Peer) string {
+// knownNode is the name of an enforce node; its address while it has not told.
+func (o *Operations) knownNode(p mesh.Peer) string {
 	if name, ok := o.names.Load(p.Address); ok {
 		return name.(string) //nolint:forcetypeassert // only strings are stored
+	}
+	return p.Address
+}
+
+// node asks an enforce node for its name, once; its address when it does not tell.
+func (o *Operations) node(ctx context.Context, p mesh.Peer) string {
+	if name := o.knownNode(p); name != p.Address {
+		return name
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()

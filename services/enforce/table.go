@@ -1,0 +1,77 @@
+package enforce
+
+import (
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
+)
+
+// state of a rule on this node.
+type state uint8
+
+const (
+	pending state = iota // no interface is open yet
+	active
+	shadow
+	refused
+	expired
+)
+
+var stateNames = [...]string{"pending", "active", "shadow", "refused", "expired"}
+
+func (s state) String() string { return stateNames[s] }
+
+// ruleState is one rule of the desired state and what became of it here.
+type ruleState struct {
+	rule     policy.Rule
+	number   uint64 // id in the maps
+	revision uint64
+	state    state
+	refusal  refusal // of state refused
+	since    time.Time
+	received time.Time // when the watch delivered this version
+	applied  time.Time // entry first in the maps; zero = never
+
+	stat      xdp.RuleStat // last read
+	told      uint64       // packets in the last hits event
+	leaseHits uint64       // packets at the last renewal
+	renewing  bool
+	renewFrom time.Time // not before, after a failed renewal
+	dropTold  bool      // first drop was published
+	silent    bool      // only the deadline changes, or the entry was there already: no event
+}
+
+func (r *ruleState) inForce() bool { return r.state == active || r.state == shadow }
+
+// stateName is the state's name, or "held" for a rule that only panic keeps from acting.
+func (r *ruleState) stateName() string {
+	if r.held() {
+		return "held"
+	}
+	return r.state.String()
+}
+
+// blocks says whether the action keeps packets back.
+func blocks(a policy.Action) bool { return a == policy.Drop || a == policy.RateLimit }
+
+// changes are the entries to delete and to put after a batch.
+type changes struct {
+	put     map[string]*ruleState
+	order   []string
+	deletes []uint64
+}
+
+func newChanges() *changes { return &changes{put: make(map[string]*ruleState)} }
+
+func (c *changes) add(r *ruleState) {
+	if _, ok := c.put[r.rule.ID]; !ok {
+		c.order = append(c.order, r.rule.ID)
+	}
+	c.put[r.rule.ID] = r
+}
+
+func (c *changes) remove(r *ruleState) {
+	delete(c.put, r.rule.ID)
+	c.deletes = append(c.deletes, r.number)
+}
