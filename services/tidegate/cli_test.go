@@ -137,6 +137,7 @@ func TestRequests(t *testing.T) {
 			`POST rules {"action":"rate-limit","match":{"src":"192.0.2.9","dst":"198.51.100.0/24","proto":"tcp","sport":0,"dport":443,"tcp_flags":"S/SA","length":"40-60","ttl":"64","fragment":false},"rate_pps":100,"priority":5,"comment":"why","for":"1m0s"}`},
 		{"rules add --action drop --src 192.0.2.9 --for 0", `POST rules {"action":"drop","match":{"src":"192.0.2.9"},"for":"0s"}`},
 		{"rules dry-run --action drop --src 192.0.2.9", `POST rules/dry-run {"action":"drop","match":{"src":"192.0.2.9"},"for":"1h0m0s"}`},
+		{"rules list --state refused --origin user", "GET rules?cursor=p2&limit=100&origin=user&state=refused"},
 		{"rules revoke d-17", "DELETE rules/d-17"},
 		{"panic off", "DELETE panic"},
 	} {
@@ -412,6 +413,10 @@ func TestToken(t *testing.T) {
 	}
 	out, _, err := command(t, "", "token", "issue", "--dir", dir, "--subject", "ada", "--role", "viewer")
 	if err != nil || strings.Count(out, ".") != 2 || strings.Count(out, "\n") != 1 {
+		t.Errorf("printed %q, %v", out, err)
+	}
+	newGateway(t, nil).loggedIn(t)
+	if out, _, err := command(t, "", "token", "show"); err != nil || out != goodToken+"\n" {
 		t.Errorf("printed %q, %v", out, err)
 	}
 	if got := keyDir(filepath.Dir(dir), dir); got != dir {

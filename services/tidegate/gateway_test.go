@@ -25,8 +25,8 @@ const (
 	ms        = api.Nanos(time.Millisecond)
 )
 
-// gateway is an API over TLS with fixed objects. asked are the requests: method, path, query, body.
-type gateway struct {
+// fakeGateway is an API over TLS with fixed objects. asked are the requests: method, path, query, body.
+type fakeGateway struct {
 	*httptest.Server
 	ca string // file
 
@@ -35,9 +35,9 @@ type gateway struct {
 	header http.Header // of the last request
 }
 
-func newGateway(t *testing.T, routes map[string]http.HandlerFunc) *gateway {
+func newGateway(t *testing.T, routes map[string]http.HandlerFunc) *fakeGateway {
 	t.Helper()
-	g := &gateway{}
+	g := &fakeGateway{}
 	mux := http.NewServeMux()
 	for pattern, h := range routes {
 		mux.HandleFunc(pattern, h)
@@ -71,14 +71,14 @@ func newGateway(t *testing.T, routes map[string]http.HandlerFunc) *gateway {
 }
 
 // last is the last request.
-func (g *gateway) last() (string, http.Header) {
+func (g *fakeGateway) last() (string, http.Header) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.asked[len(g.asked)-1], g.header
 }
 
 // loggedIn makes commands without flags ask the gateway.
-func (g *gateway) loggedIn(t *testing.T) {
+func (g *fakeGateway) loggedIn(t *testing.T) {
 	t.Helper()
 	ca, err := os.ReadFile(g.ca)
 	if err != nil {

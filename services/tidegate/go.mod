@@ -34,7 +34,6 @@ replace github.com/tidegate-mesh/tidegate/services/enforce => ../../services/enf
 replace github.com/tidegate-mesh/tidegate/services/persist => ../../services/persist
 
 require (
-	github.com/alecthomas/kong v1.13.0
 	github.com/antithesishq/antithesis-sdk-go v0.5.0-default-no-op // indirect
 	github.com/asavie/xdp v0.3.3 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// localCredentials is written by tidegate run and demo, for who may read their files.
-	localCredentials = "/run/tidegate/local.json"
+	// localFile is written by tidegate run and demo, for who may read their files.
+	localFile = "/run/tidegate/local.json"
 	defaultGateway   = "https://localhost:8080"
 )
 
@@ -47,7 +47,7 @@ func (r *remote) files() []string {
 		files = append(files, f)
 	}
 	if r.Credentials == "" {
-		files = append(files, localCredentials)
+		files = append(files, localFile)
 	}
 	return files
 }

@@ -25,11 +25,14 @@ type rulesCmd struct {
 type rulesListCmd struct {
 	remote `embed:""`
 	output `embed:""`
+	State  string `help:"only rules in this state: pending, active, shadow, refused, expired or held" placeholder:"STATE"`
+	Origin string `help:"only a user's rules, or only a detector's" placeholder:"user|detector"`
 }
 
 func (c *rulesListCmd) Run(t *terminal) error {
+	q := client.Query{State: c.State, Origin: c.Origin}
 	return c.ask(func(ctx context.Context, g *client.Client) error {
-		return list(c.output, t.out, g.Rules(ctx), "ID ACTION STATE MATCH PACKETS EXPIRES ORIGIN", func(r api.Rule) []string {
+		return list(c.output, t.out, g.Rules(ctx, q), "ID ACTION STATE MATCH PACKETS EXPIRES ORIGIN", func(r api.Rule) []string {
 			state := r.State
 			if r.Reason != "" {
 				state += " (" + r.Reason + ")"

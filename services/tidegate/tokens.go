@@ -10,11 +10,12 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/token"
 )
 
-const defaultTokenDir = "/etc/tidegate"
+const defaultKeys = "/etc/tidegate"
 
 type tokenCmd struct {
 	Init  tokenInitCmd  `cmd:"" help:"make the key that signs tokens, and the key set that gateways read"`
 	Issue tokenIssueCmd `cmd:"" help:"print a signed token"`
+	Show  tokenShowCmd  `cmd:"" help:"print the token that commands ask with, for a browser"`
 }
 
 type tokenInitCmd struct {
@@ -52,7 +53,7 @@ func (c *tokenIssueCmd) Validate() error {
 func (c *tokenIssueCmd) Run(t *terminal) error {
 	dir := c.Dir
 	if dir == "" {
-		dir = keyDir(defaultTokenDir, defaultData)
+		dir = keyDir(defaultKeys, defaultData)
 	}
 	signed, err := token.Issue(dir, token.Claims{Subject: c.Subject, Role: c.Role, For: c.For, Issuer: c.Issuer, Audience: c.Audience})
 	if err != nil {
@@ -70,4 +71,17 @@ func keyDir(dirs ...string) string {
 		}
 	}
 	return dirs[0]
+}
+
+type tokenShowCmd struct {
+	remote `embed:""`
+}
+
+func (c *tokenShowCmd) Run(t *terminal) error {
+	o, err := c.find(c.files())
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(t.out, o.Token)
+	return err
 }

@@ -25,7 +25,7 @@ func event(t *testing.T, id int, kind string, v any) string {
 // TestWatch follows a stream over a break, to the end of the token.
 func TestWatch(t *testing.T) {
 	gap := api.StreamGap{From: 3, To: 4}
-	newStream := func() *gateway {
+	newStream := func() *fakeGateway {
 		connections := 0
 		return newGateway(t, map[string]http.HandlerFunc{"GET /api/v1/stream": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/event-stream")

@@ -31,6 +31,8 @@ type Query struct {
 	Actor    string // of the audit log, as the next two
 	Action   string
 	Target   string
+	State    string // of rules, as the next
+	Origin   string
 	Active   bool   // attacks that go on
 	Limit    int    // items altogether; 0: all, for Top and TimeSeries the gateway's default
 	By       string // of Top and TimeSeries
@@ -59,6 +61,8 @@ func (q Query) values() url.Values {
 	set("actor", q.Actor)
 	set("action", q.Action)
 	set("target", q.Target)
+	set("state", q.State)
+	set("origin", q.Origin)
 	set("by", q.By)
 	if q.Port != 0 {
 		v.Set("port", strconv.Itoa(int(q.Port)))
@@ -146,9 +150,9 @@ func (c *Client) Audit(ctx context.Context, q Query) iter.Seq2[api.AuditEntry, e
 	return list[api.AuditEntry](ctx, c, "audit", q)
 }
 
-// Rules are all that the enforce nodes know.
-func (c *Client) Rules(ctx context.Context) iter.Seq2[api.Rule, error] {
-	return list[api.Rule](ctx, c, "rules", Query{})
+// Rules are those that the enforce nodes know, the newest first.
+func (c *Client) Rules(ctx context.Context, q Query) iter.Seq2[api.Rule, error] {
+	return list[api.Rule](ctx, c, "rules", q)
 }
 
 // Top ranks stored traffic.
