@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
@@ -24,6 +25,8 @@ type rig struct {
 	bus  *bus.Bus
 	gate *fakeGate
 	cfg  Config
+
+	registrar grpc.ServiceRegistrar // nil: no gRPC
 
 	svc  *Service
 	tel  *telemetry.Telemetry
@@ -69,7 +72,7 @@ func (r *rig) start(open Opener) {
 		open = func(string) (Gate, error) { return r.gate, nil }
 	}
 	r.tel = telemetry.Discard("enforce")
-	svc, err := New(r.cfg, Deps{Telemetry: r.tel, Bus: r.bus, Open: open})
+	svc, err := New(r.cfg, Deps{Telemetry: r.tel, Registrar: r.registrar, Bus: r.bus, Open: open})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -1,0 +1,81 @@
+package enforce
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
+)
+
+// BenchmarkAddRule is the way of a user's rule from the gRPC call over NATS and the watch to the entry in the BPF map
+// of a real interface, one call after the other, in plain text on loopback. The answer comes after the entry is
+// there, which is checked outside the time.
+func BenchmarkAddRule(b *testing.B) {
+	l := newLink(b, 0)
+	r := newRig(b, func(c *Config) {
+		c.Ifaces, c.BPFFS, c.RulesPerSecond, c.RuleBurst = []string{l.iface}, l.bpffs, 1e6, 1e6
+	})
+	files := rpc.TLS{Insecure: true}
+	srv, _, err := rpc.NewServer(telemetry.Discard("enforce"), files)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r.registrar = srv
+	r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
+	bustest.Wait(b, "readiness", func() bool { return r.svc.ready() == nil })
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- rpc.ServeListener(ctx, srv, nil, ln) }()
+	b.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			b.Error(err)
+		}
+	})
+	conn, err := rpc.Dial(telemetry.Discard("bench"), ln.Addr().String(), files)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = conn.Close() })
+	client := enforcev1.NewEnforceServiceClient(conn)
+
+	var took []time.Duration
+	for b.Loop() {
+		i := len(took)
+		src := netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)})
+		begin := time.Now()
+		a, err := client.AddRule(ctx, &enforcev1.AddRuleRequest{Rule: dropOf(src.String())})
+		took = append(took, time.Since(begin))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		id := a.GetRule().GetId()
+		r.svc.mu.Lock()
+		there := r.svc.pinned(policy.NumericID(id))
+		r.svc.mu.Unlock()
+		if !there {
+			b.Fatalf("AddRule of %s answered before the entry was in the map", id)
+		}
+		if _, err := client.RevokeRule(ctx, &enforcev1.RevokeRuleRequest{Id: id}); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	slices.Sort(took)
+	n := len(took)
+	b.ReportMetric(took[n/2].Seconds()*1e3, "p50-ms")
+	b.ReportMetric(took[n*99/100].Seconds()*1e3, "p99-ms")
+}
