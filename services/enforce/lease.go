@@ -206,7 +206,7 @@ func (s *Service) retry(now time.Time) {
 	c, n := newChanges(), 0
 	s.countLive()
 	for _, r := range s.rules {
-		revoke := r.held() && r.rule.Origin == policy.OriginUser && now.Sub(r.since) >= hitsEvery
+		revoke := r.held() && r.revoked && now.Sub(r.since) >= hitsEvery
 		if !revoke && (r.state != refused || !r.refusal.reason.passing()) {
 			continue
 		}
