@@ -70,6 +70,7 @@ func TestPanic(t *testing.T) {
 		r.event(rule.ID, evApplied)
 	}
 	r.gate.hit(policy.NumericID("auto"), 4)
+	r.event("auto", evHits)
 	before := time.Now()
 	on := setPanic(t, r.svc, true, "ada")
 	if n := r.gate.blocking(); n != 0 {
