@@ -18,6 +18,7 @@ import (
 	_ "modernc.org/sqlite" // the demo's database
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/api"
 )
 
 // demoReport is what demo --json ends with.
@@ -46,7 +47,7 @@ type demoReport struct {
 		Sent    uint64 `json:"sent"`
 		Arrived uint64 `json:"arrived"`
 	} `json:"attack"`
-	Ledger rig.Ledger `json:"ledger"`
+	Ledger api.Ledger `json:"ledger"`
 }
 
 // leftovers lists what a demo must not leave behind.
@@ -81,7 +82,7 @@ func TestDemo(t *testing.T) {
 	scraped := make(chan map[string]bool, 1)
 	go func() { scraped <- scrape(ctx, "http://"+metrics+"/metrics", 25*time.Second) }()
 	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "38s", "--data", data,
-		"--listen", rig.FreeAddr(t), "--metrics", metrics)
+		"--listen", rig.FreeAddr(t), "--metrics", metrics, "--gateway-listen", rig.FreeAddr(t), "--local-credentials", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +133,7 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// contractMetrics are the metrics whose names are fixed (DESIGN 5), gateway's aside.
+// contractMetrics are the metrics whose names are fixed (DESIGN 5).
 var contractMetrics = []string{
 	"tidegate_ingest_packets_total", "tidegate_ingest_bytes_total", "tidegate_ingest_drops_total", "tidegate_ingest_flows_active",
 	"tidegate_ingest_batches_total", "tidegate_classify_flows_total", "tidegate_classify_verdicts_total", "tidegate_classify_latency_seconds",
@@ -191,7 +192,7 @@ func TestDemoLookalike(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "14s", "--attacks", "syn_flood_lookalike",
-		"--listen", "", "--metrics", "")
+		"--listen", "", "--metrics", "", "--gateway-listen", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +223,7 @@ func TestDemoOtherAttacks(t *testing.T) {
 	defer cancel()
 	kinds := []string{"udp_flood", "icmp_flood", "amp_ntp", "host_sweep"}
 	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "22s", "--attacks", strings.Join(kinds, ","),
-		"--warm-up", "3s", "--attack-for", "3s", "--rest", "2s", "--listen", "", "--metrics", "")
+		"--warm-up", "3s", "--attack-for", "3s", "--rest", "2s", "--listen", "", "--metrics", "", "--gateway-listen", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +250,7 @@ func TestDemoOtherAttacks(t *testing.T) {
 // the next start.
 func TestDemoEnds(t *testing.T) {
 	rig.NeedRoot(t)
-	args := []string{"demo", "--listen", "", "--metrics", ""}
+	args := []string{"demo", "--listen", "", "--metrics", "", "--gateway-listen", ""}
 	p := rig.Start(t, rig.Binary(t, "tidegate"), nil, args...)
 	if err := waitLog(p, "seen"); err != nil {
 		t.Fatal(err)

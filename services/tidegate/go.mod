@@ -15,6 +15,11 @@ require (
 	google.golang.org/grpc v1.80.0
 )
 
+require (
+	github.com/danielgtaylor/huma/v2 v2.35.0 // indirect
+	github.com/golang-jwt/jwt/v5 v5.3.1 // indirect
+)
+
 replace github.com/tidegate-mesh/tidegate/proto => ../../proto
 
 replace github.com/tidegate-mesh/tidegate/libs => ../../libs
@@ -61,6 +66,7 @@ require (
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/safchain/ethtool v0.6.2 // indirect
 	github.com/sethvargo/go-retry v0.3.0 // indirect
+	github.com/tidegate-mesh/tidegate/services/gateway v0.0.0
 	github.com/vishvananda/netlink v1.3.1 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
@@ -89,3 +95,5 @@ require (
 	modernc.org/memory v1.11.0 // indirect
 	modernc.org/sqlite v1.46.0 // indirect
 )
+
+replace github.com/tidegate-mesh/tidegate/services/gateway => ../../services/gateway
