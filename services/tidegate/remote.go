@@ -15,8 +15,8 @@ import (
 
 const (
 	// localFile is written by tidegate run and demo, for who may read their files.
-	localFile = "/run/tidegate/local.json"
-	defaultGateway   = "https://localhost:8080"
+	localFile      = "/run/tidegate/local.json"
+	defaultGateway = "https://localhost:8080"
 )
 
 // remote is how commands reach the gateway. What the flags leave open is taken from the first file of credentials that
