@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -12,16 +13,18 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
+	"github.com/tidegate-mesh/tidegate/libs/token"
 )
 
-// mesh is the four services as processes of their own, with a real NATS server and a real PostgreSQL, all but the
+// mesh is all services as processes of their own, with a real NATS server and a real PostgreSQL, all but the
 // database over mutual TLS.
 type mesh struct {
-	link                               *loadgen.Link
-	ingest, classify, enforce, persist *rig.Process
-	nats                               *rig.Process
-	natsURL, database, certs           string
-	addrs                              []string // flags of the command line that name the services
+	link                                            *loadgen.Link
+	ingest, classify, enforce, persist, gatewayProc *rig.Process
+	nats                                            *rig.Process
+	natsURL, database, certs                        string
+	gateway                                         *rig.Gateway
 }
 
 func newMesh(t *testing.T) *mesh {
@@ -37,10 +40,10 @@ func newMesh(t *testing.T) *mesh {
 	env := []string{
 		"TIDEGATE_TLS_DIR=" + m.certs, "NATS_URL=" + m.natsURL, "DB_TYPE=postgresql", "DATABASE_URL=" + m.database,
 	}
-	m.addrs = []string{"--tls-dir", m.certs}
+	var services []string // the gateway's flags that name them
 	start := func(name string, args ...string) (*rig.Process, string) {
 		addr := rig.FreeAddr(t)
-		m.addrs = append(m.addrs, "--"+name+"-addr", addr)
+		services = append(services, "--"+name, addr)
 		args = append(args, "--listen", addr, "--metrics-listen", rig.FreeAddr(t))
 		return rig.Start(t, rig.Binary(t, "tidegate-"+name), env, args...), addr
 	}
@@ -50,7 +53,10 @@ func newMesh(t *testing.T) *mesh {
 	m.enforce, _ = start("enforce", append(ports, "--enforce", "--node", "e2e")...)
 	m.classify, classify = start("classify", "--protected", loadgen.VictimAddr.String())
 	m.ingest, _ = start("ingest", append(ports, "--mode", "inline", "--sensor", "e2e", "--classify", classify)...)
-	rig.WaitReady(t, 4, 60*time.Second, m.addrs...)
+	m.gateway = rig.NewGateway(t, m.certs, pki.FilesOf(m.certs, pki.Gateway).CA)
+	m.gatewayProc = rig.Start(t, rig.Binary(t, "tidegate-gateway"), env, append(services, "--listen", m.gateway.Addr,
+		"--metrics-listen", rig.FreeAddr(t), "--jwks-file", filepath.Join(m.certs, token.JWKSFile))...)
+	m.gateway.WaitReady(t, 4, 60*time.Second)
 	return m
 }
 
@@ -142,7 +148,7 @@ func TestServicesApart(t *testing.T) {
 		}
 	}
 	stop()
-	s := rig.WaitBalanced(t, 15*time.Second, m.addrs...)
+	s := m.gateway.WaitBalanced(t, 15*time.Second)
 	if len(s.Ledger.Stages) < 7 {
 		t.Errorf("the ledger lacks stages: %+v", s.Ledger)
 	}

@@ -33,7 +33,7 @@ func TestBadInput(t *testing.T) {
 	}
 	defer busy.Close()
 	// Every free port differs, so that what is tested is the mistake and not the default ports.
-	apart := []string{"--listen", "", "--metrics-listen", ""}
+	apart := []string{"--listen", "", "--metrics-listen", "", "--gateway-listen", ""}
 	run := func(args ...string) []string { return append(append([]string{"run"}, args...), apart...) }
 	for _, c := range []struct {
 		name string
@@ -57,7 +57,8 @@ func TestBadInput(t *testing.T) {
 		{"port without protocol", []string{"rules", "add", "--action", "drop", "--dport", "80"}, 2, []string{"a port needs protocol"}, false},
 		{"bad prefix", []string{"rules", "add", "--action", "drop", "--src", "1.2.3"}, 2, []string{"--src", "1.2.3", "CIDR"}, false},
 		{"bad range", []string{"rules", "add", "--action", "drop", "--length", "90-60"}, 2, []string{"--length", "LOW-HIGH"}, false},
-		{"no service", []string{"attacks", "--insecure", "--addr", "127.0.0.1:1"}, 1, []string{"127.0.0.1:1", "start it"}, false},
+		{"no gateway", []string{"attacks", "--gateway", "https://127.0.0.1:1", "--token", "t"}, 1, []string{"127.0.0.1:1"}, false},
+		{"no credentials", []string{"attacks", "--credentials", filepath.Join(dir, "none.json")}, 2, []string{"none.json", "tidegate login"}, false},
 		{"unknown attack", []string{"demo", "--attacks", "flud"}, 2, []string{"flud", "syn_flood"}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -112,7 +113,7 @@ func TestNoPrivileges(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{
-		{"run", "--iface", iface, "--mode", "tap", "--data", dir, "--listen", "", "--metrics-listen", ""},
+		{"run", "--iface", iface, "--mode", "tap", "--data", dir, "--listen", "", "--metrics-listen", "", "--gateway-listen", ""},
 		{"demo"},
 	} {
 		exit, stderr := endBinary(t, bin, nobody, args...)

@@ -5,7 +5,9 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -18,6 +20,8 @@ import (
 	_ "modernc.org/sqlite" // the demo's database
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/api/client"
 )
 
 // demoReport is what demo --json ends with.
@@ -46,7 +50,7 @@ type demoReport struct {
 		Sent    uint64 `json:"sent"`
 		Arrived uint64 `json:"arrived"`
 	} `json:"attack"`
-	Ledger rig.Ledger `json:"ledger"`
+	Ledger api.Ledger `json:"ledger"`
 }
 
 // leftovers lists what a demo must not leave behind.
@@ -79,9 +83,14 @@ func TestDemo(t *testing.T) {
 	defer cancel()
 	metrics := rig.FreeAddr(t)
 	scraped := make(chan map[string]bool, 1)
-	go func() { scraped <- scrape(ctx, "http://"+metrics+"/metrics", 25*time.Second) }()
+	local := filepath.Join(t.TempDir(), "local.json")
+	go func() {
+		time.Sleep(20 * time.Second)
+		askDemo(ctx, t, local)
+		scraped <- scrape(ctx, "http://"+metrics+"/metrics", 5*time.Second)
+	}()
 	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "38s", "--data", data,
-		"--listen", rig.FreeAddr(t), "--metrics", metrics)
+		"--listen", rig.FreeAddr(t), "--metrics", metrics, "--gateway-listen", rig.FreeAddr(t), "--local-credentials", local)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,6 +133,9 @@ func TestDemo(t *testing.T) {
 	if left := leftovers(t); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
+	if _, err := os.Stat(local); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the credentials of this machine stay behind: %v", err)
+	}
 	rows := countRows(t, filepath.Join(data, "persist.db"))
 	for _, table := range []string{"flows", "attacks", "verdicts", "enforcements"} {
 		if rows[table] == 0 {
@@ -132,13 +144,42 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// contractMetrics are the metrics whose names are fixed (DESIGN 5), gateway's aside.
+// askDemo asks the demo's gateway with the credentials that it left for this machine.
+func askDemo(ctx context.Context, t *testing.T, local string) {
+	credentials, err := client.LoadCredentials(local)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	o, err := credentials.Options()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	c, err := client.New(o)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer c.Close()
+	s, err := c.Status(ctx)
+	if err != nil || len(s.Services) != 4 || len(s.Missing) != 0 || !s.Enforcing {
+		t.Errorf("status: %+v, %v", s, err)
+	}
+	for a, err := range c.Attacks(ctx, client.Query{Limit: 1}) {
+		if err != nil || a.Type != "syn_flood" && a.Type != "amp_dns" {
+			t.Errorf("attacks: %+v, %v", a, err)
+		}
+	}
+}
+
+// contractMetrics are the metrics whose names are fixed (DESIGN 5).
 var contractMetrics = []string{
 	"tidegate_ingest_packets_total", "tidegate_ingest_bytes_total", "tidegate_ingest_drops_total", "tidegate_ingest_flows_active",
 	"tidegate_ingest_batches_total", "tidegate_classify_flows_total", "tidegate_classify_verdicts_total", "tidegate_classify_latency_seconds",
 	"tidegate_xdp_packets_total", "tidegate_enforce_rules", "tidegate_enforce_apply_seconds", "tidegate_enforce_refusals_total",
 	"tidegate_persist_rows_total", "tidegate_persist_insert_seconds", "tidegate_persist_backlog_messages",
-	"tidegate_time_to_first_drop_seconds", "tidegate_ledger", "tidegate_ledger_difference", "tidegate_errors_total", "go_goroutines",
+	"tidegate_gateway_requests_seconds", "tidegate_time_to_first_drop_seconds", "tidegate_ledger", "tidegate_ledger_difference", "tidegate_errors_total", "go_goroutines",
 }
 
 // scrape reads the names of the metrics after a while, when every kind of event has happened.
@@ -191,7 +232,7 @@ func TestDemoLookalike(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "14s", "--attacks", "syn_flood_lookalike",
-		"--listen", "", "--metrics", "")
+		"--listen", "", "--metrics", "", "--gateway-listen", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +263,7 @@ func TestDemoOtherAttacks(t *testing.T) {
 	defer cancel()
 	kinds := []string{"udp_flood", "icmp_flood", "amp_ntp", "host_sweep"}
 	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "22s", "--attacks", strings.Join(kinds, ","),
-		"--warm-up", "3s", "--attack-for", "3s", "--rest", "2s", "--listen", "", "--metrics", "")
+		"--warm-up", "3s", "--attack-for", "3s", "--rest", "2s", "--listen", "", "--metrics", "", "--gateway-listen", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +290,7 @@ func TestDemoOtherAttacks(t *testing.T) {
 // the next start.
 func TestDemoEnds(t *testing.T) {
 	rig.NeedRoot(t)
-	args := []string{"demo", "--listen", "", "--metrics", ""}
+	args := []string{"demo", "--listen", "", "--metrics", "", "--gateway-listen", ""}
 	p := rig.Start(t, rig.Binary(t, "tidegate"), nil, args...)
 	if err := waitLog(p, "seen"); err != nil {
 		t.Fatal(err)

@@ -154,7 +154,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 			p.Restart()
 			kills++
 		}
-		rig.WaitReady(t, 4, 30*time.Second, m.addrs...)
+		m.gateway.WaitReady(t, 4, 30*time.Second)
 	}
 	took := time.Since(began)
 	endWatch()

@@ -60,7 +60,7 @@ func TestVerdictTrace(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "7s", "--warm-up", "2s", "--attack-for", "3s",
-		"--attacks", "syn_flood", "--listen", "", "--metrics", "")
+		"--attacks", "syn_flood", "--listen", "", "--metrics", "", "--gateway-listen", "")
 	cmd.Env = append(os.Environ(), "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+ln.Addr().String())
 	out, err := cmd.Output()
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 )
 
@@ -33,26 +34,26 @@ const (
 
 // system is the all-in-one on a test link.
 type system struct {
-	link *loadgen.Link
-	addr []string // flags of the command line that reach it
+	link    *loadgen.Link
+	gateway *rig.Gateway
 }
 
 func start(t *testing.T, mode string, args ...string) *system {
 	t.Helper()
-	addr, data := rig.FreeAddr(t), t.TempDir()
+	data := t.TempDir()
 	s := &system{
-		link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgben", Sink: true}),
-		addr: []string{"--addr", addr, "--tls-dir", filepath.Join(data, "certs")},
+		link:    rig.Link(t, loadgen.LinkOptions{Prefix: "tgben", Sink: true}),
+		gateway: rig.NewGateway(t, data, filepath.Join(data, "certs", "ca.pem")),
 	}
 	args = append([]string{
 		"run", "--mode", mode, "--iface", s.link.PortA, "--bpffs", s.link.BPFFS, "--data", data,
-		"--listen", addr, "--metrics-listen", rig.FreeAddr(t), "--log-level", "error", "--ingest-sensor", "bench", "--ingest-cpus", "0",
+		"--listen", "", "--metrics-listen", rig.FreeAddr(t), "--gateway-listen", s.gateway.Addr, "--local-credentials", "", "--log-level", "error", "--ingest-sensor", "bench", "--ingest-cpus", "0",
 	}, args...)
 	if mode == "inline" {
 		args = append(args, "--iface", s.link.PortB)
 	}
 	rig.Start(t, rig.Binary(t, "tidegate"), nil, args...)
-	rig.WaitReady(t, 4, 30*time.Second, s.addr...)
+	s.gateway.WaitReady(t, 4, 30*time.Second)
 	return s
 }
 
@@ -87,7 +88,7 @@ func TestBenchInline(t *testing.T) {
 		t.Run(fmt.Sprintf("kernel_forwarding=%v", forwarding), func(t *testing.T) {
 			s := start(t, "inline", fmt.Sprintf("--ingest-kernel-forwarding=%v", forwarding))
 			sent, rate := s.stream(t, 600_000, seconds(60))
-			st := rig.WaitBalanced(t, 10*time.Second, s.addr...)
+			st := s.gateway.WaitBalanced(t, 10*time.Second)
 			c, err := s.link.Counter.Counts()
 			if err != nil {
 				t.Fatal(err)
@@ -106,7 +107,7 @@ func TestBenchTap(t *testing.T) {
 	needBench(t)
 	s := start(t, "tap")
 	sent, rate := s.stream(t, 2_000_000, seconds(60))
-	st := rig.WaitBalanced(t, 10*time.Second, s.addr...)
+	st := s.gateway.WaitBalanced(t, 10*time.Second)
 	received := st.Interfaces[0].Received
 	t.Logf("tap: %.0f packets/s (bar 2,000,000), %d sent, %d received, ring drops %d, ledger difference %d\n%s",
 		rate, sent, received, ringDrops(st), st.Ledger.Difference, stages(st))
@@ -124,7 +125,7 @@ func TestBenchFullSpeed(t *testing.T) {
 			began := time.Now()
 			sent, rate := s.stream(t, 0, seconds(10))
 			took := time.Since(began).Seconds()
-			st := rig.WaitBalanced(t, 10*time.Second, s.addr...)
+			st := s.gateway.WaitBalanced(t, 10*time.Second)
 			arrived := st.Interfaces[0].Received
 			if mode == "inline" {
 				c, err := s.link.Counter.Counts()
@@ -150,7 +151,7 @@ func TestBenchFirstDrop(t *testing.T) {
 	byKind := map[string]*sums{}
 	demo := func(seed int, kinds ...string) {
 		out, err := rig.Output(t.Context(), rig.Binary(t, "tidegate"), "demo", "--json", "--for", fmt.Sprintf("%ds", 2+3*len(kinds)), "--warm-up", "2s",
-			"--attack-for", "2s", "--rest", "1s", "--seed", fmt.Sprint(seed), "--attacks", strings.Join(kinds, ","), "--listen", "", "--metrics", "")
+			"--attack-for", "2s", "--rest", "1s", "--seed", fmt.Sprint(seed), "--attacks", strings.Join(kinds, ","), "--listen", "", "--metrics", "", "--gateway-listen", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -195,14 +196,14 @@ func TestBenchFirstDrop(t *testing.T) {
 	}
 }
 
-func ringDrops(s rig.Status) (n uint64) {
+func ringDrops(s api.Status) (n uint64) {
 	for _, i := range s.Interfaces {
 		n += i.RingDrops
 	}
 	return n
 }
 
-func stages(s rig.Status) string {
+func stages(s api.Status) string {
 	out := ""
 	for _, st := range s.Ledger.Stages {
 		out += fmt.Sprintf("    %-8s %d = %v\n", st.Stage, st.In, st.Out)

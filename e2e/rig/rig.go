@@ -4,8 +4,6 @@ package rig
 import (
 	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -183,6 +181,9 @@ func (p *Process) Restart() {
 	}(p.cmd, p.done)
 }
 
+// PID is the running process's id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Log is what the process printed.
 func (p *Process) Log() string { return p.log.String() }
 
@@ -227,101 +228,6 @@ func Output(ctx context.Context, path string, args ...string) ([]byte, error) {
 		err = fmt.Errorf("%s %.200s: %w: %s", filepath.Base(path), strings.Join(args, " "), err, tail(stderr.String(), 2000))
 	}
 	return out, err
-}
-
-// Ledger is the ledger of tidegate status.
-type Ledger struct {
-	Difference int64 `json:"difference"`
-	Stages     []struct {
-		Stage      string            `json:"stage"`
-		In         uint64            `json:"in"`
-		Out        map[string]uint64 `json:"out"`
-		Difference int64             `json:"difference"`
-	} `json:"stages"`
-}
-
-// Status is what tidegate status --json prints, as far as tests look at it.
-type Status struct {
-	Services []struct {
-		Service  string   `json:"service"`
-		Ready    bool     `json:"ready"`
-		Problems []string `json:"problems"`
-	} `json:"services"`
-	Interfaces []struct {
-		Name      string            `json:"name"`
-		Received  uint64            `json:"received"`
-		RingDrops uint64            `json:"ring_drops"`
-		XDP       map[string]uint64 `json:"xdp_packets"`
-	} `json:"interfaces"`
-	Missing []string `json:"missing"`
-	Ledger  Ledger   `json:"ledger"`
-}
-
-// GetStatus asks the services; args are the addresses (--addr …).
-func GetStatus(t testing.TB, args ...string) Status {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	out, err := Output(ctx, Binary(t, "tidegate"), append([]string{"status", "--json"}, args...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var s Status
-	if err := json.Unmarshal(out, &s); err != nil {
-		t.Fatalf("status: %v in %s", err, out)
-	}
-	return s
-}
-
-// WaitReady waits until want services answer and are ready.
-func WaitReady(t testing.TB, want int, limit time.Duration, args ...string) {
-	t.Helper()
-	var s Status
-	err := Eventually(limit, func() error {
-		out, err := Output(t.Context(), Binary(t, "tidegate"), append([]string{"status", "--json"}, args...)...)
-		if err != nil {
-			return err
-		}
-		s = Status{}
-		if err := json.Unmarshal(out, &s); err != nil {
-			return err
-		}
-		ready := 0
-		var problems []string
-		for _, x := range s.Services {
-			if x.Ready {
-				ready++
-			}
-			problems = append(problems, x.Problems...)
-		}
-		if ready < want {
-			return fmt.Errorf("%d of %d services ready: %s %s", ready, want, strings.Join(problems, "; "), strings.Join(s.Missing, "; "))
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// WaitBalanced waits until the ledger's difference is 0 and returns the status then.
-func WaitBalanced(t testing.TB, limit time.Duration, args ...string) Status {
-	t.Helper()
-	var s Status
-	err := Eventually(limit, func() error {
-		s = GetStatus(t, args...)
-		if s.Ledger.Difference != 0 {
-			return fmt.Errorf("the ledger does not balance: %+v", s.Ledger)
-		}
-		if len(s.Ledger.Stages) == 0 {
-			return errors.New("the ledger is empty")
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
 }
 
 // Eventually tries f until it succeeds or limit has passed, and returns its last error.

@@ -166,8 +166,8 @@ type Match struct {
 	Src      string  `json:"src,omitempty" doc:"source prefix or address" example:"192.0.2.0/24" maxLength:"64"`
 	Dst      string  `json:"dst,omitempty" doc:"destination prefix or address" maxLength:"64"`
 	Proto    string  `json:"proto,omitempty" doc:"tcp, udp, icmp, icmpv6, sctp, gre or a number" example:"udp" maxLength:"16"`
-	SrcPort  *uint16 `json:"sport,omitempty" doc:"source port"`
-	DstPort  *uint16 `json:"dport,omitempty" doc:"destination port"`
+	SrcPort  *uint16 `json:"sport,omitempty" doc:"source port" maximum:"65535"`
+	DstPort  *uint16 `json:"dport,omitempty" doc:"destination port" maximum:"65535"`
 	TCPFlags string  `json:"tcp_flags,omitempty" doc:"flags that must be set, of FSRPAUEC; with a mask: S/SA" maxLength:"17"`
 	Length   string  `json:"length,omitempty" doc:"IP length, or a range: 60-100" maxLength:"11"`
 	TTL      string  `json:"ttl,omitempty" doc:"TTL, or a range: 40-64" maxLength:"7"`
@@ -221,7 +221,7 @@ type RuleInput struct {
 	Match    Match  `json:"match"`
 	RatePPS  uint64 `json:"rate_pps,omitempty" doc:"packets a second, for rate-limit"`
 	RateBPS  uint64 `json:"rate_bps,omitempty" doc:"bits a second, for rate-limit"`
-	Priority int32  `json:"priority,omitempty" doc:"higher wins among equally specific rules"`
+	Priority int32  `json:"priority,omitempty" doc:"higher wins among equally specific rules" minimum:"-2147483648" maximum:"2147483647"`
 	Comment  string `json:"comment,omitempty" maxLength:"512"`
 	For      string `json:"for,omitempty" doc:"how long, as 10m or 1h30m; 0 = until revoked; default 1h" example:"10m" maxLength:"32"`
 }

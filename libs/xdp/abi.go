@@ -6,7 +6,7 @@ import (
 )
 
 // gateABI changes with the layout or the meaning of any map in bpf/state.h.
-const gateABI = 1
+const gateABI = 2
 
 // The bounds of bpf/state.h.
 const (

@@ -6,8 +6,8 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Counters are packets since the maps were made.
-// Seen = Drop + RateLimited + Pass + Forward + Redirect + NoReader.
+// Counters are packets and their bytes since the maps were made.
+// Seen = Drop + RateLimited + Pass + Forward + Redirect + NoReader, and so for bytes.
 type Counters struct {
 	Seen        uint64
 	Drop        uint64 // by a rule or a list
@@ -23,6 +23,41 @@ type Counters struct {
 	Unread  uint64 // part of Forward (and of NoReader if the peer is gone): nobody read the queue
 	Never   uint64 // matched a never-block entry
 	Metered uint64 // belonged to an allowed flow
+
+	Bytes Bytes
+}
+
+// Bytes are those of the frames behind the Counters of the same name, from the Ethernet header on and without
+// the check sequence, as the interface counts them. Hits of rules and metered flows are in IP bytes instead.
+// Read under traffic, they may be a frame per CPU away from the packets.
+type Bytes struct {
+	Seen, Drop, RateLimited, Pass, Forward, Redirect, NoReader uint64
+
+	Count uint64 // also in one of the above
+}
+
+// Add adds o.
+func (b *Bytes) Add(o *Bytes) {
+	b.Seen += o.Seen
+	b.Drop += o.Drop
+	b.RateLimited += o.RateLimited
+	b.Pass += o.Pass
+	b.Forward += o.Forward
+	b.Redirect += o.Redirect
+	b.NoReader += o.NoReader
+	b.Count += o.Count
+}
+
+// Subtract takes off an earlier reading.
+func (b *Bytes) Subtract(o *Bytes) {
+	b.Seen -= o.Seen
+	b.Drop -= o.Drop
+	b.RateLimited -= o.RateLimited
+	b.Pass -= o.Pass
+	b.Forward -= o.Forward
+	b.Redirect -= o.Redirect
+	b.NoReader -= o.NoReader
+	b.Count -= o.Count
 }
 
 func (c *Counters) sum() uint64 {
@@ -42,11 +77,14 @@ func (c *Counters) add(o *Counters) {
 	c.Unread += o.Unread
 	c.Never += o.Never
 	c.Metered += o.Metered
+	c.Bytes.Add(&o.Bytes)
 }
 
 // kernelCounters has the order of bpf/state.h.
 type kernelCounters struct {
 	Seen, Drop, RateLimited, Pass, Forward, Redirect, NoReader, Count, Allow, Unread, Never, Metered uint64
+
+	DropBytes, RateLimitedBytes, PassBytes, ForwardBytes, RedirectBytes, NoReaderBytes, CountBytes uint64
 }
 
 // Counters sums all queues.
@@ -97,5 +135,10 @@ func (k *kernelCounters) ordered() Counters {
 		Seen: k.Seen, Drop: k.Drop, RateLimited: k.RateLimited, Pass: k.Pass, Forward: k.Forward,
 		Redirect: k.Redirect, NoReader: k.NoReader, Count: k.Count, Allow: k.Allow, Unread: k.Unread,
 		Never: k.Never, Metered: k.Metered,
+		Bytes: Bytes{
+			Seen: k.DropBytes + k.RateLimitedBytes + k.PassBytes + k.ForwardBytes + k.RedirectBytes + k.NoReaderBytes,
+			Drop: k.DropBytes, RateLimited: k.RateLimitedBytes, Pass: k.PassBytes, Forward: k.ForwardBytes,
+			Redirect: k.RedirectBytes, NoReader: k.NoReaderBytes, Count: k.CountBytes,
+		},
 	}
 }

@@ -99,7 +99,7 @@ type rig struct {
 	stop   func()
 }
 
-func newRig(t *testing.T, b Bus) *rig {
+func newRig(t *testing.T, b Bus, change ...func(*Config)) *rig {
 	t.Helper()
 	tel := telemetry.Discard("classify")
 	srv, _, err := rpc.NewServer(tel, rpc.TLS{})
@@ -108,6 +108,9 @@ func newRig(t *testing.T, b Bus) *rig {
 	}
 	cfg := DefaultConfig()
 	cfg.MaxInFlight = 2
+	for _, f := range change {
+		f(&cfg)
+	}
 	svc, err := New(cfg, Deps{Telemetry: tel, Registrar: srv, Bus: b})
 	if err != nil {
 		t.Fatal(err)

@@ -14,11 +14,19 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
+
+	"google.golang.org/grpc"
 
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/auth"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/edge"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/live"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/ops"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/page"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/rest"
 )
 
 // Config is what the gateway can be told. The tags are for kong; DefaultConfig has the same defaults.
@@ -52,15 +60,21 @@ func (c Config) Validate() error {
 
 // Bus is what the gateway needs of the message bus; *bus.Bus has it.
 type Bus interface {
-	PublishAudit(ctx context.Context, entry *eventv1.Audit) error
+	ops.Bus
+	live.Events
+	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
 	Ready() error
 }
 
-// Deps are what the gateway works with.
+// Deps are what the gateway works with. All are needed; Mesh stays the caller's to close.
 type Deps struct {
 	Telemetry *telemetry.Telemetry
 	Bus       Bus
+	Mesh      *mesh.Mesh
 }
+
+// InProcess is the mesh whose services are all behind one connection, as in the all-in-one.
+func InProcess(conn grpc.ClientConnInterface) *mesh.Mesh { return mesh.Over(conn) }
 
 // Service is one instance of the gateway. Make it with New; Run works once.
 type Service struct {
@@ -70,7 +84,9 @@ type Service struct {
 	chain *edge.Chain
 	bound chan net.Addr // the address once, when it is bound
 
-	api  http.Handler // of /api/; nil: not found
+	bus  Bus
+	hub  *live.Hub
+	api  http.Handler // of /api/
 	page http.Handler // of everything else
 }
 
@@ -80,12 +96,15 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if deps.Telemetry == nil || deps.Bus == nil {
-		return nil, errors.New("the gateway needs telemetry and a bus")
+	if deps.Telemetry == nil || deps.Bus == nil || deps.Mesh == nil {
+		return nil, errors.New("the gateway needs telemetry, a bus and the services to ask")
 	}
-	s := &Service{cfg: cfg, t: deps.Telemetry, bound: make(chan net.Addr, 1)}
+	s := &Service{cfg: cfg, t: deps.Telemetry, bus: deps.Bus, bound: make(chan net.Addr, 1)}
 	var err error
 	if s.auth, err = auth.New(context.Background(), cfg.Tokens, s.t, deps.Bus); err != nil {
+		return nil, err
+	}
+	if err = s.build(deps); err != nil {
 		return nil, err
 	}
 	if s.chain, err = edge.New(cfg.Edge, s.t, s.auth, http.HandlerFunc(s.route)); err != nil {
@@ -100,14 +119,26 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	return s, nil
 }
 
+// build makes what is behind the chain.
+func (s *Service) build(deps Deps) error {
+	o, err := ops.New(ops.Deps{Telemetry: s.t, Mesh: deps.Mesh, Bus: deps.Bus})
+	if err != nil {
+		return err
+	}
+	s.hub = live.New(live.DefaultConfig(), live.Deps{Telemetry: s.t, Source: o, Events: deps.Bus, Attack: ops.NewAttack, Verdict: ops.NewVerdict})
+	version, _ := telemetry.Build()
+	if s.api, err = rest.New(rest.Deps{Operations: o, Snapshot: s.hub.Snapshot, Stream: s.hub, Version: version}); err != nil {
+		return err
+	}
+	s.page, err = page.New(page.Deps{Telemetry: s.t, Operations: o, Live: s.hub.Live, Login: s.login, Logout: logout})
+	return err
+}
+
 // route is no http.ServeMux: that one answers some paths by a redirect to another.
 func (s *Service) route(w http.ResponseWriter, r *http.Request) {
 	h := s.page
 	if strings.HasPrefix(r.URL.Path, "/api/") {
 		h = s.api
-	}
-	if h == nil {
-		h = http.HandlerFunc(notFound)
 	}
 	h.ServeHTTP(w, r)
 }
@@ -123,13 +154,36 @@ func (s *Service) Run(ctx context.Context) error {
 	run, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
-		_ = s.auth.Run(run) // it ends with its context only
-	}()
+	// These end with their context only.
+	for _, f := range []func(context.Context) error{s.auth.Run, s.hub.Run, s.heartbeat} {
+		wg.Add(1)
+		go func() { defer wg.Done(); _ = f(run) }()
+	}
 	err = s.chain.Serve(run, ln)
 	cancel()
 	wg.Wait()
 	return err
+}
+
+const heartbeatEvery = 5 * time.Second
+
+// heartbeat tells that this instance is alive, until ctx ends.
+func (s *Service) heartbeat(ctx context.Context) error {
+	version, _ := telemetry.Build()
+	started := time.Now().UnixNano()
+	tick := time.NewTicker(heartbeatEvery)
+	defer tick.Stop()
+	for {
+		err := s.bus.Heartbeat(ctx, &eventv1.NodeHeartbeat{
+			Service: "gateway", Instance: s.t.Instance(), Address: s.cfg.Listen, Version: version, StartedNs: started, TimeNs: time.Now().UnixNano(),
+		})
+		if err != nil && ctx.Err() == nil {
+			s.t.CountError("heartbeat")
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }

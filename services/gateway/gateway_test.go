@@ -20,18 +20,22 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/libs/token"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/auth"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/caller"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeBus keeps audit entries and can be away.
+// fakeBus keeps audit entries and can be away. It has no events.
 type fakeBus struct {
+	Bus
 	mu     sync.Mutex
 	audits []*eventv1.Audit
 	down   error
@@ -42,6 +46,16 @@ func (b *fakeBus) PublishAudit(_ context.Context, e *eventv1.Audit) error {
 	defer b.mu.Unlock()
 	b.audits = append(b.audits, e)
 	return nil
+}
+
+func (b *fakeBus) Heartbeat(context.Context, *eventv1.NodeHeartbeat) error { return nil }
+
+func (b *fakeBus) State(context.Context, string) (bus.StreamState, error) {
+	return bus.StreamState{}, bus.ErrUnavailable
+}
+
+func (b *fakeBus) SubscribeWindows(context.Context, func(string, *flowv1.Window)) error {
+	return bus.ErrUnavailable
 }
 
 func (b *fakeBus) Ready() error {
@@ -70,7 +84,7 @@ func TestService(t *testing.T) {
 		t.Fatal(err)
 	}
 	tel, b := telemetry.Discard("gateway"), &fakeBus{}
-	s, err := New(config(t, dir), Deps{Telemetry: tel, Bus: b})
+	s, err := New(config(t, dir), Deps{Telemetry: tel, Bus: b, Mesh: &mesh.Mesh{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +171,7 @@ func TestService(t *testing.T) {
 
 func TestSession(t *testing.T) {
 	dir := t.TempDir()
-	s, err := New(config(t, dir), Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}})
+	s, err := New(config(t, dir), Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}, Mesh: &mesh.Mesh{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +181,7 @@ func TestSession(t *testing.T) {
 	}
 	login := func(addr, raw string, status int, reason string) {
 		t.Helper()
-		c, err := s.Login(from(addr), raw)
+		c, err := s.login(from(addr), raw)
 		var p *api.Problem
 		if !errors.As(err, &p) || p.Status != status || p.Reason != reason || p.RequestID != "r1" || c != nil {
 			t.Errorf("login: %v, %+v; want %d %s", c, p, status, reason)
@@ -177,14 +191,14 @@ func TestSession(t *testing.T) {
 	if _, err := token.Init(dir); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = New(config(t, dir), Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}}); err != nil {
+	if s, err = New(config(t, dir), Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}, Mesh: &mesh.Mesh{}}); err != nil {
 		t.Fatal(err)
 	}
 	raw, err := token.Issue(dir, token.Claims{Subject: "ada", Role: "operator", For: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := s.Login(from("192.0.2.1"), raw)
+	c, err := s.login(from("192.0.2.1"), raw)
 	if err != nil || c.Name != auth.CookieName || c.Value != raw || time.Until(c.Expires) > time.Hour {
 		t.Fatalf("login: %v, %v", c, err)
 	}
@@ -192,7 +206,7 @@ func TestSession(t *testing.T) {
 		login("192.0.2.2", "a.b.c", 401, "unauthorized")
 	}
 	login("192.0.2.2", "a.b.c", 429, "locked")
-	if c := s.Logout(nil); c.MaxAge >= 0 || c.Name != auth.CookieName {
+	if c := logout(nil); c.MaxAge >= 0 || c.Name != auth.CookieName {
 		t.Errorf("logout: %v", c)
 	}
 }
@@ -213,7 +227,7 @@ func TestNewRefuses(t *testing.T) {
 	} {
 		cfg := config(t, dir)
 		c.change(&cfg)
-		if _, err := New(cfg, Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}}); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := New(cfg, Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}, Mesh: &mesh.Mesh{}}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -229,7 +243,7 @@ func TestRunOnTakenPort(t *testing.T) {
 	defer server.Close()
 	cfg := config(t, dir)
 	cfg.Listen = strings.TrimPrefix(server.URL, "http://")
-	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}})
+	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("gateway"), Bus: &fakeBus{}, Mesh: &mesh.Mesh{}})
 	if err != nil {
 		t.Fatal(err)
 	}

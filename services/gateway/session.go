@@ -9,9 +9,9 @@ import (
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/caller"
 )
 
-// Login checks a token that somebody pasted into the page's form and makes the session's cookie. Failures are counted
+// login checks a token that somebody pasted into the page's form and makes the session's cookie. Failures are counted
 // as those of requests are; the error is an *api.Problem.
-func (s *Service) Login(r *http.Request, token string) (*http.Cookie, error) {
+func (s *Service) login(r *http.Request, token string) (*http.Cookie, error) {
 	who := caller.From(r.Context())
 	id, err := s.auth.Login(r.Context(), token, who.Remote, who.RequestID)
 	if err == nil {
@@ -28,10 +28,5 @@ func (s *Service) Login(r *http.Request, token string) (*http.Cookie, error) {
 	return nil, p
 }
 
-// Logout makes the cookie that ends the session.
-func (s *Service) Logout(*http.Request) *http.Cookie { return auth.ClearCookie() }
-
-// notFound is the answer under a prefix that has no handler.
-func notFound(w http.ResponseWriter, r *http.Request) {
-	caller.WriteProblem(w, r, api.Problem{Status: http.StatusNotFound, Detail: "there is nothing at this path"})
-}
+// logout makes the cookie that ends the session.
+func logout(*http.Request) *http.Cookie { return auth.ClearCookie() }

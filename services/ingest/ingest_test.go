@@ -114,6 +114,13 @@ func TestInline(t *testing.T) {
 		!strings.HasPrefix(st.Interfaces[0].Capture, "af_xdp native") {
 		t.Errorf("status: %v", st)
 	}
+	for _, i := range st.Interfaces {
+		b, least := i.XdpBytes, i.XdpPackets["redirect"]*14 // every frame has an Ethernet header
+		if b["seen"] != b["drop"]+b["rate_limited"]+b["pass"]+b["forward"]+b["redirect"]+b["no_reader"] ||
+			b["redirect"] < max(least, connections*size) || b["drop"] != 0 {
+			t.Errorf("%s: bytes %v of packets %v", i.Name, b, i.XdpPackets)
+		}
+	}
 	if got := metric(t, tel, "tidegate_ingest_packets_total"); got != float64(s.Ledger()["received"]) {
 		t.Errorf("packets metric is %v, received %d", got, s.Ledger()["received"])
 	}

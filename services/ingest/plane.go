@@ -284,6 +284,7 @@ func (l portLedger) plus(o portLedger) portLedger {
 	l.xdp.Allow += o.xdp.Allow
 	l.xdp.Unread += o.xdp.Unread
 	l.xdp.Metered += o.xdp.Metered
+	l.xdp.Bytes.Add(&o.xdp.Bytes)
 	l.ring.RxDropped += o.ring.RxDropped
 	l.ring.RxRingFull += o.ring.RxRingFull
 	l.ring.RxFillEmpty += o.ring.RxFillEmpty
@@ -307,5 +308,6 @@ func subtract(now, base xdp.Counters) xdp.Counters {
 	now.Unread -= base.Unread
 	now.Never -= base.Never
 	now.Metered -= base.Metered
+	now.Bytes.Subtract(&base.Bytes)
 	return now
 }

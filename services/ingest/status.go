@@ -28,12 +28,17 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 	}
 	for _, c := range s.counts {
 		l := c.ledger()
+		b := &l.xdp.Bytes
 		capture, _ := c.capture.Load().(string)
 		r.Interfaces = append(r.Interfaces, &ingestv1.Interface{
 			Name: c.name, Mode: s.cfg.Mode, Capture: capture, Queues: s.queuesOf(c.name),
 			XdpPackets: map[string]uint64{
 				"seen": l.xdp.Seen, "drop": l.xdp.Drop, "rate_limited": l.xdp.RateLimited, "count": l.xdp.Count,
 				"pass": l.xdp.Pass, "forward": l.xdp.Forward, "redirect": l.xdp.Redirect, "no_reader": l.xdp.NoReader,
+			},
+			XdpBytes: map[string]uint64{
+				"seen": b.Seen, "drop": b.Drop, "rate_limited": b.RateLimited, "count": b.Count,
+				"pass": b.Pass, "forward": b.Forward, "redirect": b.Redirect, "no_reader": b.NoReader,
 			},
 			Received: l.received, RingDrops: l.ring.Lost(), Transmitted: c.transmitted.Load(),
 		})

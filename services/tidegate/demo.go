@@ -29,7 +29,9 @@ type demoCmd struct {
 	WarmUp  time.Duration `help:"benign traffic alone before the first attack" default:"4s"`
 	Attack  time.Duration `name:"attack-for" help:"how long each attack lasts" default:"8s"`
 	Rest    time.Duration `help:"pause between attacks" default:"4s"`
-	Listen  string        `help:"gRPC address for tidegate status, attacks, rules …; empty = none" default:"127.0.0.1:50051"`
+	Listen  string        `help:"gRPC address; empty = none" default:"127.0.0.1:50051"`
+	HTTPS   string        `name:"gateway-listen" help:"address of the live page, and of REST for tidegate status, attacks, rules …; empty = none" default:"127.0.0.1:8080"`
+	Local   string        `name:"local-credentials" help:"file for the credentials of this machine's command line, removed at the end; empty = none" default:"/run/tidegate/local.json" env:"TIDEGATE_LOCAL_CREDENTIALS"`
 	Metrics string        `help:"address of /metrics; empty = none" default:"127.0.0.1:9090"`
 	Data    string        `help:"folder to keep the database and the message store in; default: a temporary one" type:"path"`
 }
@@ -97,13 +99,16 @@ func (c *demoCmd) Run() (err error) {
 		}
 		defer func() { _ = os.RemoveAll(data) }()
 	}
-	certs, err := localCerts(data, c.Listen)
+	cfg, err := c.stackConfig([]string{link.PortA, link.PortB}, link.BPFFS, loadgen.VictimAddr.String(), data)
 	if err != nil {
 		return err
 	}
-	s, err := newStack(ctx, c.stackConfig([]string{link.PortA, link.PortB}, link.BPFFS, loadgen.VictimAddr.String(), data, certs))
+	s, err := newStack(ctx, cfg)
 	if err != nil {
 		return err
+	}
+	if l := s.local; !c.JSON && l != nil && l.file != "" {
+		fmt.Printf("live page: %s  (log in with the token that this prints: tidegate token show)\n", l.c.URL)
 	}
 	d := &demo{cmd: c, link: link, sender: sender, stack: s, client: link.Client(c.Rate, c.Seed), firstDrops: map[string]int64{}, started: time.Now()}
 

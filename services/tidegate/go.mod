@@ -3,6 +3,7 @@ module github.com/tidegate-mesh/tidegate/services/tidegate
 go 1.24.0
 
 require (
+	github.com/alecthomas/kong v1.13.0
 	github.com/cilium/ebpf v0.21.0
 	github.com/tidegate-mesh/tidegate/libs v0.0.0
 	github.com/tidegate-mesh/tidegate/proto v0.0.0
@@ -13,6 +14,11 @@ require (
 	golang.org/x/sys v0.41.0
 	golang.org/x/term v0.40.0
 	google.golang.org/grpc v1.80.0
+)
+
+require (
+	github.com/danielgtaylor/huma/v2 v2.35.0 // indirect
+	github.com/golang-jwt/jwt/v5 v5.3.1 // indirect
 )
 
 replace github.com/tidegate-mesh/tidegate/proto => ../../proto
@@ -28,7 +34,6 @@ replace github.com/tidegate-mesh/tidegate/services/enforce => ../../services/enf
 replace github.com/tidegate-mesh/tidegate/services/persist => ../../services/persist
 
 require (
-	github.com/alecthomas/kong v1.13.0 // indirect
 	github.com/antithesishq/antithesis-sdk-go v0.5.0-default-no-op // indirect
 	github.com/asavie/xdp v0.3.3 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
@@ -61,6 +66,7 @@ require (
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/safchain/ethtool v0.6.2 // indirect
 	github.com/sethvargo/go-retry v0.3.0 // indirect
+	github.com/tidegate-mesh/tidegate/services/gateway v0.0.0
 	github.com/vishvananda/netlink v1.3.1 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
@@ -89,3 +95,5 @@ require (
 	modernc.org/memory v1.11.0 // indirect
 	modernc.org/sqlite v1.46.0 // indirect
 )
+
+replace github.com/tidegate-mesh/tidegate/services/gateway => ../../services/gateway

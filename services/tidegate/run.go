@@ -14,8 +14,10 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/token"
 	"github.com/tidegate-mesh/tidegate/services/classify"
 	"github.com/tidegate-mesh/tidegate/services/enforce"
+	"github.com/tidegate-mesh/tidegate/services/gateway"
 	"github.com/tidegate-mesh/tidegate/services/ingest"
 	"github.com/tidegate-mesh/tidegate/services/persist"
 )
@@ -32,6 +34,7 @@ type runCmd struct {
 	Listen     string   `help:"gRPC address of all services; empty = none" default:"127.0.0.1:50051" env:"TIDEGATE_LISTEN"`
 	NATSListen string   `name:"nats-listen" help:"address of the embedded NATS server for others; empty = none" env:"TIDEGATE_NATS_LISTEN"`
 	NATSURL    string   `name:"nats-url" help:"an external NATS server instead of the embedded one" env:"NATS_URL"`
+	Local      string   `name:"local-credentials" help:"file for the credentials of this machine's command line, removed at the end; empty = none" default:"/run/tidegate/local.json" env:"TIDEGATE_LOCAL_CREDENTIALS"`
 	TLS        rpc.TLS  `embed:""`
 
 	Telemetry telemetry.Config `embed:""`
@@ -39,6 +42,7 @@ type runCmd struct {
 	Classify  classify.Config  `embed:"" prefix:"classify-"`
 	EnforceC  enforce.Config   `embed:"" prefix:"enforce-"`
 	Persist   persist.Config   `embed:"" prefix:"persist-"`
+	Gateway   gateway.Config   `embed:"" prefix:"gateway-"`
 }
 
 // Validate is called by the flag parser.
@@ -49,7 +53,10 @@ func (c *runCmd) Validate() error {
 	case c.Mode == ingest.ModeHost && len(c.Iface) != 1:
 		return errors.New("--mode host takes one --iface")
 	}
-	return nil
+	if c.Gateway.Listen == "" {
+		return nil
+	}
+	return c.Gateway.Validate()
 }
 
 func (c *runCmd) Run() error {
@@ -67,46 +74,27 @@ func (c *runCmd) Run() error {
 	if c.Enforce {
 		mode = "enforcing"
 	}
-	s.tel.Log.Info("tidegate runs", "interfaces", c.Iface, "mode", c.Mode, "enforcement", mode, "grpc", c.Listen, "metrics", c.Telemetry.MetricsListen, "data", c.Data)
+	s.tel.Log.Info("tidegate runs", "interfaces", c.Iface, "mode", c.Mode, "enforcement", mode, "grpc", c.Listen, "https", c.Gateway.Listen, "metrics", c.Telemetry.MetricsListen, "data", c.Data)
 	return s.Run(ctx)
 }
 
 // secure names the certificates. Where no folder and no file is named it makes them, in the data folder.
 func (c *runCmd) secure() (err error) {
-	if !c.TLS.Insecure && c.TLS.Dir == "" && c.TLS.CA == "" && c.TLS.Cert == "" && c.TLS.Key == "" {
-		c.TLS, err = localCerts(c.Data, c.Listen, c.NATSListen)
+	if err := ensureDir(c.Data); err != nil {
 		return err
+	}
+	dir := c.TLS.Dir
+	if !c.TLS.Insecure && c.TLS == (rpc.TLS{}) {
+		dir = filepath.Join(c.Data, "certs")
+		if err := ensureCerts(dir, c.Listen, c.NATSListen, c.Gateway.Listen); err != nil {
+			return err
+		}
+		c.TLS.Dir = dir
 	}
 	if c.TLS, err = c.TLS.Resolve(pki.Tidegate); err != nil {
 		return config.Usagef("%w", err)
 	}
-	return nil
-}
-
-// localCerts makes the authority and the certificates of a machine that has none, in the data folder, good for the
-// hosts of the addresses.
-func localCerts(data string, addrs ...string) (rpc.TLS, error) {
-	if err := ensureDir(data); err != nil {
-		return rpc.TLS{}, err
-	}
-	dir := filepath.Join(data, "certs")
-	if _, err := pki.Ensure(dir, listenHosts(addrs...), false); err != nil {
-		return rpc.TLS{}, err
-	}
-	return rpc.TLS{Dir: dir}.Resolve(pki.Tidegate)
-}
-
-// operatorCerts are the command line's: where no folder is named and the usual one is not there, those that
-// tidegate run made in its usual data folder.
-func operatorCerts(files rpc.TLS) (rpc.TLS, error) {
-	if files == (rpc.TLS{}) {
-		made := filepath.Join(defaultData, "certs")
-		_, missing := os.Stat(pki.FilesOf(pki.DefaultDir, pki.Tidegate).Cert)
-		if _, err := os.Stat(pki.FilesOf(made, pki.Tidegate).Cert); err == nil && missing != nil {
-			files.Dir = made
-		}
-	}
-	return files.Resolve(pki.Tidegate)
+	return secureGateway(&c.Gateway, dir, c.Data)
 }
 
 // defaultData is the default of --data.
@@ -129,6 +117,7 @@ func (c *runCmd) stackConfig() stackConfig {
 	s := stackConfig{
 		data: c.Data, listen: c.Listen, natsListen: c.NATSListen, tls: c.TLS, telemetry: c.Telemetry,
 		ingest: c.Ingest, classify: c.Classify, enforce: c.EnforceC, persist: c.Persist,
+		gateway: c.Gateway, local: c.Local,
 	}
 	if c.NATSURL != "" {
 		s.bus = bus.DefaultConfig()
@@ -145,9 +134,9 @@ func (c *runCmd) stackConfig() stackConfig {
 }
 
 // stackConfig is the demo's: everything on the link, enforcing, nothing kept.
-func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string, tls rpc.TLS) stackConfig {
+func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string) (stackConfig, error) {
 	s := stackConfig{
-		data: data, listen: c.Listen, tls: tls, telemetry: telemetry.DefaultConfig("tidegate"),
+		data: data, listen: c.Listen, local: c.Local, gateway: gateway.DefaultConfig(), telemetry: telemetry.DefaultConfig("tidegate"),
 		ingest: ingest.DefaultConfig(), classify: classify.DefaultConfig(), enforce: enforce.DefaultConfig(), persist: persist.DefaultConfig(),
 	}
 	s.telemetry.MetricsListen, s.telemetry.LogLevel, s.telemetry.LogFormat = c.Metrics, "error", "text"
@@ -158,7 +147,20 @@ func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string, tls r
 	// Attacks come back after half a minute with another seed: by then the one before must have ended.
 	s.classify.Engine.Lease, s.classify.Engine.Quiet = 6*time.Second, 4*time.Second
 	s.persist.DBType, s.persist.DatabaseURL, s.persist.DataDir = "sqlite", "", data
-	return s
+	certs := filepath.Join(data, "certs")
+	if err := ensureCerts(certs, c.Listen, c.HTTPS); err != nil {
+		return s, err
+	}
+	var err error
+	if s.tls, err = (rpc.TLS{Dir: certs}).Resolve(pki.Tidegate); err != nil {
+		return s, err
+	}
+	s.gateway.Listen = c.HTTPS
+	if _, err := token.Init(data); err != nil {
+		return s, err
+	}
+	s.gateway.Tokens.JWKSFile = filepath.Join(data, token.JWKSFile)
+	return s, secureGateway(&s.gateway, certs, data)
 }
 
 // ensureDir makes the data folder, or says what to do.

@@ -19,6 +19,7 @@ import (
 	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify"
 	"github.com/tidegate-mesh/tidegate/services/enforce"
+	"github.com/tidegate-mesh/tidegate/services/gateway"
 	"github.com/tidegate-mesh/tidegate/services/ingest"
 	"github.com/tidegate-mesh/tidegate/services/persist"
 )
@@ -35,13 +36,16 @@ type stackConfig struct {
 	classify   classify.Config
 	enforce    enforce.Config
 	persist    persist.Config
+	gateway    gateway.Config
+	local      string // file with the credentials of this machine's administrator; empty: none
 }
 
-// stack is the four services in one process. They talk over gRPC in memory and over NATS as they do apart.
+// stack is all services in one process. They talk over gRPC in memory and over NATS as they do apart.
 type stack struct {
 	tel   *telemetry.Telemetry
 	bus   *bus.Bus
 	conn  *grpc.ClientConn
+	local *localAccess // nil without a gateway
 	group lifecycle.Group
 }
 
@@ -132,6 +136,18 @@ func newStack(ctx context.Context, c stackConfig) (_ *stack, err error) {
 		s.group.Add("grpc", drain, func(ctx context.Context) error { return rpc.Serve(ctx, public, status, c.listen) })
 	}
 	s.group.Add("ingest", drain, in.Run)
+	if c.gateway.Listen == "" {
+		return s, nil
+	}
+	gw, err := gateway.New(c.gateway, gateway.Deps{Telemetry: tel.For("gateway"), Bus: s.bus, Mesh: gateway.InProcess(s.conn)})
+	if err != nil {
+		return nil, err
+	}
+	s.group.Add("gateway", drain, gw.Run)
+	if s.local, err = newLocalAccess(tel, c); err != nil {
+		return nil, err
+	}
+	s.group.Add("local access", drain, s.local.Run)
 	return s, nil
 }
 

@@ -72,7 +72,7 @@ inline_always enum outcome by_mode(const struct xdp_md *ctx, const struct config
 	}
 }
 
-inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, struct counters *c)
+inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, struct counters *c, __u64 size)
 {
 	struct packet p = {};
 	enum verdict v = UNDECIDED;
@@ -85,7 +85,10 @@ inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, 
 		v = match_rules(&p, cfg->mask_set, cfg->mode);
 		if (v == UNDECIDED)
 			v = match_lists(cfg, &p);
-		c->count += p.observed;
+		if (p.observed) {
+			c->count_bytes += size;
+			c->count++;
+		}
 		if (v == DROPPED)
 			return OUT_DROP;
 		if (v == RATE_LIMITED)
@@ -101,27 +104,34 @@ int tidegate(struct xdp_md *ctx)
 	__u32 zero = 0, queue = ctx->rx_queue_index < MAX_QUEUES ? ctx->rx_queue_index : MAX_QUEUES - 1;
 	struct counters *c = bpf_map_lookup_elem(&gate_counters, &queue);
 	struct config *cfg = bpf_map_lookup_elem(&gate_config, &zero);
+	__u64 size = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
 
 	if (!c || !cfg)
 		return XDP_PASS; /* cannot be: indexes lie inside both arrays */
 	c->seen++;
-	switch (decide(ctx, cfg, c)) {
+	switch (decide(ctx, cfg, c, size)) {
 	case OUT_DROP:
+		c->drop_bytes += size;
 		c->drop++;
 		return XDP_DROP;
 	case OUT_RATE_LIMITED:
+		c->rate_limited_bytes += size;
 		c->rate_limited++;
 		return XDP_DROP;
 	case OUT_PASS:
+		c->pass_bytes += size;
 		c->pass++;
 		return XDP_PASS;
 	case OUT_FORWARD:
+		c->forward_bytes += size;
 		c->forward++;
 		return XDP_REDIRECT;
 	case OUT_REDIRECT:
+		c->redirect_bytes += size;
 		c->redirect++;
 		return XDP_REDIRECT;
 	default:
+		c->no_reader_bytes += size;
 		c->no_reader++;
 		return XDP_DROP;
 	}

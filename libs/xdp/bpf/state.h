@@ -168,6 +168,13 @@ struct counters {
 	__u64 unread;
 	__u64 never;
 	__u64 metered;
+	__u64 drop_bytes; /* of whole frames, Ethernet header included; so below */
+	__u64 rate_limited_bytes;
+	__u64 pass_bytes;
+	__u64 forward_bytes;
+	__u64 redirect_bytes;
+	__u64 no_reader_bytes;
+	__u64 count_bytes;
 };
 
 /* Who made the pins. */

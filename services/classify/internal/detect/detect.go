@@ -46,6 +46,17 @@ func DefaultThresholds() Thresholds {
 	}
 }
 
+// Named returns the thresholds under the names that evidence uses (Measure.Limits).
+func (t *Thresholds) Named() map[string]float64 {
+	return map[string]float64{
+		"excess_syn": t.SYN, "udp_packets": t.UDPPackets, "udp_bits": t.UDPBits, "icmp": t.ICMP,
+		"unsolicited_dns": t.DNSAnswers, "sources": t.DNSSources, "bits": t.DNSBits,
+		"unsolicited_ntp": t.NTPAnswers, "monlist": t.NTPMonlist,
+		"failed_ports": t.ScanPorts, "failed_hosts": t.ScanHosts, "ports_in_a_second": t.FastPorts,
+		"hosts_in_a_second": t.FastHosts, "arp_hosts": t.ARPHosts, "unreachable_protocols": t.Protocols,
+	}
+}
+
 // Measure is one formula's result. Level is value over threshold: 1 and more is an attack, below 0.5 is
 // quiet, between the two an attack that is on goes on.
 type Measure struct {

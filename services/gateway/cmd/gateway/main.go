@@ -14,10 +14,12 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/services/gateway"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
 )
 
 type cli struct {
 	Gateway   gateway.Config   `embed:""`
+	Mesh      mesh.Config      `embed:""`
 	TLS       rpc.TLS          `embed:""`
 	NATS      bus.Config       `embed:"" prefix:"nats-"`
 	Telemetry telemetry.Config `embed:""`
@@ -63,7 +65,12 @@ func run(args []string) error {
 		t.Log.Warn("a message cannot be read and is skipped", "subject", subject, "error", err)
 	}
 	b := &lateBus{}
-	svc, err := gateway.New(c.Gateway, gateway.Deps{Telemetry: t, Bus: b})
+	services, err := mesh.Dial(t, c.Mesh, c.TLS)
+	if err != nil {
+		return config.Usagef("%w", err)
+	}
+	defer func() { _ = services.Close() }()
+	svc, err := gateway.New(c.Gateway, gateway.Deps{Telemetry: t, Bus: b, Mesh: services})
 	if err != nil {
 		return config.Usagef("%w", err)
 	}

@@ -37,6 +37,17 @@ type Peer struct {
 	Conn    grpc.ClientConnInterface
 }
 
+// inProcess is the address of a service that runs in the gateway's own process.
+const inProcess = "in-memory"
+
+// Who names a peer in a sentence: persist at 127.0.0.1:50051.
+func (p Peer) Who() string {
+	if p.Address == inProcess {
+		return p.Service
+	}
+	return p.Service + " at " + p.Address
+}
+
 // Mesh holds a connection to each instance. It may be used by any number of goroutines.
 type Mesh struct {
 	Ingest, Classify, Enforce, Persist []Peer
@@ -66,7 +77,7 @@ func Dial(t *telemetry.Telemetry, cfg Config, files rpc.TLS) (*Mesh, error) {
 
 // Over reaches every service over one connection, which stays the caller's: the all-in-one.
 func Over(conn grpc.ClientConnInterface) *Mesh {
-	one := func(service string) []Peer { return []Peer{{service, "in-memory", conn}} }
+	one := func(service string) []Peer { return []Peer{{service, inProcess, conn}} }
 	return &Mesh{Ingest: one("ingest"), Classify: one("classify"), Enforce: one("enforce"), Persist: one("persist")}
 }
 
@@ -86,7 +97,7 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	return fmt.Sprintf("%s at %s: %v", e.Peer.Service, e.Peer.Address, e.Err)
+	return fmt.Sprintf("%s: %v", e.Peer.Who(), e.Err)
 }
 
 // Unwrap gives the gRPC status.

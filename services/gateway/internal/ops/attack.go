@@ -195,7 +195,7 @@ func enforcementEntry(e *eventv1.Enforcement) api.TimelineEntry {
 			out.Text = rule + " was applied in shadow: it counts what it would drop."
 		}
 	case eventv1.EnforcementState_ENFORCEMENT_STATE_REFUSED:
-		out.Text = rule + " was refused: " + cmp.Or(e.GetDetail(), e.GetReason()) + "."
+		out.Text = rule + " was refused: " + strings.TrimSuffix(cmp.Or(e.GetDetail(), e.GetReason()), ".") + "."
 	case eventv1.EnforcementState_ENFORCEMENT_STATE_FIRST_DROP:
 		out.TimeNs = cmp.Or(api.Nanos(e.GetFirstDropNs()), out.TimeNs)
 		out.Text = rule + " dropped its first packet."

@@ -2,9 +2,13 @@ package ops
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
@@ -53,8 +57,14 @@ func (o *Operations) Panic(ctx context.Context, on bool, reason string) (api.Pan
 }
 
 func (o *Operations) panicEverywhere(ctx context.Context, req *enforcev1.PanicRequest) (api.PanicResult, error) {
-	answers := mesh.All(ctx, o.mesh.Enforce, mesh.StatusTime, func(ctx context.Context, c grpc.ClientConnInterface) (*enforcev1.PanicResponse, error) {
-		return enforcev1.NewEnforceServiceClient(c).Panic(ctx, req)
+	type said struct {
+		*enforcev1.PanicResponse
+		heard bool // the node itself has answered, if only with an error
+	}
+	answers := mesh.All(ctx, o.mesh.Enforce, mesh.StatusTime, func(ctx context.Context, c grpc.ClientConnInterface) (said, error) {
+		var trailer metadata.MD // a server sends one, a broken connection does not
+		resp, err := enforcev1.NewEnforceServiceClient(c).Panic(ctx, req, grpc.Trailer(&trailer))
+		return said{resp, len(trailer) > 0}, err
 	})
 	o.rules.drop()
 	o.state.drop()
@@ -64,7 +74,10 @@ func (o *Operations) panicEverywhere(ctx context.Context, req *enforcev1.PanicRe
 	for _, a := range answers {
 		if a.Err != nil {
 			shown := o.problem(ctx, a.Err)
-			if silent(a.Err) {
+			switch {
+			case a.Value.heard && status.Code(a.Err.Err) == codes.Unavailable: // without NATS a node panics alone, and says so
+				shown.Detail = a.Peer.Who() + ": " + aside(status.Convert(a.Err.Err).Message())
+			case silent(a.Err):
 				shown.Detail += ": it is not known whether the node has done it"
 			}
 			if first == errNoPeer { //nolint:errorlint // its initial value
@@ -85,6 +98,12 @@ func (o *Operations) panicEverywhere(ctx context.Context, req *enforcev1.PanicRe
 		return api.PanicResult{}, o.problem(ctx, first)
 	}
 	return out, nil
+}
+
+// aside is a node's sentence without the cause in brackets at its end, which is for the log.
+func aside(s string) string {
+	s, _, _ = strings.Cut(sentence(s), " (")
+	return s
 }
 
 // unknown are the rules whose ids are not known yet; they are then.

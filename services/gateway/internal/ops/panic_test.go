@@ -94,3 +94,15 @@ func TestPanicWithNobody(t *testing.T) {
 		t.Errorf("entry %v", e)
 	}
 }
+
+func TestANodePanicsAlone(t *testing.T) {
+	r := newRig(t, "n1", "n2")
+	r.nodes["n1"].onPanic = func(context.Context, *enforcev1.PanicRequest) (*enforcev1.PanicResponse, error) {
+		return nil, status.Error(codes.Unavailable, "drops are removed on this node; other nodes were not told (nats://secret)")
+	}
+	r.nodes["n2"].panicsAt(6, 0)
+	p, err := r.Panic(asOperator(t), true, "")
+	if err != nil || p.Nodes[0].Done || p.Nodes[0].Problem != "enforce at n1:1: drops are removed on this node; other nodes were not told" || !p.Nodes[1].Done {
+		t.Errorf("result %+v, %v", p, err)
+	}
+}

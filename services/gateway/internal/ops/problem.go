@@ -72,7 +72,7 @@ func translate(err error) *api.Problem {
 }
 
 func translateStatus(peer mesh.Peer, st *status.Status) *api.Problem {
-	who := peer.Service + " at " + peer.Address
+	who := peer.Who()
 	said := sentence(st.Message())
 	switch st.Code() {
 	case codes.InvalidArgument, codes.OutOfRange:

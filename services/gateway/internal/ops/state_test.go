@@ -157,6 +157,19 @@ func TestSharedReads(t *testing.T) {
 	}
 }
 
+func TestAKeptAnswerIsCheap(t *testing.T) {
+	r := newRig(t, "n1")
+	ctx := context.Background()
+	if allocs := testing.AllocsPerRun(100, func() { // within keep
+		r.Status(ctx)
+		if _, err := r.Rules(ctx); err != nil {
+			t.Error(err)
+		}
+	}); allocs > 2 {
+		t.Errorf("two reads allocate %v times", allocs)
+	}
+}
+
 func TestDropForgetsAQuestionUnderWay(t *testing.T) {
 	var c cell[int]
 	hold := make(chan struct{})
@@ -231,6 +244,9 @@ func TestEveryCode(t *testing.T) {
 				t.Errorf("silence: %q", p.Detail)
 			}
 		}
+	}
+	if p := translate(&mesh.Error{Peer: mesh.Over(nil).Persist[0], Err: status.Error(codes.DeadlineExceeded, "")}); !strings.HasPrefix(p.Detail, "persist does not answer") {
+		t.Errorf("a service of this process: %q", p.Detail)
 	}
 	long := translate(&mesh.Error{Err: status.Error(codes.InvalidArgument, strings.Repeat("é\n", 2*maxDetail))})
 	if len(long.Detail) > maxDetail+4 || strings.Contains(long.Detail, "\n") {

@@ -1,0 +1,273 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/chromedp"
+
+	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/loadgen"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/token"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+)
+
+// front is the other services in one process on a link, and a gateway of its own on CPU 0.
+type front struct {
+	link        *loadgen.Link
+	certs, nats string
+	gateway     *rig.Gateway
+	process     *rig.Process
+}
+
+func startFront(t *testing.T) *front {
+	t.Helper()
+	data, grpc := t.TempDir(), rig.FreeAddr(t)
+	f := &front{link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgben"}), certs: rig.Certs(t), nats: rig.FreeAddr(t)}
+	rig.Start(t, rig.Binary(t, "tidegate"), nil, "run", "--mode", "inline", "--iface", f.link.PortA, "--iface", f.link.PortB,
+		"--bpffs", f.link.BPFFS, "--data", data, "--listen", grpc, "--nats-listen", f.nats, "--gateway-listen", "",
+		"--metrics-listen", "", "--tls-dir", f.certs, "--log-level", "error", "--enforce", "--protected", loadgen.VictimAddr.String())
+	f.gateway = rig.NewGateway(t, f.certs, pki.FilesOf(f.certs, pki.Gateway).CA)
+	f.process = rig.Start(t, "/usr/bin/taskset", []string{"GOMAXPROCS=1"}, "-c", "0", rig.Binary(t, "tidegate-gateway"),
+		"--listen", f.gateway.Addr, "--metrics-listen", rig.FreeAddr(t), "--tls-dir", f.certs, "--nats-url", "nats://"+f.nats,
+		"--ingest", grpc, "--classify", grpc, "--enforce", grpc, "--persist", grpc, "--jwks-file", filepath.Join(f.certs, token.JWKSFile),
+		"--rate-viewer-reads", "0", "--rate-operator-writes", "0", "--rate-operator-reads", "0", "--log-level", "error")
+	f.gateway.WaitReady(t, 4, 60*time.Second)
+	return f
+}
+
+// TestBenchGatewayReads: reads of live state by 64 connections; the gateway has one CPU, all else the other.
+func TestBenchGatewayReads(t *testing.T) {
+	needBench(t)
+	f := startFront(t)
+	for _, paths := range [][]string{
+		{"/api/v1/live"}, {"/api/v1/status"}, {"/api/v1/rules"}, {"/api/v1/ledger"}, {"/api/v1/sensors"},
+		{"/api/v1/live", "/api/v1/status", "/api/v1/rules", "/api/v1/ledger", "/api/v1/sensors", "/api/v1/groups", "/api/v1/panic"},
+	} {
+		r := load(t, "1", job{Credentials: f.gateway.Credentials(t, "viewer"), Paths: paths, Clients: 64, For: seconds(10)})()
+		name := paths[0]
+		if len(paths) > 1 {
+			name = "all of them and groups, panic"
+		}
+		t.Logf("%s: %.0f requests/s (bar 8,000), p50 %.1f ms, p99 %.1f ms (bar 15), %d failed", name, r.rate(), r.at(0.5), r.at(0.99), r.Failed)
+		if r.Failed > 0 {
+			t.Errorf("%d of %d requests failed: %s", r.Failed, r.Requests, r.First)
+		}
+	}
+}
+
+// TestBenchRule: from the request to the entry in the driver's map.
+func TestBenchRule(t *testing.T) {
+	needBench(t)
+	f := startFront(t)
+	gate, err := xdp.Open(xdp.Options{Iface: f.link.PortA, BPFFS: f.link.BPFFS, Mode: xdp.ModeKeep})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = gate.Close() }()
+	c := f.gateway.Client(t, "operator")
+	var answered, applied []float64
+	for n := range 1000 {
+		port := uint16(10_000 + n)
+		in := api.RuleInput{Action: "drop", Match: api.Match{Src: "203.0.113.7", Proto: "udp", DstPort: &port}, For: "10m"}
+		began := time.Now()
+		seen := make(chan time.Time, 1)
+		go func() {
+			defer close(seen)
+			for time.Since(began) < 5*time.Second {
+				rules, err := gate.Rules()
+				if err == nil && slices.ContainsFunc(rules, func(r xdp.Rule) bool { return r.Match.HasDstPort && r.Match.DstPort == port }) {
+					seen <- time.Now()
+					return
+				}
+				time.Sleep(200 * time.Microsecond)
+			}
+		}()
+		rule, err := c.AddRule(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answered = append(answered, float64(time.Since(began))/1e6)
+		at, ok := <-seen
+		if !ok {
+			t.Fatalf("rule %d is not in the map", n)
+		}
+		applied = append(applied, float64(at.Sub(began))/1e6)
+		if err := c.RevokeRule(t.Context(), rule.ID, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(answered)
+	slices.Sort(applied)
+	t.Logf("rule over REST → entry in the BPF map, 1,000 times: p50 %.1f ms, p99 %.1f ms (bar 15); answered after p50 %.1f ms, p99 %.1f ms",
+		applied[500], applied[990], answered[500], answered[990])
+}
+
+// TestBenchPanic: from the request to the last drop gone, with 1,000 users' rules and an attack that is dropped.
+func TestBenchPanic(t *testing.T) {
+	needBench(t)
+	f := startFront(t)
+	gate, err := xdp.Open(xdp.Options{Iface: f.link.PortA, BPFFS: f.link.BPFFS, Mode: xdp.ModeKeep})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = gate.Close() }()
+	sender, err := f.link.Sender()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sender.Close() }()
+	frames, err := f.link.Attack(loadgen.SYNFlood, 31)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	sent := make(chan struct{})
+	go func() { defer close(sent); _, _ = sender.Send(ctx, frames.Next, 20_000, 0) }()
+	defer func() { cancel(); <-sent }()
+	c := f.gateway.Client(t, "operator")
+	for n := range 1000 {
+		port := uint16(20_000 + n)
+		if _, err := c.AddRule(t.Context(), api.RuleInput{Action: "drop", Match: api.Match{Src: "203.0.113.7", Proto: "udp", DstPort: &port}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	blocking := func() (n int) {
+		rules, err := gate.Rules()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range rules {
+			if r.Action == policy.Drop || r.Action == policy.RateLimit {
+				n++
+			}
+		}
+		return n
+	}
+	if err := rig.Eventually(10*time.Second, func() error {
+		if n := blocking(); n <= 1000 {
+			return fmt.Errorf("%d drops", n)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	before := blocking()
+	answered := make(chan time.Duration, 1)
+	began := time.Now()
+	go func() {
+		if _, err := c.Panic(t.Context(), "bench"); err != nil {
+			t.Error(err)
+		}
+		answered <- time.Since(began)
+	}()
+	for blocking() > 0 && time.Since(began) < 10*time.Second {
+		time.Sleep(time.Millisecond)
+	}
+	took := time.Since(began)
+	t.Logf("panic over REST with %d drops in the driver: the last was gone after %v (bar 1s), answered after %v", before, took, <-answered)
+}
+
+// resident is a process's resident memory in MiB, now and at its highest.
+func resident(t *testing.T, pid int) (now, peak float64) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		kib, _ := strconv.ParseFloat(fields[1], 64)
+		switch fields[0] {
+		case "VmRSS:":
+			now = kib / 1024
+		case "VmHWM:":
+			peak = kib / 1024
+		}
+	}
+	return now, peak
+}
+
+// TestBenchStream: 500 clients of the event stream, ten attacks' events a second, with traffic.
+func TestBenchStream(t *testing.T) {
+	needBench(t)
+	f := startFront(t)
+	cfg := bus.DefaultConfig()
+	cfg.URL = "nats://" + f.nats
+	files := pki.FilesOf(f.certs, pki.Tidegate)
+	cfg.TLS = cfg.TLS.Or(files.CA, files.Cert, files.Key)
+	b, err := bus.Connect(t.Context(), telemetry.Discard("bench"), "bench", cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = b.Close() }()
+	client := f.link.Client(60, 7)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = client.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+
+	wait := load(t, "1", job{Credentials: f.gateway.Credentials(t, "viewer"), Clients: 500, For: 20 * time.Second})
+	time.Sleep(5 * time.Second) // all are connected
+	const events = 100
+	for n := range events {
+		now := time.Now().UnixNano()
+		err := b.PublishAttack(t.Context(), &eventv1.Attack{
+			Id: fmt.Sprintf("bench-%d", n), Revision: 1, Type: "syn_flood", Target: loadgen.VictimAddr.String(), Sensor: "bench",
+			State: eventv1.AttackState_ATTACK_STATE_STARTED, FirstNs: now, DetectedNs: now, UpdatedNs: now,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	now, peak := resident(t, f.process.PID())
+	r := wait()
+	t.Logf("500 clients of the event stream: %d of %d events delivered, p50 %.1f ms, p99 %.1f ms (bar 250), gateway's memory %.0f MiB, peak %.0f MiB (bar 150)",
+		r.Requests, 500*events, r.at(0.5), r.at(0.99), now, peak)
+	if r.Failed > 0 || r.Requests < 500*events {
+		t.Errorf("%d streams failed: %s", r.Failed, r.First)
+	}
+}
+
+// TestBenchPage: the live page into an empty cache, five times.
+func TestBenchPage(t *testing.T) {
+	needBench(t)
+	f := startFront(t)
+	b := rig.NewBrowser(t, pki.FilesOf(f.certs, pki.Gateway).Cert)
+	b.Do(chromedp.Navigate(f.gateway.URL()+"/login"), chromedp.SetValue("#token", f.gateway.Token(t, token.Claims{Role: "admin", For: time.Hour}), chromedp.ByQuery),
+		chromedp.Click("form.card button.primary", chromedp.ByQuery))
+	b.Until(10*time.Second, `location.pathname === "/"`)
+	_ = b.Errors()
+	var paints []time.Duration
+	var transfer float64
+	for range 5 {
+		b.Do(chromedp.Navigate("about:blank"), network.ClearBrowserCache())
+		b.Transfer()
+		b.Do(chromedp.Navigate(f.gateway.URL() + "/"))
+		b.Until(10*time.Second, `document.querySelector("#pps-now") && document.querySelector("#pps-now").innerText !== "–"`)
+		transfer = max(transfer, b.Transfer())
+		paints = append(paints, b.FirstPaint())
+	}
+	slices.Sort(paints)
+	t.Logf("live page, empty cache: first contentful paint %v, slowest %v (bar 500ms), transfer %.1f KiB (bar 200), console errors %d (bar 0), axe-core violations %d (bar 0)",
+		paints[2], paints[4], transfer/1024, len(b.Errors()), len(b.Axe()))
+}
