@@ -146,20 +146,24 @@ func sdrtnDatagram(f *Flow, in *input) outcome {
 	return no
 }
 
-// pushStream recognises the transport of Huawei's push service: a type, a length that is the segment's, both ways.
+// pushStream recognises the hello of a push service on phones: type 0x16 answered by 0x17, each with a length that is
+// the segment's.
 func pushStream(f *Flow, in *input) outcome {
 	b := in.data
+	if b[0] != 0x16 && b[0] != 0x17 {
+		return no
+	}
 	if len(b) < 4 {
 		return more
 	}
-	if b[0] < 0x16 || b[0] > 0x30 || be16(b[1:]) != len(b) && be16(b[2:]) != len(b) {
+	if be16(b[1:]) != len(b) {
 		return no
 	}
 	other := f.other(in)
 	if len(other) == 0 {
 		return more
 	}
-	if size := f.dirs[in.dir^1].first.size; len(other) >= 4 && other[0] != b[0] && other[0] >= 0x16 && other[0] <= 0x30 && (be16(other[1:]) == size || be16(other[2:]) == size) {
+	if len(other) >= 4 && b[0]^other[0] == 1 && other[0]>>1 == b[0]>>1 && be16(other[1:]) == f.dirs[in.dir^1].first.size {
 		return final
 	}
 	return no

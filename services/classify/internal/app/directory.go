@@ -82,7 +82,7 @@ func kerberosMessage(b []byte) bool {
 	if len(b) < 10 {
 		return false
 	}
-	kind := int(b[0]&0x1F) | 0
+	kind := int(b[0] & 0x1F)
 	if b[0]&0xE0 != 0x60 || kind < 10 || kind > 30 {
 		return false
 	}
