@@ -59,6 +59,7 @@ test-full: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
 test-full: setup build tools ## everything: the quick tests' slower siblings, lint, newest toolchain, fuzzing, end to end
 	@tools/check.sh lint cross newest
 	@tools/fuzz.sh 5s
+	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
 
 .PHONY: tools
@@ -80,11 +81,12 @@ gen: ## generate protobuf and BPF code again
 	@tools/check.sh generate
 
 .PHONY: bench
-bench: build ## measure: throughput inline and tap, time to first drop, hot-path functions (root, about 15 minutes)
+bench: build ## measure: throughput, time to first drop, the gateway, hot-path functions (root, about 20 minutes)
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 40m -run '^TestBench' -v ./bench/
 	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
 	@cd services/ingest && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/pipeline/
 	@cd services/classify && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/app/
+	@cd services/gateway && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/edge/ ./internal/auth/ ./internal/rest/
 	@cd services/persist && $(GO) test -run '^$$' -bench . -benchtime 1x ./internal/sqlstore/
 
 .PHONY: soak

@@ -36,8 +36,15 @@ func (p *page) open(path string) {
 func (p *page) login(c token.Claims) {
 	p.t.Helper()
 	p.open("/login")
-	p.Do(chromedp.SetValue("#token", p.m.gateway.Token(p.t, c), chromedp.ByQuery), chromedp.Click("form.card button.primary", chromedp.ByQuery))
+	p.Do(chromedp.SetValue("#token", p.m.gateway.Token(p.t, c), chromedp.ByQuery))
+	p.Click("form.card button.primary")
 	p.Until(10*time.Second, `location.pathname === "/" && document.querySelector("#state")`)
+}
+
+func (p *page) logout() {
+	p.t.Helper()
+	p.Click(`form[action="/logout"] button`)
+	p.Until(5*time.Second, `location.pathname === "/login"`)
 }
 
 // accessible runs axe-core on what is shown.
@@ -83,7 +90,8 @@ func testLogin(t *testing.T, p *page) {
 	p.accessible("log-in")
 	p.Screenshot("login")
 	p.quiet()
-	p.Do(chromedp.SetValue("#token", "nonsense", chromedp.ByQuery), chromedp.Click("form.card button.primary", chromedp.ByQuery))
+	p.Do(chromedp.SetValue("#token", "nonsense", chromedp.ByQuery))
+	p.Click("form.card button.primary")
 	p.Until(5*time.Second, `document.querySelector("[role=alert]")`)
 	p.accessible("refused log-in")
 	_ = p.Errors() // the answer 401 is one
@@ -148,7 +156,7 @@ func testAttack(t *testing.T, p *page) {
 	time.Sleep(8 * time.Second) // the picture shows a while of it
 	p.Screenshot("attack")
 	p.Look(1280, 900, "light")
-	p.Do(chromedp.Click("#attacks tbody a", chromedp.ByQuery))
+	p.Click("#attacks tbody a")
 	p.Until(5*time.Second, `location.pathname.startsWith("/attacks/") && document.querySelectorAll("tbody tr").length >= 3`)
 	p.accessible("attack's page")
 	p.Screenshot("attack-detail")
@@ -185,16 +193,17 @@ func (p *page) benign(d time.Duration) uint64 {
 
 func (p *page) addRule(values map[string]string) {
 	p.t.Helper()
-	p.Do(chromedp.Click(`[data-open="rule-dialog"]`, chromedp.ByQuery), chromedp.WaitVisible("#rule-form", chromedp.ByQuery))
+	p.Click(`[data-open="rule-dialog"]`)
+	p.Do(chromedp.WaitVisible("#rule-form", chromedp.ByQuery))
 	for id, v := range values {
 		p.Do(chromedp.SetValue("#r-"+id, v, chromedp.ByQuery))
 	}
-	p.Do(chromedp.Click(`#rule-form button[hx-post]`, chromedp.ByQuery))
+	p.Click(`#rule-form button[hx-post]`)
 	p.Until(10*time.Second, `document.querySelector("#preview .notice")`)
 	p.accessible("rule dialog with a preview")
-	p.Do(chromedp.Click(`#rule-form button.primary`, chromedp.ByQuery))
+	p.Click(`#rule-form button.primary`)
 	p.Until(10*time.Second, `document.querySelector("#preview .notice.good").innerText.startsWith("Added")`)
-	p.Do(chromedp.Click(`#rule-form [data-close]`, chromedp.ByQuery))
+	p.Click(`#rule-form [data-close]`)
 }
 
 // testRule: a rule added in the page stops the victim's packets; revoked, they flow again.
@@ -208,9 +217,10 @@ func testRule(t *testing.T, p *page) {
 		t.Errorf("%d packets passed the rule", n)
 	}
 	p.Until(5*time.Second, `[...document.querySelectorAll("#rules tbody tr")].some(r => r.innerText.includes("by a browser") && r.innerText.includes("active"))`)
-	p.Do(chromedp.Click(`#rules button[id^=revoke-]`, chromedp.ByQuery), chromedp.WaitVisible("#confirm", chromedp.ByQuery))
+	p.Click(`#rules button[id^=revoke-]`)
+	p.Do(chromedp.WaitVisible("#confirm", chromedp.ByQuery))
 	p.accessible("confirmation")
-	p.Do(chromedp.Click(`#confirm button[value=yes]`, chromedp.ByQuery))
+	p.Click(`#confirm button[value=yes]`)
 	p.Until(10*time.Second, `document.querySelector("#rule-result .notice.good")`)
 	err := rig.Eventually(10*time.Second, func() error {
 		if n := p.benign(time.Second); n < 50 {
@@ -229,9 +239,11 @@ func testPanic(t *testing.T, p *page) {
 	stop := p.attack(loadgen.AmpDNS, 22, 20_000)
 	defer stop()
 	p.Until(15*time.Second, `document.querySelector("#attacks .tag.good")`)
-	p.Do(chromedp.Click("#panic-on", chromedp.ByQuery), chromedp.WaitVisible("#panic-dialog", chromedp.ByQuery))
+	p.Click("#panic-on")
+	p.Do(chromedp.WaitVisible("#panic-dialog", chromedp.ByQuery))
 	p.accessible("panic dialog")
-	p.Do(chromedp.SetValue("#panic-reason", "a test", chromedp.ByQuery), chromedp.Click("#panic-dialog button[type=submit]", chromedp.ByQuery))
+	p.Do(chromedp.SetValue("#panic-reason", "a test", chromedp.ByQuery))
+	p.Click("#panic-dialog button[type=submit]")
 	p.Until(5*time.Second, `document.querySelector("#panic-result .notice")`)
 	before, err := p.m.link.Counter.Counts()
 	if err != nil {
@@ -246,14 +258,15 @@ func testPanic(t *testing.T, p *page) {
 	if n := after.Attack - before.Attack; n < 10_000 {
 		t.Errorf("%d attack packets reached the victim in a second of panic", n)
 	}
-	p.Do(chromedp.Click("#panic-dialog [data-close]", chromedp.ByQuery))
+	p.Click("#panic-dialog [data-close]")
 	p.Until(5*time.Second, `document.querySelector("#notices .bad")`)
 	p.accessible("live page in panic")
 	p.Screenshot("panic")
-	p.Do(chromedp.Click("#panic-off", chromedp.ByQuery), chromedp.WaitVisible("#release-dialog", chromedp.ByQuery))
-	p.Do(chromedp.Click("#release-dialog button[type=submit]", chromedp.ByQuery))
+	p.Click("#panic-off")
+	p.Do(chromedp.WaitVisible("#release-dialog", chromedp.ByQuery))
+	p.Click("#release-dialog button[type=submit]")
 	p.Until(5*time.Second, `document.querySelector("#release-result .notice.good")`)
-	p.Do(chromedp.Click("#release-dialog [data-close]", chromedp.ByQuery))
+	p.Click("#release-dialog [data-close]")
 	err = rig.Eventually(10*time.Second, func() error {
 		a, err := p.m.link.Counter.Counts()
 		if err != nil {
@@ -332,6 +345,7 @@ func testRestart(t *testing.T, p *page) {
 
 // testSession: when the token ends the page says so, and nothing is shown without another.
 func testSession(t *testing.T, p *page) {
+	p.logout()
 	p.login(token.Claims{Role: "viewer", Subject: "short", For: 6 * time.Second})
 	var buttons int
 	p.Eval(`document.querySelectorAll("#panic-on, [data-open=rule-dialog], [id^=revoke-]").length`, &buttons)
@@ -353,8 +367,7 @@ func testSession(t *testing.T, p *page) {
 		t.Error(err)
 	}
 	p.login(token.Claims{Role: "operator", For: time.Hour})
-	p.Do(chromedp.Click(`form[action="/logout"] button`, chromedp.ByQuery))
-	p.Until(5*time.Second, `location.pathname === "/login"`)
+	p.logout()
 	var status int
 	p.Eval(`fetch("/api/v1/status").then(r => r.status)`, &status)
 	if status != http.StatusUnauthorized {

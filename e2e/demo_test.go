@@ -5,7 +5,9 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +21,7 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
 	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/api/client"
 )
 
 // demoReport is what demo --json ends with.
@@ -80,9 +83,14 @@ func TestDemo(t *testing.T) {
 	defer cancel()
 	metrics := rig.FreeAddr(t)
 	scraped := make(chan map[string]bool, 1)
-	go func() { scraped <- scrape(ctx, "http://"+metrics+"/metrics", 25*time.Second) }()
+	local := filepath.Join(t.TempDir(), "local.json")
+	go func() {
+		time.Sleep(20 * time.Second)
+		askDemo(ctx, t, local)
+		scraped <- scrape(ctx, "http://"+metrics+"/metrics", 5*time.Second)
+	}()
 	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "38s", "--data", data,
-		"--listen", rig.FreeAddr(t), "--metrics", metrics, "--gateway-listen", rig.FreeAddr(t), "--local-credentials", "")
+		"--listen", rig.FreeAddr(t), "--metrics", metrics, "--gateway-listen", rig.FreeAddr(t), "--local-credentials", local)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,10 +133,42 @@ func TestDemo(t *testing.T) {
 	if left := leftovers(t); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
+	if _, err := os.Stat(local); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the credentials of this machine stay behind: %v", err)
+	}
 	rows := countRows(t, filepath.Join(data, "persist.db"))
 	for _, table := range []string{"flows", "attacks", "verdicts", "enforcements"} {
 		if rows[table] == 0 {
 			t.Errorf("no rows in %s: %v", table, rows)
+		}
+	}
+}
+
+// askDemo asks the demo's gateway with the credentials that it left for this machine.
+func askDemo(ctx context.Context, t *testing.T, local string) {
+	credentials, err := client.LoadCredentials(local)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	o, err := credentials.Options()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	c, err := client.New(o)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer c.Close()
+	s, err := c.Status(ctx)
+	if err != nil || len(s.Services) != 4 || len(s.Missing) != 0 || !s.Enforcing {
+		t.Errorf("status: %+v, %v", s, err)
+	}
+	for a, err := range c.Attacks(ctx, client.Query{Limit: 1}) {
+		if err != nil || a.Type != "syn_flood" && a.Type != "amp_dns" {
+			t.Errorf("attacks: %+v, %v", a, err)
 		}
 	}
 }
@@ -139,7 +179,7 @@ var contractMetrics = []string{
 	"tidegate_ingest_batches_total", "tidegate_classify_flows_total", "tidegate_classify_verdicts_total", "tidegate_classify_latency_seconds",
 	"tidegate_xdp_packets_total", "tidegate_enforce_rules", "tidegate_enforce_apply_seconds", "tidegate_enforce_refusals_total",
 	"tidegate_persist_rows_total", "tidegate_persist_insert_seconds", "tidegate_persist_backlog_messages",
-	"tidegate_time_to_first_drop_seconds", "tidegate_ledger", "tidegate_ledger_difference", "tidegate_errors_total", "go_goroutines",
+	"tidegate_gateway_requests_seconds", "tidegate_time_to_first_drop_seconds", "tidegate_ledger", "tidegate_ledger_difference", "tidegate_errors_total", "go_goroutines",
 }
 
 // scrape reads the names of the metrics after a while, when every kind of event has happened.

@@ -147,7 +147,7 @@ func TestRenewal(t *testing.T) {
 
 // TestNoCertificates: a service that finds none says what to do.
 func TestNoCertificates(t *testing.T) {
-	for _, name := range []string{"ingest", "classify", "enforce", "persist"} {
+	for _, name := range []string{"ingest", "classify", "enforce", "persist", "gateway"} {
 		args := []string{"--tls-dir", t.TempDir()}
 		switch name {
 		case "ingest":

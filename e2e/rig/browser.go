@@ -141,6 +141,16 @@ func (b *Browser) Do(actions ...chromedp.Action) {
 	}
 }
 
+// Click clicks on an element. The page may put a new one in its place meanwhile: then it tries again.
+func (b *Browser) Click(selector string) {
+	b.t.Helper()
+	err := Eventually(20*time.Second, func() error { return b.Try(5*time.Second, chromedp.Click(selector, chromedp.ByQuery)) })
+	if err != nil {
+		b.Screenshot("stuck")
+		b.t.Fatalf("click on %s: %v", selector, err)
+	}
+}
+
 // Text is what an element shows, "" when it is not there.
 func (b *Browser) Text(selector string) string {
 	b.t.Helper()

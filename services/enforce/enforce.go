@@ -107,23 +107,25 @@ type Service struct {
 	m       *metrics
 	started time.Time
 
-	mu      sync.Mutex // table, ports, guard
-	rules   map[string]*ruleState
-	ended   []*ruleState // expired lately, for people who ask; oldest first
-	ports   []*port
-	guard   guard
-	syncing bool
-	synced  bool
-	seen    map[string]bool        // ids of the repetition going on
-	told    bool                   // the repetition told of at least one rule or deletion
-	live    int                    // rules in the maps, as counted for the rule limit
-	kept    int                    // entries without a rule that an empty bucket left in force
-	cleared bool                   // while panic is on: all gates are free of what it forbids
-	revoked map[string]policy.Rule // users' rules that this panic has taken away, at most as many as the rule limit
-	changed chan struct{}          // closed and replaced after each batch
+	mu          sync.Mutex // table, ports, guard
+	rules       map[string]*ruleState
+	ended       []*ruleState // expired lately, for people who ask; oldest first
+	ports       []*port
+	guard       guard
+	syncing     bool
+	synced      bool
+	seen        map[string]bool        // ids of the repetition going on
+	told        bool                   // the repetition told of at least one rule or deletion
+	live        int                    // rules in the maps, as counted for the rule limit
+	kept        int                    // entries without a rule that an empty bucket left in force
+	panicRead   bool                   // the panic state of the bus is known
+	panicShared bool                   // the bus has this node's panic state
+	cleared     bool                   // while panic is on: all gates are free of what it forbids
+	revoked     map[string]policy.Rule // users' rules that this panic has taken away, at most as many as the rule limit
+	changed     chan struct{}          // closed and replaced after each batch
 
 	updates chan delivery
-	panics  chan *eventv1.Panic // nil: never set
+	panics  chan panicChange
 	opened  chan opening
 	jobs    chan job
 	done    chan jobResult
@@ -177,7 +179,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 			allowBroadUser: cfg.AllowBroadUser, rate: rate.NewLimiter(rate.Limit(cfg.RulesPerSecond), cfg.RuleBurst),
 		},
 		updates: make(chan delivery, updateQueue),
-		panics:  make(chan *eventv1.Panic),
+		panics:  make(chan panicChange),
 		opened:  make(chan opening),
 		jobs:    make(chan job, cfg.RuleLimit+1),
 		done:    make(chan jobResult, workers),
@@ -268,8 +270,8 @@ func (s *Service) loop(ctx context.Context) {
 			return
 		case u := <-s.updates:
 			s.apply(s.drain(u))
-		case p := <-s.panics:
-			s.takePanic(p)
+		case c := <-s.panics:
+			s.takePanic(c)
 		case o := <-s.opened:
 			s.takeGate(o)
 		case r := <-s.done:
@@ -322,7 +324,10 @@ func (s *Service) problems() []string {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.synced {
+	switch {
+	case !s.panicRead:
+		out = append(out, "the panic state of tg_control has not been read yet, and no rules before it")
+	case !s.synced:
 		out = append(out, "the rules of tg_rules have not been read yet")
 	}
 	for _, p := range s.ports {

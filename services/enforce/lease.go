@@ -126,11 +126,11 @@ func (s *Service) leases(now time.Time) {
 
 // expire takes rules out whose deadline has passed, unless a renewal is on its way that another node may have won.
 func (s *Service) expire(over []*ruleState, now time.Time) {
-	s.lastFigures(over)
 	ids := make([]uint64, 0, len(over))
 	for _, r := range over {
 		ids = append(ids, r.number)
 	}
+	stats := s.stats(ids) // the last figures, before the entries go
 	for _, p := range s.gates() {
 		if err := p.gate.DeleteRules(ids); err != nil {
 			s.t.CountError("delete_rules")
@@ -138,26 +138,15 @@ func (s *Service) expire(over []*ruleState, now time.Time) {
 		}
 	}
 	for _, r := range over {
-		s.end(r, now)
-	}
-	s.notify()
-}
-
-// lastFigures reads the counters of rules whose entries are about to go.
-func (s *Service) lastFigures(rules []*ruleState) {
-	ids := make([]uint64, 0, len(rules))
-	for _, r := range rules {
-		ids = append(ids, r.number)
-	}
-	stats := s.stats(ids)
-	for _, r := range rules {
 		if st, ok := stats[r.number]; ok {
 			r.stat = st
 		}
 		if r.inForce() && !r.stat.FirstDrop.IsZero() && !r.dropTold {
 			s.reportFirstDrop(r)
 		}
+		s.end(r, now)
 	}
+	s.notify()
 }
 
 // end moves a rule whose deadline has passed from the table to the ended ones; its entry is gone.
@@ -206,7 +195,7 @@ func (s *Service) retry(now time.Time) {
 	c, n := newChanges(), 0
 	s.countLive()
 	for _, r := range s.rules {
-		revoke := r.held() && r.rule.Origin == policy.OriginUser && now.Sub(r.since) >= hitsEvery
+		revoke := r.held() && r.revoked && now.Sub(r.since) >= hitsEvery
 		if !revoke && (r.state != refused || !r.refusal.reason.passing()) {
 			continue
 		}

@@ -22,6 +22,12 @@ const (
 	panicText = 1024        // bytes of its by and its reason
 )
 
+// panicChange is a state on its way to the loop. shared: it comes from the bus or the bus has it.
+type panicChange struct {
+	state  *eventv1.Panic // nil: never set
+	shared bool
+}
+
 // panicState is the mesh's panic state as this node has it. Of two states the one with the later since counts.
 type panicState struct {
 	on         bool
@@ -67,15 +73,15 @@ func (r *ruleState) held() bool { return r.state == refused && r.refusal.reason 
 func (s *Service) watchPanic(ctx context.Context, known func()) {
 	// The error is that of the context.
 	_ = s.bus.WatchPanic(ctx, func(p *eventv1.Panic) {
-		if s.handPanic(ctx, p) == nil {
+		if s.handPanic(ctx, panicChange{p, true}) == nil {
 			known()
 		}
 	})
 }
 
-func (s *Service) handPanic(ctx context.Context, p *eventv1.Panic) error {
+func (s *Service) handPanic(ctx context.Context, c panicChange) error {
 	select {
-	case s.panics <- p:
+	case s.panics <- c:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -83,18 +89,20 @@ func (s *Service) handPanic(ctx context.Context, p *eventv1.Panic) error {
 }
 
 // takePanic makes a state that is not older than the known one this node's.
-func (s *Service) takePanic(p *eventv1.Panic) {
+func (s *Service) takePanic(c panicChange) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	was, now := s.guard.panic, time.Now()
-	next := panicFrom(p)
+	next := panicFrom(c.state)
+	s.panicRead = s.panicRead || c.shared
 	if next.since.Before(was.since) {
 		return // this node was told while the bus was away, or the bucket was made again
 	}
-	if next == was && (!next.on || s.cleared) {
+	known := next == was && (s.panicShared || !c.shared)
+	if known && (!next.on || s.cleared) {
 		return
 	}
-	s.guard.panic = next
+	s.guard.panic, s.panicShared = next, c.shared || next == was && s.panicShared
 	if next.on != was.on {
 		s.revoked = make(map[string]policy.Rule)
 		s.t.Log.Warn("panic has changed", "on", next.on, "by", next.by, "reason", next.reason)
@@ -109,29 +117,25 @@ func (s *Service) takePanic(p *eventv1.Panic) {
 	s.notify()
 }
 
-// holdAll takes the rules out that panic forbids.
+// holdAll takes the rules out that panic forbids. It does not read their counters first, which takes longer than all the
+// rest: what they hit since the last look, a second at most, is not told by rule.
 func (s *Service) holdAll(now time.Time) {
 	c := newChanges()
-	var acting []*ruleState
 	for _, r := range s.rules {
-		if no := s.guard.check(&r.rule, now); no != nil && no.reason == Panic && r.inForce() {
-			acting = append(acting, r)
+		no := s.guard.check(&r.rule, now)
+		if no == nil || no.reason != Panic {
+			continue
 		}
-	}
-	s.lastFigures(acting)
-	for _, r := range s.rules {
-		if no := s.guard.check(&r.rule, now); no != nil && no.reason == Panic {
-			if r.inForce() {
-				c.remove(r)
-			}
-			s.hold(r, *no)
+		if r.inForce() {
+			c.remove(r)
 		}
+		s.hold(r, *no)
 	}
 	s.flush(c)
 }
 
-// hold notes that panic keeps a rule from acting. A user's is revoked: its key is deleted, and it leaves the table
-// when the watch tells so.
+// hold notes that panic keeps a rule from acting. A user's is revoked when the mesh knows of panic: its key is
+// deleted, and it leaves the table when the watch tells so.
 func (s *Service) hold(r *ruleState, no refusal) {
 	s.refuse(r, no)
 	r.told, r.leaseHits = 0, 0 // a new entry counts from 0
@@ -141,10 +145,13 @@ func (s *Service) hold(r *ruleState, no refusal) {
 	if len(s.revoked) < s.cfg.RuleLimit {
 		s.revoked[r.rule.ID] = r.rule
 	}
-	s.revokeHeld(r)
+	if s.panicShared {
+		s.revokeHeld(r)
+	}
 }
 
 func (s *Service) revokeHeld(r *ruleState) {
+	r.revoked = true
 	if r.revision > 0 { // 0: the bucket was lost, whatever is under the key now is not this rule
 		s.later(job{kind: jobDelete, rule: r.rule, revision: r.revision})
 	}
@@ -188,12 +195,12 @@ func (s *Service) clearGate(p *port) {
 	s.kept = max(0, s.kept-len(over))
 }
 
-// release lets the detectors' held rules act again. Users' go on waiting for the end of their keys.
+// release lets held rules act again. Those that are revoked go on waiting for the end of their keys.
 func (s *Service) release(now time.Time) {
 	c := newChanges()
 	s.countLive()
 	for _, r := range s.rules {
-		if r.held() && r.rule.Origin != policy.OriginUser {
+		if r.held() && !r.revoked {
 			r.received = now
 			s.decide(c, r, r, now)
 		}
@@ -213,14 +220,14 @@ func (s *Service) Panic(ctx context.Context, req *enforcev1.PanicRequest) (*enfo
 	defer cancel()
 	p := s.nextPanic(req, time.Now())
 	if p.GetOn() {
-		_ = s.handPanic(ctx, p) // if the loop is that late, awaitPanic tells
+		_ = s.handPanic(ctx, panicChange{state: p}) // if the loop is that late, awaitPanic tells
 	}
 	putErr := s.bus.PutPanic(ctx, p)
 	if putErr != nil && !p.GetOn() {
 		return nil, status.Errorf(codes.Unavailable, "panic is as it was: %v", putErr)
 	}
-	if !p.GetOn() {
-		_ = s.handPanic(ctx, p)
+	if putErr == nil {
+		_ = s.handPanic(ctx, panicChange{p, true}) // as the watch does, but now
 	}
 	out, err := s.awaitPanic(ctx, p)
 	switch {

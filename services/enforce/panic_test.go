@@ -70,6 +70,7 @@ func TestPanic(t *testing.T) {
 		r.event(rule.ID, evApplied)
 	}
 	r.gate.hit(policy.NumericID("auto"), 4)
+	r.event("auto", evHits)
 	before := time.Now()
 	on := setPanic(t, r.svc, true, "ada")
 	if n := r.gate.blocking(); n != 0 {
@@ -160,6 +161,30 @@ tidegate_enforce_rules{action="drop",state="held"} 1
 	}
 	if _, err := r.svc.Panic(ctx, &enforcev1.PanicRequest{On: true, By: strings.Repeat("x", panicText+1)}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a name too long: %v", err)
+	}
+}
+
+// TestPanicThatNobodyElseKnows: users' rules are only held until the mesh is told, and come back if it never is.
+func TestPanicThatNobodyElseKnows(t *testing.T) {
+	r := newRig(t, nil)
+	r.startReady()
+	r.put(userDrop("user-drop"))
+	r.event("user-drop", evApplied)
+	ctx := context.Background()
+	since := time.Now().UnixNano()
+	if err := r.svc.handPanic(ctx, panicChange{state: &eventv1.Panic{On: true, SinceNs: since}}); err != nil {
+		t.Fatal(err)
+	}
+	bustest.Wait(t, "the rule to be held", func() bool { return stateOf(t, r.svc, "user-drop").GetState() == "held" })
+	if n := r.gate.blocking(); n != 0 {
+		t.Errorf("%d entries keep packets back", n)
+	}
+	setPanic(t, r.svc, false, "ada")
+	if _, ok := r.gate.get(policy.NumericID("user-drop")); !ok {
+		t.Error("the rule does not act again")
+	}
+	if m, err := r.bus.Rules(ctx); err != nil || len(m) != 1 {
+		t.Errorf("the bucket has %v (%v)", m, err)
 	}
 }
 
@@ -322,11 +347,12 @@ func TestPanicWithoutNATS(t *testing.T) {
 	}
 
 	e = start()
-	bustest.Wait(t, "the revocation that waited", func() bool {
-		m, err := b.Rules(ctx)
-		_, there := m["user-drop"]
-		return err == nil && svc.ready() == nil && !there
-	})
+	bustest.Wait(t, "readiness after the return of NATS", func() bool { return svc.ready() == nil })
+	bustest.Wait(t, "the watch's repetition", func() bool { return stateOf(t, svc, "auto").GetState() == "held" })
+	time.Sleep(1200 * time.Millisecond) // a retry
+	if m, err := b.Rules(ctx); err != nil || len(m) != 2 {
+		t.Errorf("the bucket has %v (%v): a panic that the mesh does not know revoked a rule", m, err)
+	}
 	if p, err := b.Panic(ctx); p != nil || err != nil {
 		t.Errorf("the node told the mesh by itself: %v (%v)", p, err)
 	}
@@ -334,9 +360,13 @@ func TestPanicWithoutNATS(t *testing.T) {
 		t.Errorf("the return of NATS ended panic: %d entries keep packets back", n)
 	}
 	on := setPanic(t, svc, true, "bob")
-	if p, err := b.Panic(ctx); err != nil || !proto.Equal(p, on.GetPanic()) || p.GetBy() != "ada" {
+	if p, err := b.Panic(ctx); err != nil || !proto.Equal(p, on.GetPanic()) || p.GetBy() != "ada" || len(on.GetRevoked()) != 1 {
 		t.Errorf("asked again: %v in the bucket (%v), %v answered", p, err, on)
 	}
+	bustest.Wait(t, "the revocation that waited", func() bool {
+		m, err := b.Rules(ctx)
+		return err == nil && len(m) == 1
+	})
 	setPanic(t, svc, false, "ada")
 	if n := gate.blocking(); n != 1 {
 		t.Errorf("%d entries after panic, want the detector's", n)
@@ -407,8 +437,8 @@ func TestPanicOnTwoLinks(t *testing.T) {
 		m, err := r.bus.Rules(context.Background())
 		return err == nil && len(m) == rules/2
 	})
-	if second := setPanic(t, nodes[1], true, "bob"); !proto.Equal(second, on) {
-		t.Errorf("the other node answers held %d, revoked %d, %v", second.GetHeld(), len(second.GetRevoked()), second.GetPanic())
+	if second := setPanic(t, nodes[1], true, "bob"); !proto.Equal(second.GetPanic(), on.GetPanic()) || second.GetHeld() != rules/2 {
+		t.Errorf("the other node answers held %d, %v", second.GetHeld(), second.GetPanic())
 	}
 
 	r.stop()

@@ -38,6 +38,7 @@ type ruleState struct {
 	leaseHits uint64       // packets at the last renewal
 	renewing  bool
 	renewFrom time.Time // not before, after a failed renewal
+	revoked   bool      // by panic: its key is being deleted
 	dropTold  bool      // first drop was published
 	silent    bool      // only the deadline changes, or the entry was there already: no event
 }

@@ -25,8 +25,8 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/libs/token"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
-	"github.com/tidegate-mesh/tidegate/services/gateway/internal/auth"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/auth"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/caller"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
 )

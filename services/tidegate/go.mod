@@ -3,6 +3,7 @@ module github.com/tidegate-mesh/tidegate/services/tidegate
 go 1.24.0
 
 require (
+	github.com/alecthomas/kong v1.13.0
 	github.com/cilium/ebpf v0.21.0
 	github.com/tidegate-mesh/tidegate/libs v0.0.0
 	github.com/tidegate-mesh/tidegate/proto v0.0.0
@@ -33,7 +34,6 @@ replace github.com/tidegate-mesh/tidegate/services/enforce => ../../services/enf
 replace github.com/tidegate-mesh/tidegate/services/persist => ../../services/persist
 
 require (
-	github.com/alecthomas/kong v1.13.0 // indirect
 	github.com/antithesishq/antithesis-sdk-go v0.5.0-default-no-op // indirect
 	github.com/asavie/xdp v0.3.3 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect

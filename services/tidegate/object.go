@@ -1,13 +1,7 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
-	"io"
-	"net/netip"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
@@ -15,7 +9,8 @@ import (
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
-// The JSON objects that commands print; their field names are part of the contract.
+// The JSON objects of tidegate replay; their field names are part of the contract. Commands that ask a gateway print
+// the objects of libs/api.
 
 type flowObject struct {
 	Kind      string `json:"kind"`
@@ -93,95 +88,18 @@ func evidenceObject(v *eventv1.Verdict) map[string]any {
 	return out
 }
 
+// ruleObject is a rule as the demo shows it.
 type ruleObject struct {
-	ID          string `json:"id"`
-	Action      string `json:"action"`
-	Match       string `json:"match"`
-	State       string `json:"state"`
-	Reason      string `json:"reason,omitempty"`
-	Origin      string `json:"origin"`
-	AttackID    string `json:"attack_id,omitempty"`
-	Comment     string `json:"comment,omitempty"`
-	RatePPS     uint64 `json:"rate_pps,omitempty"`
-	RateBPS     uint64 `json:"rate_bps,omitempty"`
-	Packets     uint64 `json:"packets"`
-	Bytes       uint64 `json:"bytes"`
-	CreatedNs   int64  `json:"created_ns"`
-	ExpiresNs   int64  `json:"expires_ns,omitempty"`
-	FirstDropNs int64  `json:"first_drop_ns,omitempty"`
+	Action, Match, State string
+	Packets              uint64
 }
 
 func newRuleObject(s *enforcev1.RuleState) ruleObject {
-	p := s.GetRule()
-	o := ruleObject{
-		ID: p.GetId(), State: s.State, Reason: s.Reason, Origin: p.GetOrigin(), AttackID: p.GetAttackId(), Comment: p.GetComment(),
-		RatePPS: p.GetRatePps(), RateBPS: p.GetRateBps(), Packets: s.Packets, Bytes: s.Bytes,
-		CreatedNs: p.GetCreatedNs(), ExpiresNs: p.GetExpiresNs(), FirstDropNs: s.FirstDropNs,
-		Action: policy.Action(p.GetAction()).String(),
-	}
-	if r, err := policy.FromProto(p); err == nil {
+	o := ruleObject{Action: policy.Action(s.GetRule().GetAction()).String(), State: s.State, Packets: s.Packets}
+	if r, err := policy.FromProto(s.GetRule()); err == nil {
 		o.Match = r.Match.String()
 	}
 	return o
 }
 
 func enumName(s, prefix string) string { return strings.ToLower(strings.TrimPrefix(s, prefix)) }
-
-// printJSON writes one object a line.
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
-}
-
-func clock(ns int64) string {
-	if ns == 0 {
-		return "-"
-	}
-	return time.Unix(0, ns).Format("15:04:05.000")
-}
-
-// quantity writes a number with a decimal unit: 1.2k, 3.4M.
-func quantity(v float64) string {
-	for _, u := range []struct {
-		at   float64
-		name string
-	}{{1e9, "G"}, {1e6, "M"}, {1e3, "k"}} {
-		if v >= u.at {
-			return strconv.FormatFloat(v/u.at, 'f', 1, 64) + u.name
-		}
-	}
-	return strconv.FormatFloat(v, 'f', 0, 64)
-}
-
-func addrPort(ip string, port uint32) string {
-	a, err := netip.ParseAddr(ip)
-	if err != nil || port == 0 {
-		return ip
-	}
-	return netip.AddrPortFrom(a, uint16(port)).String()
-}
-
-func parseProtocol(proto string) (uint8, bool, error) {
-	switch strings.ToLower(proto) {
-	case "":
-		return 0, false, nil
-	case "tcp":
-		return 6, true, nil
-	case "udp":
-		return 17, true, nil
-	case "icmp":
-		return 1, true, nil
-	case "icmpv6":
-		return 58, true, nil
-	case "sctp":
-		return 132, true, nil
-	case "gre":
-		return 47, true, nil
-	}
-	n, err := strconv.ParseUint(proto, 10, 8)
-	if err != nil {
-		return 0, false, fmt.Errorf("--proto %q: use tcp, udp, icmp, icmpv6, sctp, gre or a number up to 255", proto)
-	}
-	return uint8(n), true, nil
-}

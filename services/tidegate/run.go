@@ -97,19 +97,6 @@ func (c *runCmd) secure() (err error) {
 	return secureGateway(&c.Gateway, dir, c.Data)
 }
 
-// operatorCerts are the command line's: where no folder is named and the usual one is not there, those that
-// tidegate run made in its usual data folder.
-func operatorCerts(files rpc.TLS) (rpc.TLS, error) {
-	if files == (rpc.TLS{}) {
-		made := filepath.Join(defaultData, "certs")
-		_, missing := os.Stat(pki.FilesOf(pki.DefaultDir, pki.Tidegate).Cert)
-		if _, err := os.Stat(pki.FilesOf(made, pki.Tidegate).Cert); err == nil && missing != nil {
-			files.Dir = made
-		}
-	}
-	return files.Resolve(pki.Tidegate)
-}
-
 // defaultData is the default of --data.
 const defaultData = "/var/lib/tidegate"
 

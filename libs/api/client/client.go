@@ -247,7 +247,7 @@ type brokenError struct{ error }
 
 func (e *brokenError) Unwrap() error { return e.error }
 
-// UntrustedError is a certificate that the authorities do not vouch for.
+// UntrustedError is a certificate of the gateway that cannot be accepted.
 type UntrustedError struct {
 	URL string
 	err error
@@ -255,7 +255,18 @@ type UntrustedError struct {
 
 // Error says what to do.
 func (e *UntrustedError) Error() string {
-	return fmt.Sprintf("the certificate of %s is not trusted: name its authority with --ca FILE, or its fingerprint at `tidegate login` (%v)", e.URL, e.err)
+	var (
+		name    x509.HostnameError
+		invalid x509.CertificateInvalidError
+	)
+	switch {
+	case errors.As(e.err, &name):
+		return fmt.Sprintf("the certificate of %s is for other names: use one of them, or renew it with `tidegate certs --renew --host NAME` (%v)", e.URL, e.err)
+	case errors.As(e.err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Sprintf("the certificate of %s is not valid now: check this machine's clock, or renew it with `tidegate certs` (%v)", e.URL, e.err)
+	}
+	return fmt.Sprintf("the certificate of %s is not trusted: name its authority with --ca FILE; `tidegate certs` makes it as ca.pem in its folder "+
+		"(/etc/tidegate/certs), `tidegate run` in certs of its data folder (/var/lib/tidegate/certs) (%v)", e.URL, e.err)
 }
 
 // Unwrap is the error of crypto/x509.
@@ -303,7 +314,7 @@ func (c *Client) problem(resp *http.Response) error {
 		p.Title = http.StatusText(p.Status)
 	}
 	if p.Status == http.StatusUnauthorized {
-		return fmt.Errorf("%w: log in again with `tidegate login %s`", p, c.base)
+		return fmt.Errorf("%w: log in again with `tidegate login --gateway %s`", p, c.base)
 	}
 	return p
 }

@@ -26,8 +26,13 @@ type Query struct {
 	Port     uint16 // either side
 	App      string
 	Host     string
-	Type     string // of attacks and verdicts
-	AttackID string
+	Type     string // of attacks
+	AttackID string // of verdicts
+	Actor    string // of the audit log, as the next two
+	Action   string
+	Target   string
+	State    string // of rules, as the next
+	Origin   string
 	Active   bool   // attacks that go on
 	Limit    int    // items altogether; 0: all, for Top and TimeSeries the gateway's default
 	By       string // of Top and TimeSeries
@@ -53,6 +58,11 @@ func (q Query) values() url.Values {
 	set("host", q.Host)
 	set("type", q.Type)
 	set("attack_id", q.AttackID)
+	set("actor", q.Actor)
+	set("action", q.Action)
+	set("target", q.Target)
+	set("state", q.State)
+	set("origin", q.Origin)
 	set("by", q.By)
 	if q.Port != 0 {
 		v.Set("port", strconv.Itoa(int(q.Port)))
@@ -130,14 +140,19 @@ func (c *Client) Verdicts(ctx context.Context, q Query) iter.Seq2[api.Verdict, e
 	return list[api.Verdict](ctx, c, "verdicts", q)
 }
 
+// Verdict is one verdict with its evidence.
+func (c *Client) Verdict(ctx context.Context, id string) (v api.Verdict, err error) {
+	return v, c.get(ctx, "verdicts/"+url.PathEscape(id), nil, &v)
+}
+
 // Audit entries are the newest first. It needs the role admin.
 func (c *Client) Audit(ctx context.Context, q Query) iter.Seq2[api.AuditEntry, error] {
 	return list[api.AuditEntry](ctx, c, "audit", q)
 }
 
-// Rules are all that the enforce nodes know.
-func (c *Client) Rules(ctx context.Context) iter.Seq2[api.Rule, error] {
-	return list[api.Rule](ctx, c, "rules", Query{})
+// Rules are those that the enforce nodes know, the newest first.
+func (c *Client) Rules(ctx context.Context, q Query) iter.Seq2[api.Rule, error] {
+	return list[api.Rule](ctx, c, "rules", q)
 }
 
 // Top ranks stored traffic.

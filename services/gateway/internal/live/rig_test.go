@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,7 +24,16 @@ import (
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv(scaleEnv); what != "" {
+		if err := scaleMain(what); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // services is a Source whose counters rise by 100 packets a question.
 type services struct {
@@ -94,7 +105,7 @@ type gateway struct {
 	src *services
 }
 
-func startGateway(t *testing.T, b Events, change func(*Config), wrap func(http.Handler) http.Handler) *gateway {
+func startGateway(t testing.TB, b Events, change func(*Config), wrap func(http.Handler) http.Handler) *gateway {
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.Interval = 20 * time.Millisecond

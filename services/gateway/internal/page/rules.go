@@ -22,7 +22,14 @@ func (p *Page) listRules(r *http.Request) rulesView {
 	if err != nil {
 		return rulesView{Problem: p.words(r, err)}
 	}
-	return rulesView{Rules: rules[:min(len(rules), rulesMax)], Total: len(rules)}
+	// Those whose time is over stay known for a while; the page is about those that count. The list is shared.
+	kept := make([]api.Rule, 0, len(rules))
+	for i := range rules {
+		if rules[i].State != "expired" {
+			kept = append(kept, rules[i])
+		}
+	}
+	return rulesView{Rules: kept[:min(len(kept), rulesMax)], Total: len(kept)}
 }
 
 func (p *Page) rules(w http.ResponseWriter, r *http.Request) {

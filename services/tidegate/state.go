@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/api/client"
+	"github.com/tidegate-mesh/tidegate/libs/ledger"
+)
+
+type statusCmd struct {
+	remote `embed:""`
+	output `embed:""`
+}
+
+func (c *statusCmd) Run(t *terminal) error {
+	return c.ask(func(ctx context.Context, g *client.Client) error {
+		s, err := g.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if err := one(c.output, t.out, s, statusText); err != nil {
+			return err
+		}
+		if len(s.Services) == 0 {
+			return errors.New("no service answers the gateway")
+		}
+		return nil
+	})
+}
+
+func statusText(w io.Writer, s api.Status) error {
+	var rows [][]string
+	for _, x := range s.Services {
+		ready := "ready"
+		if !x.Ready {
+			ready = "not ready"
+		}
+		rows = append(rows, []string{x.Service, orDash(x.Instance), ready, age(x.StartedNs), orDash(strings.Join(x.Problems, "; "))})
+	}
+	if err := table(w, "SERVICE INSTANCE STATE UP PROBLEMS", rows); err != nil {
+		return err
+	}
+	for _, m := range s.Missing {
+		_, _ = fmt.Fprintf(w, "! %s at %s: %s\n", m.Service, orDash(m.Address), plain(m.Problem))
+	}
+	for _, i := range s.Interfaces {
+		_, _ = fmt.Fprintf(w, "%s: %s, %s, %d queues, %s received, %s ring drops\n", i.Name, i.Mode, i.Capture, i.Queues, count(i.Received), count(i.RingDrops))
+	}
+	if !s.Enforcing {
+		_, _ = fmt.Fprintln(w, "shadow: rules only count what they would drop")
+	}
+	if s.Panic.On {
+		_, _ = fmt.Fprintln(w, panicLine(s.Panic))
+	}
+	_, err := fmt.Fprint(w, ledgerText(sheet(s.Ledger)))
+	return err
+}
+
+// age is how long ago a time is, in whole seconds.
+func age(n api.Nanos) string {
+	if n == 0 {
+		return "-"
+	}
+	return time.Since(n.Time()).Round(time.Second).String()
+}
+
+type ledgerCmd struct {
+	remote `embed:""`
+	output `embed:""`
+}
+
+func (c *ledgerCmd) Run(t *terminal) error {
+	return c.ask(func(ctx context.Context, g *client.Client) error {
+		l, err := g.Ledger(ctx)
+		if err != nil {
+			return err
+		}
+		return one(c.output, t.out, l, func(w io.Writer, l api.Ledger) error {
+			_, err := fmt.Fprintf(w, "%sdifference %d\n", ledgerText(sheet(l)), l.Difference)
+			return err
+		})
+	})
+}
+
+func sheet(l api.Ledger) ledger.Sheet {
+	s := ledger.Sheet{Difference: l.Difference}
+	for _, x := range l.Stages {
+		s.Stages = append(s.Stages, ledger.Stage{Stage: x.Stage, In: x.In, Out: x.Out, Difference: x.Difference})
+	}
+	return s
+}
+
+type groupsCmd struct {
+	remote `embed:""`
+	output `embed:""`
+}
+
+func (c *groupsCmd) Run(t *terminal) error {
+	return c.ask(func(ctx context.Context, g *client.Client) error {
+		return list(c.output, t.out, whole(g.Groups(ctx)), "NAME PREFIXES THRESHOLDS", func(x api.Group) []string {
+			prefixes := "every address"
+			if len(x.Prefixes) > 0 {
+				prefixes = strings.Join(x.Prefixes, ", ")
+			}
+			var thresholds []string
+			for _, name := range sortedKeys(x.Thresholds) {
+				thresholds = append(thresholds, name+" "+number(x.Thresholds[name]))
+			}
+			return []string{x.Name, prefixes, orDash(strings.Join(thresholds, ", "))}
+		})
+	})
+}
+
+type sensorsCmd struct {
+	remote `embed:""`
+	output `embed:""`
+}
+
+func (c *sensorsCmd) Run(t *terminal) error {
+	return c.ask(func(ctx context.Context, g *client.Client) error {
+		return list(c.output, t.out, whole(g.Sensors(ctx)), "SENSOR READY INTERFACES DESTINATION SOURCE", func(s api.Sensor) []string {
+			var ifaces []string
+			for _, i := range s.Interfaces {
+				ifaces = append(ifaces, fmt.Sprintf("%s %s (%s, %d queues)", i.Name, i.Mode, i.Capture, i.Queues))
+			}
+			return []string{s.Name, strconv.FormatBool(s.Ready), orDash(strings.Join(ifaces, ", ")), heaviest(s.TopDst), heaviest(s.TopSrc)}
+		})
+	})
+}
+
+func heaviest(t []api.Talker) string {
+	if len(t) == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%s (%s/s)", t[0].Addr, quantity(t[0].PPS))
+}
+
+type nodesCmd struct {
+	remote `embed:""`
+	output `embed:""`
+}
+
+func (c *nodesCmd) Run(t *terminal) error {
+	return c.ask(func(ctx context.Context, g *client.Client) error {
+		return list(c.output, t.out, whole(g.Nodes(ctx)), "SERVICE INSTANCE VERSION ADDRESS STARTED SEEN", func(n api.Node) []string {
+			return []string{n.Service, n.Instance, n.Version, orDash(n.Address), when(n.StartedNs), when(n.SeenNs)}
+		})
+	})
+}
+
+type auditCmd struct {
+	remote  `embed:""`
+	output  `embed:""`
+	Actor   string `help:"only changes by this subject" placeholder:"NAME"`
+	Action  string `help:"only this action, for example rule.add" placeholder:"ACTION"`
+	Target  string `help:"only changes of this, for example a rule's id" placeholder:"ID"`
+	span    `embed:"" set:"since=24h"`
+	limited `embed:"" set:"limit=100"`
+}
+
+func (c *auditCmd) Run(t *terminal) error {
+	q, err := c.query()
+	if err != nil {
+		return err
+	}
+	q.Actor, q.Action, q.Target, q.Limit = c.Actor, c.Action, c.Target, int(c.Limit)
+	return c.ask(func(ctx context.Context, g *client.Client) error {
+		return list(c.output, t.out, g.Audit(ctx, q), "TIME ACTOR ROLE ACTION TARGET OUTCOME REMOTE DETAIL", func(a api.AuditEntry) []string {
+			return []string{when(a.TimeNs), orDash(a.Actor), orDash(a.Role), a.Action, orDash(a.Target), a.Outcome, orDash(a.Remote), orDash(a.Detail)}
+		})
+	})
+}
