@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/ops"
 )
 
@@ -156,6 +157,68 @@ func TestOverTLS(t *testing.T) {
 		}
 		if err != nil || resp.StatusCode/100 != 2 || resp.ProtoMajor != 2 {
 			t.Errorf("%s: status %d over %s: %v", op.id, resp.StatusCode, resp.Proto, err)
+		}
+	}
+}
+
+// TestNothingLeaks: what goes wrong inside is in the log, not in the answer.
+func TestNothingLeaks(t *testing.T) {
+	r := newRig(t)
+	w := r.as(t, "operator", call("POST", "/api/v1/panic", `{"reason":"fail"}`))
+	if w.Code != 500 || strings.Contains(w.Body.String(), "deadline") {
+		t.Errorf("status %d: %s", w.Code, w.Body)
+	}
+	r.mesh.fail(true, &api.Problem{Status: 503, Title: "Service Unavailable", Service: "persist", Detail: "persist does not answer"})
+	w = r.as(t, "viewer", call("GET", "/api/v1/flows", ""))
+	if p := problemOf(t, w); w.Code != 503 || p.Service != "persist" || w.Header().Get("Retry-After") != "1" {
+		t.Errorf("without a database: status %d, Retry-After %q, %+v", w.Code, w.Header().Get("Retry-After"), p)
+	}
+	if w := r.as(t, "viewer", call("GET", "/api/v1/status", "")); w.Code != 200 {
+		t.Errorf("what needs no database: status %d", w.Code)
+	}
+}
+
+func TestNoSuchRoute(t *testing.T) {
+	r := newRig(t)
+	if w := r.as(t, "viewer", call("GET", "/api/v1/nothing", "")); w.Code != 404 || !strings.Contains(problemOf(t, w).Detail, "openapi.json") {
+		t.Errorf("status %d: %s", w.Code, w.Body)
+	}
+	for _, c := range []struct{ method, target, allow string }{
+		{"POST", "/api/v1/status", "GET, HEAD"}, {"PUT", "/api/v1/panic", "GET, HEAD, POST, DELETE"},
+		{"PATCH", "/api/v1/rules/rule0", "GET, HEAD, PUT, DELETE"}, {"OPTIONS", "/api/v1/flows", "GET, HEAD"}, {"DELETE", "/api/v1/openapi.json", "GET, HEAD"},
+	} {
+		if w := r.as(t, "admin", call(c.method, c.target, "")); w.Code != 405 || w.Header().Get("Allow") != c.allow {
+			t.Errorf("%s %s: status %d, Allow %q, want %q", c.method, c.target, w.Code, w.Header().Get("Allow"), c.allow)
+		}
+	}
+}
+
+// TestRouteMetric: requests are counted by route, not by what the path holds.
+func TestRouteMetric(t *testing.T) {
+	r := newRig(t)
+	r.as(t, "viewer", call("GET", "/api/v1/rules/rule0", ""))
+	r.as(t, "viewer", call("GET", "/api/v1/rules/none", ""))
+	r.as(t, "viewer", call("GET", "/api/v1/status", ""))
+	families, err := r.tel.Registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]uint64{}
+	for _, f := range families {
+		if f.GetName() != "tidegate_gateway_requests_seconds" {
+			continue
+		}
+		for _, m := range f.Metric {
+			key := ""
+			for _, l := range m.Label {
+				key += l.GetName() + "=" + l.GetValue() + " "
+			}
+			got[key] += m.GetHistogram().GetSampleCount()
+		}
+	}
+	for _, want := range []string{"code=200 route=GET /api/v1/rules/{id} ", "code=404 route=GET /api/v1/rules/{id} ", "code=200 route=GET /api/v1/status "} {
+		if got[want] != 1 {
+			t.Errorf("%s was counted %d times: %v", want, got[want], got)
 		}
 	}
 }

@@ -69,6 +69,16 @@ func (m *fakeMesh) call(name string, filter any) error {
 	return nil
 }
 
+// fail makes the database be away, or not.
+func (m *fakeMesh) fail(away bool, p *api.Problem) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.down = nil
+	if away {
+		m.down = p
+	}
+}
+
 func (m *fakeMesh) count(name string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()

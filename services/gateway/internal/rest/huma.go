@@ -202,8 +202,11 @@ func value(dec *json.Decoder, depth int) error {
 	if err != nil {
 		return err
 	}
-	if s, ok := t.(string); ok {
-		return plain(s)
+	switch t := t.(type) {
+	case nil:
+		return errors.New("null is no value here: leave the name out") // huma would take it for absent, and a match would widen
+	case string:
+		return plain(t)
 	}
 	open, ok := t.(json.Delim)
 	if !ok {
