@@ -41,7 +41,11 @@ func (a *API) stream() {
 	r := &route{api: a, pattern: op.Method + " " + op.Path, query: map[string]bool{"types": true, "last_event_id": true, "heartbeat": true}}
 	a.mux.Handle(r.pattern, edge.Require(caller.Viewer, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		edge.SetRoute(req.Context(), r.pattern)
-		if p := r.check(req.URL); p != nil {
+		p := r.check(req.URL)
+		if p == nil {
+			p = single(req.Header)
+		}
+		if p != nil {
 			caller.WriteProblem(w, req, *p)
 			return
 		}
