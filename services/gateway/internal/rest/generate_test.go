@@ -81,8 +81,18 @@ func (g *generator) next() generated {
 
 // good is a request that the document allows.
 func (g *generator) good(op *documented) parts {
-	p := parts{op: op, method: op.method, kind: "application/json", path: strings.Replace(op.path, "{id}", pick(g,
-		"rule0", "rule1", "rule2", "rule3", "attack1", "verdict1", "none", "a.b_c:d-e", strings.Repeat("x", 128)), 1)}
+	id := pick(g, "none", "a.b_c:d-e", strings.Repeat("x", 128))
+	if g.chance(75) { // one that is there
+		switch {
+		case strings.Contains(op.path, "/attacks/"):
+			id = fakeAttack.ID
+		case strings.Contains(op.path, "/verdicts/"):
+			id = fakeVerdict.ID
+		default:
+			id = "rule" + itoa(g.rnd.IntN(5))
+		}
+	}
+	p := parts{op: op, method: op.method, kind: "application/json", path: strings.Replace(op.path, "{id}", id, 1)}
 	for _, name := range slices.Sorted(maps.Keys(op.query)) {
 		if g.chance(40) || op.id == "timeseries" && name == "from" {
 			p.query = append(p.query, [2]string{name, g.goodQuery(name, op.query[name])})
@@ -98,7 +108,7 @@ func (g *generator) good(op *documented) parts {
 	for _, name := range op.header {
 		switch {
 		case name == "If-Match" && (op.method == http.MethodPut || g.chance(30)):
-			p.header = append(p.header, name, pick(g, "*", `"1"`, `"3"`, `"4.abc"`, `"999"`))
+			p.header = append(p.header, name, pick(g, "*", "*", "*", "*", `"1"`, `"3"`, `"4.abc"`, `"999"`))
 		case name == "Idempotency-Key" && g.chance(30):
 			p.header = append(p.header, name, "key-"+itoa(g.rnd.IntN(1000)))
 		case name == "Last-Event-ID" && g.chance(30):
