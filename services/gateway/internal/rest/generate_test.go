@@ -15,7 +15,8 @@ import (
 // same requests.
 type generator struct {
 	*document
-	rnd *rand.Rand
+	rnd  *rand.Rand
+	made int
 }
 
 // generated is a request with what is known about its answer.
@@ -62,16 +63,22 @@ func (p *parts) request() request {
 }
 
 func (g *generator) next() generated {
-	p := g.good(pick(g, g.operations...))
+	op := pick(g, g.operations...)
+	warm := g.made < 10*len(g.operations) // first every operation has its turn, unbroken
+	if warm {
+		op = g.operations[g.made%len(g.operations)]
+	}
+	g.made++
+	p := g.good(op)
 	out := generated{role: "admin"}
-	if g.chance(60) {
+	if !warm && g.chance(60) {
 		out.broken = pick(g, brokenKinds...)
 		did := false
 		for !did { // not every operation can be broken in every way
 			p = g.good(pick(g, g.operations...))
 			out.refused, did = broken[out.broken](g, &p)
 		}
-	} else if g.chance(10) {
+	} else if !warm && g.chance(10) {
 		out.role = pick(g, ranks...)
 		out.broken = "role " + out.role
 	}
