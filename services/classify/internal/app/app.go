@@ -278,11 +278,11 @@ func (f *Flow) run(i int, in *input) outcome {
 		if f.alias != "" {
 			name = f.alias
 		}
-		if f.app == "" || f.app == name || f.alias != "" {
+		if f.app == "" || f.app == name || f.alias != "" || f.confidence == Session {
 			f.app = name
 		}
-		if f.confidence == NoLabel {
-			f.confidence = Payload
+		if f.confidence == NoLabel || f.confidence == Session {
+			f.confidence = Payload // the bytes say more than who announced them
 		}
 	case foreign:
 		f.at, f.app, f.confidence = -1, "", NoLabel

@@ -85,8 +85,17 @@ func code(b []byte) int {
 	return int(b[0]-'0')*100 + int(b[1]-'0')*10 + int(b[2]-'0')
 }
 
-// other is the kept beginning of the other direction's first segment or datagram.
-func (f *Flow) other(in *input) []byte { return f.dirs[in.dir^1].first.bytes() }
+// other is the beginning of what the other direction said: of its stream as far as it is kept, or of its first
+// datagram.
+func (f *Flow) other(in *input) []byte {
+	d := &f.dirs[in.dir^1]
+	if d.buf != nil {
+		if b := d.prefix(); len(b) > d.first.size {
+			return b[:min(len(b), len(d.first.data))]
+		}
+	}
+	return d.first.bytes()
+}
 
 // count is how many segments or datagrams a direction had, the one at hand among them.
 func (f *Flow) count(in *input) int { return int(f.dirs[in.dir].packets) }

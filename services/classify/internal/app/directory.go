@@ -11,22 +11,6 @@ var directoryProtocols = []protocol{
 	{label: "rmcp", datagram: rmcpDatagram},
 }
 
-// element takes the element that b begins with: its tag, its value as far as it is there, what is behind it.
-func element(b []byte) (tag byte, value, rest []byte, whole bool) {
-	if len(b) < 2 {
-		return 0, nil, nil, false
-	}
-	size, n := berLength(b[1:])
-	if n == 0 {
-		return 0, nil, nil, false
-	}
-	value = b[1+n:]
-	if size > len(value) {
-		return b[0], value, nil, false
-	}
-	return b[0], value[:size], value[size:], true
-}
-
 // ldapMessage recognises LDAP (RFC 4511 4.1.1): a sequence of a message id and an operation.
 func ldapMessage(f *Flow, in *input) outcome {
 	b := in.data
@@ -39,7 +23,10 @@ func ldapMessage(f *Flow, in *input) outcome {
 		}
 		return no
 	}
-	_, value, _, _ := element(b)
+	_, value, _, whole := element(b)
+	if !whole && f.proto == 6 && len(b) < 24 {
+		return more
+	}
 	tag, id, rest, whole := element(value)
 	if tag != 2 || !whole || len(id) < 1 || len(id) > 4 || len(rest) < 2 {
 		return no

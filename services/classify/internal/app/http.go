@@ -56,6 +56,11 @@ func httpStream(f *Flow, in *input) outcome {
 
 // httpFields reads the header of a request.
 func (f *Flow) httpFields(in *input, target, head []byte) outcome {
+	if equalFold(field(head, "Upgrade"), "websocket") {
+		f.httpHost(field(head, "Host"))
+		f.userAgent(head)
+		return f.upgraded(head)
+	}
 	done := label
 	if len(in.data) >= MaxBytes || bytes.Contains(head, []byte("\n\r\n")) || bytes.HasPrefix(head, []byte("\r\n")) {
 		done = f.helloDone(in.dir)
@@ -76,9 +81,6 @@ func (f *Flow) httpFields(in *input, target, head []byte) outcome {
 	f.httpHost(host)
 	f.userAgent(head)
 	f.risk(prefixed(field(head, "Authorization"), "Basic "), ClearCredentials)
-	if equalFold(field(head, "Upgrade"), "websocket") {
-		return f.upgraded(head)
-	}
 	if field(head, "SOAPAction") != nil || bytes.HasPrefix(field(head, "Content-Type"), []byte("application/soap+xml")) {
 		return f.is("soap", Negotiated, done) // SOAP 1.1 6.1.1, SOAP 1.2 part 2
 	}

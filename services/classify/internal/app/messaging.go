@@ -91,7 +91,7 @@ func mqttStream(f *Flow, in *input) outcome {
 	if len(other) == 0 {
 		return more
 	}
-	if k := other[0] >> 4; len(other) >= 2 && k >= 2 && k <= 14 && int(other[1])+2 <= f.dirs[in.dir^1].first.size && (k == 3 || other[0]&15 == 0 || other[0]&15 == 2) {
+	if k := other[0] >> 4; len(other) >= 2 && k >= 2 && k <= 14 && int(other[1])+2 <= max(len(other), f.dirs[in.dir^1].first.size) && (k == 3 || other[0]&15 == 0 || other[0]&15 == 2) {
 		return final
 	}
 	return no
@@ -465,11 +465,15 @@ func protoVarint(b []byte) (v uint64, size int) {
 func syslogMessage(f *Flow, in *input) outcome {
 	b := in.data
 	if f.proto == 6 {
-		for i := 0; i < len(b) && i < 5 && digit(b[i]); i++ {
-			if i+1 < len(b) && b[i+1] == ' ' {
-				b = b[i+2:]
-				break
-			}
+		n := 0
+		for n < len(b) && n < 5 && digit(b[n]) {
+			n++
+		}
+		if n > 0 && n < len(b) && b[n] == ' ' {
+			b, n = b[n+1:], 0
+		}
+		if n == len(b) {
+			return more
 		}
 	}
 	if len(b) == 0 || b[0] != '<' {

@@ -61,7 +61,7 @@ func init() { //nolint:gochecknoinits // the entries refer back to the table
 	for _, family := range [][]protocol{
 		webProtocols, secureProtocols, nameProtocols, mailProtocols, databaseProtocols, messagingProtocols, voiceProtocols,
 		vpnProtocols, industrialProtocols, remoteProtocols, directoryProtocols, routingProtocols, peerProtocols,
-		chatProtocols, gameProtocols,
+		chatProtocols, gameProtocols, homeProtocols, buildingProtocols, storeProtocols,
 	} {
 		protocols = append(protocols, family...)
 	}

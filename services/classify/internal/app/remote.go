@@ -45,6 +45,9 @@ func rdpStream(f *Flow, in *input) outcome {
 	if size < 11 || int(b[4])+5 != size || b[5] != 0xE0 && b[5] != 0xD0 || b[10] != 0 {
 		return no
 	}
+	if len(b) < min(size, 64) {
+		return more
+	}
 	rest := b[11:min(len(b), size)]
 	switch {
 	case len(rest) == 0:
@@ -101,7 +104,10 @@ func teamviewerStream(f *Flow, in *input) outcome {
 		return more
 	}
 	switch {
-	case b[0] == 0x17 && b[1] == 0x24 && b[2] >= 0x0A && b[2] <= 0x40 && (le16(b[3:])+5 <= len(b) || f.count(in) > 1):
+	case b[0] == 0x17 && b[1] == 0x24 && b[2] >= 0x0A && b[2] <= 0x40:
+		if le16(b[3:])+5 > len(b) && f.count(in) == 1 {
+			return more
+		}
 		return final
 	case b[0] == 0x11 && b[1] == 0x30 && b[2] >= 0x0A && b[2] <= 0x40:
 		return final

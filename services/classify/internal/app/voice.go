@@ -77,7 +77,7 @@ func stunDatagram(f *Flow, in *input) outcome {
 		if o := dtlsDatagram(f, in); o == label || o == final {
 			return f.is("dtls", Negotiated, label)
 		}
-	case len(b) >= 12 && b[0]&0xC0 == 0x80:
+	case len(b) >= 8 && b[0]&0xC0 == 0x80:
 		// Behind a DTLS handshake they are SRTP (RFC 5764). Behind ICE's checks a call of a dynamic type is taken for
 		// it too (RFC 8827 6.5 forbids anything else); RTCP alone does not tell.
 		media := rtpHeader(b) && b[1]&0x7F >= 96 && at(f.dirs[in.dir].first.bytes(), 4, stunCookie)

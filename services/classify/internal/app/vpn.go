@@ -6,7 +6,7 @@ import "bytes"
 var vpnProtocols = []protocol{
 	{label: "wireguard", datagram: wireguardDatagram},
 	{label: "openvpn", datagram: openvpnDatagram, stream: openvpnStream, rank: loose},
-	{label: "ipsec", datagram: ikeDatagram, also: []string{"cloudflarewarp"}, rank: shaped},
+	{label: "ipsec", datagram: ikeDatagram, rank: shaped},
 	{label: "softether", datagram: softEtherDatagram, rank: loose},
 	{label: "pptp", stream: pptpStream},
 	{label: "tailscale", datagram: tailscaleDatagram},
@@ -95,7 +95,7 @@ func openvpnPacket(f *Flow, in *input, b []byte) outcome {
 }
 
 // ikeDatagram recognises IKE (RFC 2408 3.1, RFC 7296 3.1) by its header and a length that is the datagram's, and
-// ESP in UDP (RFC 3948) behind it on the same ports. Cloudflare's WARP speaks WireGuard and IPsec to its own.
+// ESP in UDP (RFC 3948) behind it on the same ports.
 func ikeDatagram(f *Flow, in *input) outcome {
 	b := in.data
 	if f.hasPort(4500) {
@@ -252,7 +252,13 @@ func socksStream(f *Flow, in *input) outcome {
 			return more
 		}
 		end := bytes.IndexByte(b[8:], 0)
-		if b[1] != 1 && b[1] != 2 || be16(b[2:]) == 0 || end < 0 || end > 64 || !printable(b[8:8+end]) {
+		if b[1] != 1 && b[1] != 2 || be16(b[2:]) == 0 || end > 64 || !printable(b[8:8+max(end, 0)]) {
+			return no
+		}
+		if end < 0 {
+			if len(b) < 72 {
+				return more
+			}
 			return no
 		}
 		if be32(b[4:])>>8 == 0 && be32(b[4:]) != 0 { // 4a: a name follows
@@ -260,6 +266,9 @@ func socksStream(f *Flow, in *input) outcome {
 			if n := bytes.IndexByte(name, 0); n > 0 {
 				f.setHost(name[:n])
 				return final
+			}
+			if len(name) < 256 {
+				return more
 			}
 			return no
 		}
