@@ -50,6 +50,17 @@ func startFront(t *testing.T) *front {
 	return f
 }
 
+// gate looks into the maps of the first port.
+func (f *front) gate(t *testing.T) *xdp.Gate {
+	t.Helper()
+	gate, err := xdp.Open(xdp.Options{Iface: f.link.PortA, BPFFS: f.link.BPFFS, Mode: xdp.ModeKeep})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = gate.Close() })
+	return gate
+}
+
 // TestBenchGatewayReads: reads of live state by 64 connections; the gateway has one CPU, all else the other.
 func TestBenchGatewayReads(t *testing.T) {
 	needBench(t)
@@ -74,11 +85,7 @@ func TestBenchGatewayReads(t *testing.T) {
 func TestBenchRule(t *testing.T) {
 	needBench(t)
 	f := startFront(t)
-	gate, err := xdp.Open(xdp.Options{Iface: f.link.PortA, BPFFS: f.link.BPFFS, Mode: xdp.ModeKeep})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = gate.Close() }()
+	gate := f.gate(t)
 	c := f.gateway.Client(t, "operator")
 	var answered, applied []float64
 	for n := range 1000 {
@@ -121,11 +128,7 @@ func TestBenchRule(t *testing.T) {
 func TestBenchPanic(t *testing.T) {
 	needBench(t)
 	f := startFront(t)
-	gate, err := xdp.Open(xdp.Options{Iface: f.link.PortA, BPFFS: f.link.BPFFS, Mode: xdp.ModeKeep})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = gate.Close() }()
+	gate := f.gate(t)
 	sender, err := f.link.Sender()
 	if err != nil {
 		t.Fatal(err)
