@@ -248,25 +248,27 @@ func TestBenchStream(t *testing.T) {
 	}
 }
 
-// TestBenchPage: the live page into an empty cache, five times.
+// TestBenchPage: from the log-in to the live page with an empty cache, five times.
 func TestBenchPage(t *testing.T) {
 	needBench(t)
 	f := startFront(t)
 	b := rig.NewBrowser(t, pki.FilesOf(f.certs, pki.Gateway).Cert)
-	b.Do(chromedp.Navigate(f.gateway.URL()+"/login"), chromedp.SetValue("#token", f.gateway.Token(t, token.Claims{Role: "admin", For: time.Hour}), chromedp.ByQuery),
-		chromedp.Click("form.card button.primary", chromedp.ByQuery))
-	b.Until(10*time.Second, `location.pathname === "/"`)
-	_ = b.Errors()
 	var paints []time.Duration
 	var transfer float64
 	for range 5 {
-		b.Do(chromedp.Navigate("about:blank"), network.ClearBrowserCache())
+		b.Do(chromedp.Navigate(f.gateway.URL()+"/login"), network.ClearBrowserCache(),
+			chromedp.SetValue("#token", f.gateway.Token(t, token.Claims{Role: "admin", For: time.Hour}), chromedp.ByQuery))
 		b.Transfer()
-		b.Do(chromedp.Navigate(f.gateway.URL() + "/"))
+		b.Click("form.card button.primary")
 		b.Until(10*time.Second, `document.querySelector("#pps-now") && document.querySelector("#pps-now").innerText !== "–"`)
 		transfer = max(transfer, b.Transfer())
 		paints = append(paints, b.FirstPaint())
+		b.Click(`form[action="/logout"] button`)
+		b.Until(10*time.Second, `location.pathname === "/login"`)
 	}
+	b.Do(chromedp.SetValue("#token", f.gateway.Token(t, token.Claims{Role: "admin", For: time.Hour}), chromedp.ByQuery))
+	b.Click("form.card button.primary")
+	b.Until(10*time.Second, `location.pathname === "/"`)
 	slices.Sort(paints)
 	t.Logf("live page, empty cache: first contentful paint %v, slowest %v (bar 500ms), transfer %.1f KiB (bar 200), console errors %d (bar 0), axe-core violations %d (bar 0)",
 		paints[2], paints[4], transfer/1024, len(b.Errors()), len(b.Axe()))

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
@@ -26,6 +28,30 @@ func (b *Bus) Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error {
 		return fmt.Errorf("heartbeat: %w", unavailable(err))
 	}
 	return nil
+}
+
+const heartbeatEvery = 5 * time.Second
+
+// Beat sends heartbeats of n until ctx ends; its version and times are filled in. What fails is counted as the error
+// "heartbeat" and tried again with the next.
+func Beat(ctx context.Context, to interface {
+	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
+}, t *telemetry.Telemetry, n *eventv1.NodeHeartbeat) {
+	n.Version, _ = telemetry.Build()
+	n.StartedNs = time.Now().UnixNano()
+	tick := time.NewTicker(heartbeatEvery)
+	defer tick.Stop()
+	for {
+		n.TimeNs = time.Now().UnixNano()
+		if err := to.Heartbeat(ctx, n); err != nil && ctx.Err() == nil {
+			t.CountError("heartbeat")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // Nodes lists the instances that were alive within the last 30 s, by service and instance.

@@ -81,9 +81,8 @@ type Service struct {
 }
 
 const (
-	retryMin       = 50 * time.Millisecond
-	retryMax       = 2 * time.Second
-	heartbeatEvery = 5 * time.Second
+	retryMin = 50 * time.Millisecond
+	retryMax = 2 * time.Second
 )
 
 // New makes the service and registers it. The error says which setting cannot work.
@@ -162,7 +161,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}()
 	go func() {
 		defer wg.Done()
-		s.heartbeats(ctx)
+		bus.Beat(ctx, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "classify", Instance: s.t.Instance(), Address: s.cfg.Advertise})
 	}()
 	<-ctx.Done()
 	wg.Wait()
@@ -195,26 +194,6 @@ func (s *Service) prepare(ctx context.Context) error {
 	}
 	s.engine.Adopt(rules)
 	return nil
-}
-
-func (s *Service) heartbeats(ctx context.Context) {
-	version, _ := telemetry.Build()
-	tick := time.NewTicker(heartbeatEvery)
-	defer tick.Stop()
-	for {
-		err := s.bus.Heartbeat(ctx, &eventv1.NodeHeartbeat{
-			Service: "classify", Instance: s.t.Instance(), Address: s.cfg.Advertise, Version: version,
-			StartedNs: s.started.UnixNano(), TimeNs: time.Now().UnixNano(),
-		})
-		if err != nil && ctx.Err() == nil {
-			s.t.CountError("heartbeat")
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
 
 // Ledger returns this run's terms; once traffic has stopped records_received = published + unpublished.

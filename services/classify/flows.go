@@ -7,6 +7,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/app"
 )
 
 // Unknown is the label of flows whose payload names no application.
@@ -22,9 +23,7 @@ type flowID struct {
 type flowState struct {
 	key     flow.Key
 	label   labeller // nil until payload came, and again when the label is final
-	app     string
-	host    string
-	alpn    string
+	result  labelled
 	lastNs  int64
 	payload uint8 // bit 0: from the source, bit 1: towards it
 	final   bool  // the label is final
@@ -35,8 +34,15 @@ type flowState struct {
 // labeller reads a flow's payload; see internal/app.
 type labeller interface {
 	segment(direction uint8, offset uint32, data []byte) (done bool)
-	result() (app, host, alpn string)
+	result() labelled
 	release()
+}
+
+// labelled is what a labeller says of a flow; empty fields are not known.
+type labelled struct {
+	app, host, alpn, ja3, ja4, hassh string
+	confidence                       app.Confidence
+	risks                            app.Risk
 }
 
 // streamNumber gives sensor and epoch a small number.
@@ -134,7 +140,7 @@ func (e *Engine) evictFlow() {
 
 func (f *flowState) close() {
 	if f.label != nil {
-		f.app, f.host, f.alpn = f.label.result()
+		f.result = f.label.result()
 		f.label.release()
 		f.label = nil
 	}
@@ -203,22 +209,21 @@ func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch) *eventv1.FlowR
 		e.answered(f, x.Totals.PacketsFwd, x.Totals.PacketsRev)
 		if x.Reason == flowv1.EndReason_END_REASON_ACTIVE {
 			if f.label != nil {
-				f.app, f.host, f.alpn = f.label.result()
+				f.result = f.label.result()
 			}
 		} else {
 			f.close()
 			delete(e.flows, id)
 		}
-		r.App, r.Host, r.Alpn = f.app, f.host, f.alpn
+		r.App, r.Host, r.Alpn = f.result.app, f.result.host, f.result.alpn
+		r.Ja3, r.Ja4, r.Hassh = f.result.ja3, f.result.ja4, f.result.hassh
+		r.Confidence, r.Risks = f.result.confidence.String(), f.result.risks.Names()
 	}
 	if r.App == "" || r.App == Unknown {
-		switch x.Key.Protocol {
-		case 1:
-			r.App = "icmp"
-		case 58:
-			r.App = "icmpv6"
-		default:
+		if r.App = app.LabelOf(x.Key.Protocol); r.App == "" {
 			r.App = Unknown
+		} else {
+			r.Confidence = app.Payload.String()
 		}
 	}
 	return r

@@ -18,9 +18,11 @@ func (l payloadLabel) segment(direction uint8, offset uint32, data []byte) bool 
 	return l.f.Segment(direction, offset, data)
 }
 
-func (l payloadLabel) result() (name, host, alpn string) {
+func (l payloadLabel) result() labelled {
 	r := l.f.Result()
-	return r.App, r.Host, r.ALPN
+	return labelled{
+		app: r.App, host: r.Host, alpn: r.ALPN, ja3: r.JA3, ja4: r.JA4, hassh: r.HASSH, confidence: r.Confidence, risks: r.Risks,
+	}
 }
 
 func (l payloadLabel) release() { l.f.Release() }

@@ -146,7 +146,6 @@ const (
 	updateQueue  = 4_096
 	batchRules   = 1_024 // most updates of one batch
 	drainEvents  = 2 * time.Second
-	heartbeat    = 5 * time.Second
 	keepEnded    = 5 * time.Minute
 	keepEndedMax = 1_000
 )
@@ -230,7 +229,9 @@ func (s *Service) Run(ctx context.Context) error {
 	for i := range s.ports {
 		run(&beside, func() { s.keepOpen(own, i) })
 	}
-	run(&beside, func() { s.beat(own) })
+	run(&beside, func() {
+		bus.Beat(own, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "enforce", Instance: s.cfg.Node, Address: s.cfg.Advertise})
+	})
 	known := make(chan struct{})
 	run(&beside, func() { s.watchPanic(own, sync.OnceFunc(func() { close(known) })) })
 	run(&beside, func() {
@@ -294,26 +295,6 @@ func (s *Service) drain(first delivery) []delivery {
 		}
 	}
 	return batch
-}
-
-func (s *Service) beat(ctx context.Context) {
-	version, _ := telemetry.Build()
-	tick := time.NewTicker(heartbeat)
-	defer tick.Stop()
-	for {
-		err := s.bus.Heartbeat(ctx, &eventv1.NodeHeartbeat{
-			Service: "enforce", Instance: s.cfg.Node, Address: s.cfg.Advertise, Version: version,
-			StartedNs: s.started.UnixNano(), TimeNs: time.Now().UnixNano(),
-		})
-		if err != nil && ctx.Err() == nil {
-			s.t.CountError("heartbeat")
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
 
 // problems says what is not well, one sentence each.

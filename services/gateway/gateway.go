@@ -14,10 +14,10 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"time"
 
 	"google.golang.org/grpc"
 
+	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/auth"
@@ -154,36 +154,16 @@ func (s *Service) Run(ctx context.Context) error {
 	run, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	// These end with their context only.
-	for _, f := range []func(context.Context) error{s.auth.Run, s.hub.Run, s.heartbeat} {
+	beat := func(ctx context.Context) error {
+		bus.Beat(ctx, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "gateway", Instance: s.t.Instance(), Address: s.cfg.Listen})
+		return nil
+	}
+	for _, f := range []func(context.Context) error{s.auth.Run, s.hub.Run, beat} {
 		wg.Add(1)
-		go func() { defer wg.Done(); _ = f(run) }()
+		go func() { defer wg.Done(); _ = f(run) }() // it ends with its context only
 	}
 	err = s.chain.Serve(run, ln)
 	cancel()
 	wg.Wait()
 	return err
-}
-
-const heartbeatEvery = 5 * time.Second
-
-// heartbeat tells that this instance is alive, until ctx ends.
-func (s *Service) heartbeat(ctx context.Context) error {
-	version, _ := telemetry.Build()
-	started := time.Now().UnixNano()
-	tick := time.NewTicker(heartbeatEvery)
-	defer tick.Stop()
-	for {
-		err := s.bus.Heartbeat(ctx, &eventv1.NodeHeartbeat{
-			Service: "gateway", Instance: s.t.Instance(), Address: s.cfg.Listen, Version: version, StartedNs: started, TimeNs: time.Now().UnixNano(),
-		})
-		if err != nil && ctx.Err() == nil {
-			s.t.CountError("heartbeat")
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
 }

@@ -14,6 +14,7 @@ require (
 	github.com/google/go-cmp v0.7.0
 	github.com/klauspost/compress v1.18.3
 	github.com/prometheus/client_golang v1.23.2
+	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3
 	github.com/tidegate-mesh/tidegate/libs v0.0.0
 	github.com/tidegate-mesh/tidegate/proto v0.0.0
 	go.opentelemetry.io/otel v1.41.0

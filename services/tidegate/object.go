@@ -13,21 +13,26 @@ import (
 // the objects of libs/api.
 
 type flowObject struct {
-	Kind      string `json:"kind"`
-	Pcap      string `json:"pcap,omitempty"`
-	SrcIP     string `json:"src_ip"`
-	SrcPort   uint32 `json:"src_port"`
-	DstIP     string `json:"dst_ip"`
-	DstPort   uint32 `json:"dst_port"`
-	Transport string `json:"transport"`
-	VLAN      uint32 `json:"vlan"`
-	App       string `json:"app"`
-	Host      string `json:"host,omitempty"`
-	ALPN      string `json:"alpn,omitempty"`
-	Packets   uint64 `json:"packets"`
-	Bytes     uint64 `json:"bytes"`
-	FirstNs   int64  `json:"first_ns"`
-	LastNs    int64  `json:"last_ns"`
+	Kind       string   `json:"kind"`
+	Pcap       string   `json:"pcap,omitempty"`
+	SrcIP      string   `json:"src_ip"`
+	SrcPort    uint32   `json:"src_port"`
+	DstIP      string   `json:"dst_ip"`
+	DstPort    uint32   `json:"dst_port"`
+	Transport  string   `json:"transport"`
+	VLAN       uint32   `json:"vlan"`
+	App        string   `json:"app"`
+	Host       string   `json:"host,omitempty"`
+	ALPN       string   `json:"alpn,omitempty"`
+	JA3        string   `json:"ja3,omitempty"`
+	JA4        string   `json:"ja4,omitempty"`
+	HASSH      string   `json:"hassh,omitempty"`
+	Confidence string   `json:"confidence,omitempty"`
+	Risks      []string `json:"risks,omitempty"`
+	Packets    uint64   `json:"packets"`
+	Bytes      uint64   `json:"bytes"`
+	FirstNs    int64    `json:"first_ns"`
+	LastNs     int64    `json:"last_ns"`
 }
 
 func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
@@ -38,7 +43,8 @@ func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
 	return flowObject{
 		Kind: "flow", Pcap: pcap, SrcIP: flow.AddrBytes(r.SrcIp).String(), SrcPort: r.SrcPort,
 		DstIP: flow.AddrBytes(r.DstIp).String(), DstPort: r.DstPort, Transport: flow.ProtocolName(uint8(r.Protocol)),
-		VLAN: r.Vlan, App: app, Host: r.Host, ALPN: r.Alpn, Packets: r.PacketsFwd + r.PacketsRev,
+		VLAN: r.Vlan, App: app, Host: r.Host, ALPN: r.Alpn,
+		JA3: r.Ja3, JA4: r.Ja4, HASSH: r.Hassh, Confidence: r.Confidence, Risks: r.Risks, Packets: r.PacketsFwd + r.PacketsRev,
 		Bytes: r.BytesFwd + r.BytesRev, FirstNs: r.FirstNs, LastNs: r.LastNs,
 	}
 }

@@ -293,6 +293,11 @@ type FlowRecord struct {
 	App           string                 `protobuf:"bytes,17,opt,name=app,proto3" json:"app,omitempty"`
 	Host          string                 `protobuf:"bytes,18,opt,name=host,proto3" json:"host,omitempty"`
 	Alpn          string                 `protobuf:"bytes,19,opt,name=alpn,proto3" json:"alpn,omitempty"`
+	Ja3           string                 `protobuf:"bytes,20,opt,name=ja3,proto3" json:"ja3,omitempty"`               // MD5 in hex, of the TLS or QUIC client
+	Ja4           string                 `protobuf:"bytes,21,opt,name=ja4,proto3" json:"ja4,omitempty"`               // of the TLS or QUIC client
+	Hassh         string                 `protobuf:"bytes,22,opt,name=hassh,proto3" json:"hassh,omitempty"`           // MD5 in hex, of the SSH client
+	Confidence    string                 `protobuf:"bytes,23,opt,name=confidence,proto3" json:"confidence,omitempty"` // what app rests on: payload, negotiated, session or port; empty for unknown
+	Risks         []string               `protobuf:"bytes,24,rep,name=risks,proto3" json:"risks,omitempty"`           // names, for example obsolete_tls or clear_credentials
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -458,6 +463,41 @@ func (x *FlowRecord) GetAlpn() string {
 		return x.Alpn
 	}
 	return ""
+}
+
+func (x *FlowRecord) GetJa3() string {
+	if x != nil {
+		return x.Ja3
+	}
+	return ""
+}
+
+func (x *FlowRecord) GetJa4() string {
+	if x != nil {
+		return x.Ja4
+	}
+	return ""
+}
+
+func (x *FlowRecord) GetHassh() string {
+	if x != nil {
+		return x.Hassh
+	}
+	return ""
+}
+
+func (x *FlowRecord) GetConfidence() string {
+	if x != nil {
+		return x.Confidence
+	}
+	return ""
+}
+
+func (x *FlowRecord) GetRisks() []string {
+	if x != nil {
+		return x.Risks
+	}
+	return nil
 }
 
 type Attack struct {
@@ -1350,7 +1390,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x14\n" +
 	"\x05batch\x18\x03 \x01(\x04R\x05batch\x12\x12\n" +
 	"\x04part\x18\x04 \x01(\rR\x04part\x127\n" +
-	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\x81\x04\n" +
+	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\xf1\x04\n" +
 	"\n" +
 	"FlowRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
@@ -1375,7 +1415,14 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"end_reason\x18\x10 \x01(\rR\tendReason\x12\x10\n" +
 	"\x03app\x18\x11 \x01(\tR\x03app\x12\x12\n" +
 	"\x04host\x18\x12 \x01(\tR\x04host\x12\x12\n" +
-	"\x04alpn\x18\x13 \x01(\tR\x04alpn\"\xce\x03\n" +
+	"\x04alpn\x18\x13 \x01(\tR\x04alpn\x12\x10\n" +
+	"\x03ja3\x18\x14 \x01(\tR\x03ja3\x12\x10\n" +
+	"\x03ja4\x18\x15 \x01(\tR\x03ja4\x12\x14\n" +
+	"\x05hassh\x18\x16 \x01(\tR\x05hassh\x12\x1e\n" +
+	"\n" +
+	"confidence\x18\x17 \x01(\tR\n" +
+	"confidence\x12\x14\n" +
+	"\x05risks\x18\x18 \x03(\tR\x05risks\"\xce\x03\n" +
 	"\x06Attack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +

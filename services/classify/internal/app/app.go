@@ -1,11 +1,13 @@
-// Package app labels flows by what their payload says: tls, quic, http, dns, ssh, icmp, icmpv6, dhcp, ntp,
-// ssdp, mdns, and host names where they are in clear. A port never makes a label; it decides only between
-// protocols of the same shape (DNS, mDNS, LLMNR) and backs a weak shape (old NTP).
+// Package app labels flows by what their payload says, with names in clear and fingerprints. A port never makes
+// a label; it decides only between protocols of the same shape (DNS, mDNS, LLMNR) and backs a weak shape (old
+// NTP).
 //
-// Each protocol is one file with one entry in the table in protocol.go.
+// Each family of protocols is one file with a table of its own; protocol.go puts them together.
 package app
 
 import (
+	"math/bits"
+
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
@@ -19,29 +21,63 @@ const (
 	MaxBytes   = 4096
 )
 
+// Confidence tells what a label rests on.
+type Confidence uint8
+
+// The kinds of evidence, the best first. The port never stands alone.
+const (
+	NoLabel    Confidence = iota
+	Payload               // the bytes are the protocol's
+	Negotiated            // a later packet refined it: STARTTLS, CONNECT, SOCKS, WebSocket, ALPN
+	Session               // an earlier flow announced it: FTP data, TFTP data
+	Port                  // the bytes leave several, and the port decided between them
+)
+
+// String is the name that users see.
+func (c Confidence) String() string {
+	return [...]string{"", "payload", "negotiated", "session", "port"}[c]
+}
+
 // Result is what is known of a flow so far.
 type Result struct {
-	App   string // a label of the table, or Unknown
-	Host  string // server name (SNI), Host field or DNS question, lower case; "" = none seen
-	ALPN  string // the client's first protocol (RFC 7301)
-	Final bool   // further segments change nothing
+	App        string // a label of the table, or Unknown
+	Host       string // server name (SNI), Host field or DNS question, lower case; "" = none seen
+	ALPN       string // the client's first protocol (RFC 7301)
+	Final      bool   // further segments change nothing
+	Confidence Confidence
+	Facts
+}
+
+// Facts are what a flow says in clear beside its label and its names; "" = not seen.
+type Facts struct {
+	JA3, JA3S  string // MD5 in hex
+	JA4        string // of the client; TCP, QUIC and DTLS
+	HASSH      string // MD5 in hex, of the SSH client
+	TLSVersion string // the one the server chose, else the newest the client offers: 1.3, 1.2, dtls 1.2 …
+	UserAgent  string // HTTP
+	Method     string // HTTP
+	DNSType    string // of the question: A, AAAA, TXT …
+	Risks      Risk
 }
 
 // Engine opens flows and owns their memory. One goroutine at a time may use it and its flows; a second
 // goroutine uses a second Engine.
 type Engine struct {
-	free    *Flow
-	buffers [][]byte
-	quic    []*quicState
-	names   names
-	scratch [MaxBytes]byte // for one call: a message without record headers, a packet without protection, a name
-	name    [256]byte      // a name under construction
-	in      input          // the argument of the protocol being asked; here so that it is not allocated
+	free     *Flow
+	buffers  [][]byte
+	quic     []*quicState
+	names    names
+	expected expectations
+	numbers  [MaxBytes / 2]uint16 // for fingerprints
+	text     []byte               // a fingerprint's text before it is hashed
+	scratch  [MaxBytes]byte       // for one call: a message without record headers, a packet without protection, a name
+	name     [256]byte            // a name under construction
+	in       input                // the argument of the protocol being asked; here so that it is not allocated
 }
 
 // NewEngine returns an Engine with no flow.
 func NewEngine() *Engine {
-	e := &Engine{}
+	e := &Engine{text: make([]byte, 0, 2*MaxBytes)}
 	e.names.reset()
 	return e
 }
@@ -49,16 +85,21 @@ func NewEngine() *Engine {
 // Flow is the state of one flow. It comes from Engine.Open and goes back by Release; in between it holds at
 // most one buffer of MaxBytes a direction, and none once it is final.
 type Flow struct {
-	engine *Engine
-	next   *Flow
-	key    flow.Key
-	dirs   [2]direction
-	quic   *quicState
-	app    int8 // index into protocols, -1 = unknown
-	proto  uint8
-	final  bool
-	host   string
-	alpn   string
+	engine     *Engine
+	next       *Flow
+	key        flow.Key
+	dirs       [2]direction
+	quic       *quicState
+	at         int16 // index into protocols of the one that labelled the flow, -1 = none
+	proto      uint8
+	final      bool
+	confidence Confidence
+	notes      uint16 // bits of the protocol at work; see the note constants
+	app        string // "" = unknown
+	alias      string // the label that the protocol being asked wants instead of its own
+	host       string
+	alpn       string
+	facts      Facts
 }
 
 // Open begins a flow; key is in the direction of its first packet. It does not allocate once as many flows
@@ -70,17 +111,20 @@ func (e *Engine) Open(key flow.Key) *Flow {
 	} else {
 		e.free = f.next
 	}
-	*f = Flow{engine: e, key: key, app: -1, proto: key.Protocol}
+	*f = Flow{engine: e, key: key, at: -1, proto: key.Protocol}
 	switch f.proto {
-	case packet.ProtoICMP:
-		f.label("icmp", true)
-	case packet.ProtoICMPv6:
-		f.label("icmpv6", true)
 	case packet.ProtoTCP:
 		f.dirs[0].alive, f.dirs[1].alive = streamProtocols, streamProtocols
 	case packet.ProtoUDP:
 	default:
+		f.app = LabelOf(key.Protocol)
 		f.final = true
+		if f.app != "" {
+			f.confidence = Payload
+		}
+	}
+	if e.expected.some() && !f.final {
+		f.announced()
 	}
 	return f
 }
@@ -96,9 +140,9 @@ func (f *Flow) Release() {
 
 // Result returns what is known so far.
 func (f *Flow) Result() Result {
-	r := Result{App: Unknown, Host: f.host, ALPN: f.alpn, Final: f.final}
-	if f.app >= 0 {
-		r.App = protocols[f.app].label
+	r := Result{App: f.app, Host: f.host, ALPN: f.alpn, Final: f.final, Confidence: f.confidence, Facts: f.facts}
+	if r.App == "" {
+		r.App, r.Confidence = Unknown, NoLabel
 	}
 	return r
 }
@@ -116,6 +160,10 @@ func (f *Flow) Segment(dir uint8, offset uint32, data []byte) bool {
 	if d.exhausted() {
 		return f.giveUp()
 	}
+	if d.done {
+		d.packets++
+		return f.giveUp()
+	}
 	d.packets++
 	first := d.bytes == 0
 	d.bytes = min(d.bytes+len(data), MaxBytes)
@@ -123,6 +171,10 @@ func (f *Flow) Segment(dir uint8, offset uint32, data []byte) bool {
 		f.stream(dir, offset, data, first)
 	} else {
 		f.datagram(dir, data)
+		d.previous.keep(data)
+	}
+	if first {
+		d.first.keep(data)
 	}
 	if f.final {
 		f.drop()
@@ -138,13 +190,16 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 		d.base = 1 // a sender that counts the SYN
 	}
 	offset -= d.base
-	if d.alive == 0 && f.app < 0 {
+	if f.at < 0 {
 		// Two versions of the same bytes (a padded acknowledgement, or someone hiding): either may be the one
 		// that the receiver takes, so a second beginning is looked at like the first.
-		if offset != 0 {
+		if offset == 0 && (d.alive.none() || d.buf != nil && !agrees(d.prefix(), data)) {
+			d.drop(f.engine)
+			d.alive = streamProtocols
+		}
+		if d.alive.none() {
 			return
 		}
-		d.alive = streamProtocols
 	}
 	view := data
 	if d.buf != nil || offset != 0 {
@@ -158,48 +213,49 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 	in := &f.engine.in
 	*in = input{dir: dir, data: view}
 	defer in.forget()
-	if f.app >= 0 {
-		f.run(int(f.app), in)
+	if f.at >= 0 {
+		f.run(int(f.at), in)
 	} else {
-		for i := range protocols {
-			if d.alive&(1<<i) == 0 {
-				continue
-			}
-			if f.run(i, in) == no {
-				d.alive &^= 1 << i
-			}
-			if f.app >= 0 {
-				break
-			}
-		}
-		if f.app < 0 && d.alive == 0 {
+		f.ask(&d.alive, in)
+		if f.at < 0 && d.alive.none() {
 			d.drop(f.engine)
 			return
 		}
 	}
-	if !f.final && d.buf == nil {
+	switch {
+	case d.done:
+		d.drop(f.engine)
+	case !f.final && d.buf == nil:
 		d.insert(f.engine, offset, data)
 	}
 }
 
-// datagram looks at a UDP payload.
+// ask asks the protocols that are still possible for a direction, until one is sure.
+func (f *Flow) ask(alive *protocolSet, in *input) {
+	for w := range alive {
+		for rest := alive[w]; rest != 0; rest &= rest - 1 {
+			i := w*64 + bits.TrailingZeros64(rest)
+			if f.run(i, in) == no {
+				alive[w] &^= 1 << (i & 63)
+			}
+			if f.at >= 0 || f.final {
+				return
+			}
+		}
+	}
+}
+
+// datagram looks at a UDP payload. Each is a message of its own, so a protocol that said no is asked again.
 func (f *Flow) datagram(dir uint8, data []byte) {
 	in := &f.engine.in
 	*in = input{dir: dir, data: data}
 	defer in.forget()
-	if f.app >= 0 {
-		f.run(int(f.app), in)
+	if f.at >= 0 {
+		f.run(int(f.at), in)
 		return
 	}
-	for i := range protocols {
-		if protocols[i].datagram == nil {
-			continue
-		}
-		f.run(i, in)
-		if f.app >= 0 {
-			return
-		}
-	}
+	alive := datagramProtocols
+	f.ask(&alive, in)
 }
 
 // run asks one protocol and records its answer.
@@ -212,15 +268,24 @@ func (f *Flow) run(i int, in *input) outcome {
 	if match == nil {
 		return no
 	}
+	f.alias = ""
 	o := match(f, in)
 	switch o {
-	case label:
-		f.app = int8(i) //nolint:gosec // the table is short
-	case final:
-		f.app = int8(i) //nolint:gosec // the table is short
-		f.final = true
+	case label, final:
+		f.at = int16(i) //nolint:gosec // the table is short
+		f.final = o == final
+		name := p.label
+		if f.alias != "" {
+			name = f.alias
+		}
+		if f.app == "" || f.app == name || f.alias != "" || f.confidence == Session {
+			f.app = name
+		}
+		if f.confidence == NoLabel || f.confidence == Session {
+			f.confidence = Payload // the bytes say more than who announced them
+		}
 	case foreign:
-		f.app = -1
+		f.at, f.app, f.confidence = -1, "", NoLabel
 		f.final = true
 	}
 	return o
@@ -252,14 +317,10 @@ func (f *Flow) drop() {
 	}
 }
 
-// label sets a label by name; for protocols known by their IP protocol number.
-func (f *Flow) label(name string, isFinal bool) {
-	for i := range protocols {
-		if protocols[i].label == name {
-			f.app, f.final = int8(i), isFinal //nolint:gosec // the table is short
-			return
-		}
-	}
+// is answers with another label than the table's entry has.
+func (f *Flow) is(name string, c Confidence, o outcome) outcome {
+	f.alias, f.confidence = name, c
+	return o
 }
 
 // setHost keeps a lower-case copy of a host name without its trailing dot.

@@ -10,6 +10,21 @@ const (
 	portLLMNR   = 5355
 )
 
+// nameProtocols find names, addresses, services and the time.
+var nameProtocols = []protocol{
+	{label: "dhcp", datagram: dhcpDatagram},
+	{label: "ssdp", datagram: ssdpDatagram},
+	{label: "wsd", datagram: wsdDatagram},
+	{label: "netbios", datagram: netbiosDatagram, stream: netbiosStream},
+	{label: "mdns", datagram: mdnsDatagram, rank: shaped},
+	{label: "llmnr", datagram: llmnrDatagram, rank: shaped},
+	{label: "dhcpv6", datagram: dhcpv6Datagram, rank: shaped},
+	{label: "slp", datagram: slpDatagram, stream: slpDatagram, rank: shaped},
+	{label: "nat_pmp", datagram: natPMPDatagram, rank: loose},
+	{label: "ntp", datagram: ntpDatagram, rank: shaped},
+	{label: "dns", stream: dnsStream, datagram: dnsDatagram, rank: shaped},
+}
+
 // dnsDatagram recognises DNS over UDP (RFC 1035 4).
 func dnsDatagram(f *Flow, in *input) outcome {
 	if !f.hasPort(portDNS) {

@@ -13,7 +13,7 @@ func dnsQuery(name string, typ int) []byte {
 	for _, l := range strings.Split(name, ".") {
 		b = append(append(b, byte(len(l))), l...)
 	}
-	return be16(be16(append(b, 0), typ), 1)
+	return wire16(wire16(append(b, 0), typ), 1)
 }
 
 func TestDNS(t *testing.T) {
@@ -25,7 +25,7 @@ func TestDNS(t *testing.T) {
 		return b
 	}
 	answer := append(edit(2, 0x81, 0x80, 0, 1, 0, 1), 0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 1)
-	framed := append(be16(nil, len(query)), query...)
+	framed := append(wire16(nil, len(query)), query...)
 	want := Result{App: "dns", Host: "www.example.org", Final: true}
 	check(t, []one{
 		{"query", udp, 1, 53, query, want},
@@ -43,7 +43,7 @@ func TestDNS(t *testing.T) {
 		{"tcp on another port", tcp, 1, 853, framed, want},
 		{"tcp length alone", tcp, 1, 53, framed[:2], unknown},
 		{"tcp in the header", tcp, 1, 53, framed[:9], unknown},
-		{"llmnr", udp, 1, portLLMNR, query, unknown},
+		{"llmnr", udp, 1, portLLMNR, query, Result{App: "llmnr", Host: "www.example.org", Final: true}},
 		{"netbios", udp, 137, portNetBIOS, query, unknown},
 		{"mdns", udp, portMDNS, portMDNS, edit(0, 0, 0, 0, 0), Result{App: "mdns", Host: "www.example.org", Final: true}},
 		{"mdns answer", udp, portMDNS, portMDNS, []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1}, Result{App: "mdns", Final: true}},
@@ -51,12 +51,10 @@ func TestDNS(t *testing.T) {
 		{"mdns port alone", udp, portMDNS, portMDNS, []byte("no DNS message at all"), unknown},
 	})
 	parts := []part{{0, 0, framed[:2]}, {0, 2, framed[2:20]}, {0, 20, framed[20:]}}
-	if got := play(NewEngine(), key(tcp, 1, 53), parts...); got != want {
-		t.Errorf("tcp in parts: %+v", got)
-	}
+	same(t, "tcp in parts", play(NewEngine(), key(tcp, 1, 53), parts...), want)
 }
 
 func FuzzDNS(f *testing.F) {
 	query := dnsQuery("www.example.org", 28)
-	fuzz(f, query, append(be16(nil, len(query)), query...), []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0xC0, 12})
+	fuzz(f, query, append(wire16(nil, len(query)), query...), []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0xC0, 12})
 }

@@ -8,13 +8,20 @@ var httpMethods = []string{
 	"PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH",
 }
 
+// webProtocols are HTTP and what it turns into.
+var webProtocols = []protocol{
+	{label: "http", stream: httpStream, also: []string{"http_proxy", "http_connect", "websocket", "soap"}},
+	{label: "http2", stream: starts("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")}, // RFC 9113 3.4
+	{label: "websocket", stream: webSocketStream, rank: loose},
+}
+
 // httpStream recognises HTTP/1 by a request line or a status line (RFC 9112 3 and 4).
 func httpStream(f *Flow, in *input) outcome {
 	b := in.data
 	if isStatus, short := httpStatus(b); short {
 		return more
 	} else if isStatus {
-		return label // the host is in the other direction
+		return f.httpAnswer(in)
 	}
 	at, short := httpMethod(b)
 	if short {
@@ -22,9 +29,6 @@ func httpStream(f *Flow, in *input) outcome {
 	}
 	if at == 0 {
 		return no
-	}
-	if string(b[:at]) == "CONNECT " {
-		return foreign // a proxy's tunnel
 	}
 	line := b[at:]
 	end := bytes.IndexByte(line, '\n')
@@ -46,21 +50,149 @@ func httpStream(f *Flow, in *input) outcome {
 	if !bytes.HasPrefix(version, []byte("HTTP/1.")) || len(target) == 0 {
 		return no // RTSP, SIP, ICAP and others share the shape
 	}
-	if bytes.HasPrefix(target, []byte("http://")) || bytes.HasPrefix(target, []byte("https://")) {
-		return foreign // asks a proxy
+	f.facts.Method = f.engine.names.get(b[:at-1])
+	return f.httpFields(in, target, line[end+1:])
+}
+
+// httpFields reads the header of a request.
+func (f *Flow) httpFields(in *input, target, head []byte) outcome {
+	if equalFold(field(head, "Upgrade"), "websocket") {
+		f.httpHost(field(head, "Host"))
+		f.userAgent(head)
+		return f.upgraded(head)
 	}
-	head := line[end+1:]
-	if host := field(head, "Host"); host != nil {
-		if i := bytes.LastIndexByte(host, ':'); i > 0 && bytes.IndexByte(host[i:], ']') < 0 {
-			host = host[:i]
+	done := label
+	if len(in.data) >= MaxBytes || bytes.Contains(head, []byte("\n\r\n")) || bytes.HasPrefix(head, []byte("\r\n")) {
+		done = f.helloDone(in.dir)
+	}
+	host := field(head, "Host")
+	switch {
+	case f.facts.Method == "CONNECT": // RFC 9110 9.3.6
+		if host == nil {
+			host = target
 		}
-		f.setHost(host)
-		return final
+		f.httpHost(host)
+		return f.is("http_connect", Payload, done)
+	case bytes.HasPrefix(target, []byte("http://")), bytes.HasPrefix(target, []byte("https://")):
+		f.httpHost(host)
+		f.userAgent(head)
+		return f.is("http_proxy", Payload, done) // RFC 9112 3.2.2
 	}
-	if bytes.Contains(head, []byte("\n\r\n")) || bytes.HasPrefix(head, []byte("\r\n")) {
-		return final // no Host at all
+	f.httpHost(host)
+	f.userAgent(head)
+	f.risk(prefixed(field(head, "Authorization"), "Basic "), ClearCredentials)
+	if field(head, "SOAPAction") != nil || bytes.HasPrefix(field(head, "Content-Type"), []byte("application/soap+xml")) {
+		return f.is("soap", Negotiated, done) // SOAP 1.1 6.1.1, SOAP 1.2 part 2
+	}
+	return done
+}
+
+// upgraded reads on behind a header that asks for or agrees to WebSocket: the first frame makes it one (RFC 6455
+// 4.1 and 5.2).
+func (f *Flow) upgraded(head []byte) outcome {
+	end := bytes.Index(head, []byte("\r\n\r\n"))
+	if end < 0 || len(head) < end+6 {
+		return label
+	}
+	if frame := head[end+4:]; frame[0]&0x70 == 0 && (frame[0]&15 <= 2 || frame[0]&15 >= 8 && frame[0]&15 <= 10) {
+		return f.is("websocket", Negotiated, final)
 	}
 	return label
+}
+
+// httpHost keeps a Host field without its port.
+func (f *Flow) httpHost(host []byte) {
+	if i := bytes.LastIndexByte(host, ':'); i > 0 && bytes.IndexByte(host[i:], ']') < 0 {
+		host = host[:i]
+	}
+	if len(host) > 0 {
+		f.setHost(host)
+	}
+}
+
+// maxUserAgent bounds what is kept of a User-Agent field, in bytes.
+const maxUserAgent = 256
+
+func (f *Flow) userAgent(head []byte) {
+	agent := field(head, "User-Agent")
+	agent = agent[:min(len(agent), maxUserAgent)]
+	if len(agent) > 0 && printable(agent) {
+		f.facts.UserAgent = f.engine.names.get(agent)
+	}
+}
+
+// httpAnswer reads the header of an answer and looks at the first bytes of its body.
+func (f *Flow) httpAnswer(in *input) outcome {
+	b := in.data
+	end := bytes.Index(b, []byte("\r\n\r\n"))
+	if end < 0 {
+		if len(b) >= MaxBytes {
+			return f.helloDone(in.dir)
+		}
+		return label
+	}
+	if at(b, 9, "101") && equalFold(field(b, "Upgrade"), "websocket") {
+		return f.upgraded(b)
+	}
+	if body := b[end+4:]; len(body) >= 4 {
+		f.risk(prefixed(body, "MZ") || prefixed(body, "\x7fELF"), Executable)
+	}
+	return f.helloDone(in.dir)
+}
+
+// webSocketStream recognises a connection whose upgrade was not seen: a frame with text or a control code, no
+// reserved bits, whose length is the segment's; a client's is masked (RFC 6455 5.2). Two bytes are little, so
+// both sides have to look like it.
+func webSocketStream(f *Flow, in *input) outcome {
+	masked, ok := webSocketFrame(in.data)
+	if !ok {
+		return no
+	}
+	other := f.other(in)
+	if len(other) == 0 {
+		return more
+	}
+	size := f.dirs[in.dir^1].first.size
+	if len(other) < 2 || other[0]&0x70 != 0 || other[0]&0x80 == 0 || other[1]&0x80 != 0 == masked {
+		return no
+	}
+	if code := other[0] & 15; code != 1 && code != 2 && code < 8 || code > 10 || int(other[1]&0x7F)+2 > size && other[1]&0x7F < 126 {
+		return no
+	}
+	return final
+}
+
+// webSocketFrame reads a frame header and compares lengths.
+func webSocketFrame(b []byte) (masked, ok bool) {
+	if len(b) < 2 || b[0]&0xF0 != 0x80 {
+		return false, false
+	}
+	code := b[0] & 15
+	if code != 1 && code != 2 && (code < 8 || code > 10) {
+		return false, false
+	}
+	masked = b[1]&0x80 != 0
+	head, size := 2, int(b[1]&0x7F)
+	if size == 126 {
+		if len(b) < 4 {
+			return false, false
+		}
+		head, size = 4, be16(b[2:])
+	}
+	if size == 127 {
+		return false, false
+	}
+	body := b[head:]
+	if masked {
+		if len(body) < 4 {
+			return false, false
+		}
+		body = body[4:]
+	}
+	if len(body) < size || !masked && code == 1 && !printable(body[:size]) {
+		return false, false
+	}
+	return masked, len(body) == size || len(body) > size && body[size]&0x70 == 0
 }
 
 // httpMethod returns the length of a method with its space, 0 when b begins with none.

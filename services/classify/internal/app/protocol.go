@@ -1,5 +1,12 @@
 package app
 
+import (
+	"cmp"
+	"slices"
+
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+)
+
 // outcome is a protocol's answer to the bytes so far.
 type outcome uint8
 
@@ -20,36 +27,98 @@ type input struct {
 // forget lets go of the borrowed bytes.
 func (in *input) forget() { in.data = nil }
 
-// protocol is an entry of the table.
+// rank says how much of a message a protocol checks. The exact ones are asked first.
+type rank uint8
+
+const (
+	exact  rank = iota // a magic number, or a structure that chance does not give
+	shaped             // a header whose lengths and codes fit
+	loose              // little to hold on to
+	guess              // a shape that many messages have by chance: asked last
+)
+
+// protocol is an entry of a family's table.
 type protocol struct {
 	label    string
 	stream   func(f *Flow, in *input) outcome // TCP; nil = never on TCP
 	datagram func(f *Flow, in *input) outcome // UDP; nil = never on UDP
+	rank     rank
+	also     []string // labels that the functions may give instead
 }
 
-// protocols is the table, in the order in which protocols are asked: the exact ones before the loose ones.
+// protocols is the table of all families, in the order in which protocols are asked.
 var protocols []protocol
 
-// streamProtocols has bit i set when protocols[i] is spoken over TCP.
-var streamProtocols uint32
+// protocolSet has a bit for each index into protocols.
+type protocolSet [4]uint64
+
+func (s *protocolSet) add(i int)  { s[i>>6] |= 1 << (i & 63) }
+func (s *protocolSet) none() bool { return s[0]|s[1]|s[2]|s[3] == 0 }
+
+var streamProtocols, datagramProtocols protocolSet
 
 func init() { //nolint:gochecknoinits // the entries refer back to the table
-	protocols = []protocol{
-		{label: "tls", stream: tlsStream},
-		{label: "http", stream: httpStream},
-		{label: "ssh", stream: sshStream},
-		{label: "quic", datagram: quicDatagram},
-		{label: "dhcp", datagram: dhcpDatagram},
-		{label: "ssdp", datagram: ssdpDatagram},
-		{label: "mdns", datagram: mdnsDatagram},
-		{label: "ntp", datagram: ntpDatagram},
-		{label: "dns", stream: dnsStream, datagram: dnsDatagram},
-		{label: "icmp"},
-		{label: "icmpv6"},
+	for _, family := range [][]protocol{
+		webProtocols, secureProtocols, nameProtocols, mailProtocols, databaseProtocols, messagingProtocols, voiceProtocols,
+		vpnProtocols, industrialProtocols, remoteProtocols, directoryProtocols, routingProtocols, peerProtocols,
+		chatProtocols, gameProtocols, homeProtocols, buildingProtocols, storeProtocols,
+	} {
+		protocols = append(protocols, family...)
 	}
+	slices.SortStableFunc(protocols, func(a, b protocol) int { return cmp.Compare(a.rank, b.rank) })
 	for i, p := range protocols {
 		if p.stream != nil {
-			streamProtocols |= 1 << i
+			streamProtocols.add(i)
+		}
+		if p.datagram != nil {
+			datagramProtocols.add(i)
 		}
 	}
+}
+
+// LabelOf is the label that an IP protocol number is enough for, "" = none.
+func LabelOf(proto uint8) string {
+	switch proto {
+	case packet.ProtoICMP:
+		return "icmp"
+	case packet.ProtoICMPv6:
+		return "icmpv6"
+	case 2:
+		return "igmp"
+	case 50, 51: // ESP, AH
+		return "ipsec"
+	case 89:
+		return "ospf"
+	case 103:
+		return "ip_pim"
+	case 112:
+		return "vrrp"
+	case 113:
+		return "pgm"
+	case packet.ProtoSCTP:
+		return "sctp"
+	}
+	return ""
+}
+
+// Labels returns every label that a flow may get, Unknown not among them.
+func Labels() []string {
+	seen := map[string]bool{}
+	for _, p := range protocols {
+		seen[p.label] = true
+		for _, l := range p.also {
+			seen[l] = true
+		}
+	}
+	for proto := range 256 {
+		if l := LabelOf(uint8(proto)); l != "" { //nolint:gosec // below 256
+			seen[l] = true
+		}
+	}
+	out := make([]string, 0, len(seen))
+	for l := range seen {
+		out = append(out, l)
+	}
+	slices.Sort(out)
+	return out
 }

@@ -104,7 +104,7 @@ func googleVersion(v uint32) bool {
 func quicDatagram(f *Flow, in *input) outcome {
 	b := in.data
 	if b[0]&0x80 == 0 {
-		if f.app >= 0 {
+		if f.at >= 0 {
 			return label // short headers follow
 		}
 		return googleQUIC(f, b)
@@ -245,6 +245,9 @@ func (f *Flow) quicHello(dir uint8, packet []byte, at int, h *longHeader) bool {
 	c.parse(message)
 	if !c.bad {
 		c.keep(f)
+		if whole {
+			c.prints(f, 'q')
+		}
 	}
 	return whole || n == MaxBytes
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"testing"
 
 	"github.com/tidegate-mesh/tidegate/libs/packet"
@@ -34,7 +35,7 @@ func TestQUICKeys(t *testing.T) {
 func TestExpandLabel(t *testing.T) {
 	for _, name := range []string{"client in", "quic key", "quicv2 hp"} {
 		secret := sha256.Sum256([]byte(name))
-		info := append(be16(nil, 32), byte(6+len(name)))
+		info := append(wire16(nil, 32), byte(6+len(name)))
 		info = append(append(info, "tls13 "+name...), 0)
 		want, err := hkdf.Expand(sha256.New, secret[:], string(info), 32)
 		if err != nil {
@@ -46,7 +47,7 @@ func TestExpandLabel(t *testing.T) {
 	}
 }
 
-func appendVarint(b []byte, v int) []byte { return be16(b, v|0x4000) }
+func appendVarint(b []byte, v int) []byte { return wire16(b, v|0x4000) }
 
 func cryptoFrame(offset int, data []byte) []byte {
 	return append(appendVarint(appendVarint([]byte{6}, offset), len(data)), data...)
@@ -107,9 +108,7 @@ func TestQUICVersions(t *testing.T) {
 	for _, version := range []uint32{quicV1, quicV2, quicDraft | 22, quicDraft | 27, quicDraft | 28, quicDraft | 29, quicDraft | 32,
 		quicDraft | 33, quicDraft | 34, quicMvfst | 2, quicT050, quicT051} {
 		b := initialPacket(version, dcid, 0, cryptoFrame(0, clientHelloMessage("www.example.org", "h3", 0)))
-		if got := play(NewEngine(), key(udp, 40000, 4433), part{0, 0, b}); got != want {
-			t.Errorf("version %#x: %+v", version, got)
-		}
+		same(t, fmt.Sprintf("version %#x", version), play(NewEngine(), key(udp, 40000, 4433), part{0, 0, b}), want)
 	}
 }
 
@@ -135,20 +134,14 @@ func TestQUICReassembly(t *testing.T) {
 		if name == "repeated" {
 			w = Result{App: "quic", Host: "www.example.org", ALPN: "h3"} // names come before the padding that is missing
 		}
-		if got := play(NewEngine(), key(udp, 40000, 443), parts...); got != w {
-			t.Errorf("%s: %+v, want %+v", name, got, w)
-		}
+		same(t, name, play(NewEngine(), key(udp, 40000, 443), parts...), w)
 	}
 	// The client may be the flow's destination, when the capture began late.
 	small := initialPacket(quicV1, dcid, 0, cryptoFrame(0, clientHelloMessage("www.example.org", "h3", 0)))
-	if got := play(NewEngine(), key(udp, 443, 40000), part{1, 0, small}); got != want {
-		t.Errorf("client is the destination: %+v", got)
-	}
+	same(t, "client is the destination", play(NewEngine(), key(udp, 443, 40000), part{1, 0, small}), want)
 	// Coalesced packets (RFC 9000 12.2): the Initial is the second.
 	zero := append([]byte{0xD0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0}, append(appendVarint(nil, 40), make([]byte, 40)...)...)
-	if got := play(NewEngine(), key(udp, 40000, 443), part{0, 0, append(zero, small...)}); got != want {
-		t.Errorf("coalesced: %+v", got)
-	}
+	same(t, "coalesced", play(NewEngine(), key(udp, 40000, 443), part{0, 0, append(zero, small...)}), want)
 }
 
 func TestQUICShapes(t *testing.T) {

@@ -69,13 +69,36 @@ func (p *pieces) insert(buf []byte, offset uint32, data []byte) {
 
 // direction is one side's payload.
 type direction struct {
-	buf     []byte // nil until a segment has to wait
-	pieces  pieces
-	alive   uint32 // bit set over protocols: still possible for this stream's beginning
-	base    uint32 // offset of the stream's first byte
-	bytes   int
-	packets uint8
+	buf      []byte // nil until a segment has to wait
+	pieces   pieces
+	alive    protocolSet // still possible for this stream's beginning
+	base     uint32      // offset of the stream's first byte
+	bytes    int
+	packets  uint8
+	done     bool // nothing more is to be learnt from this direction
+	first    head // of the first segment or datagram
+	previous head // of the datagram before the one at hand
 }
+
+// agrees tells whether two versions of a stream's beginning say the same as far as both go.
+func agrees(a, b []byte) bool {
+	n := min(len(a), len(b))
+	return string(a[:n]) == string(b[:n])
+}
+
+// head is the beginning of a message, kept because its sense depends on what follows.
+type head struct {
+	size int // of the whole message
+	data [24]byte
+}
+
+func (h *head) keep(b []byte) {
+	h.size = len(b)
+	copy(h.data[:], b)
+}
+
+// bytes is what was kept; nothing of it is to be changed.
+func (h *head) bytes() []byte { return h.data[:min(h.size, len(h.data))] }
 
 func (d *direction) exhausted() bool { return d.packets >= MaxPackets || d.bytes >= MaxBytes }
 

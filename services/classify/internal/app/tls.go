@@ -2,6 +2,14 @@ package app
 
 import "encoding/binary"
 
+// secureProtocols are those whose payload is encrypted behind a handshake in clear.
+var secureProtocols = []protocol{
+	{label: "tls", stream: tlsStream, also: []string{"imaps", "pop3s", "smtps", "ftps", "applepush"}},
+	{label: "dtls", datagram: dtlsDatagram},
+	{label: "ssh", stream: sshStream},
+	{label: "quic", datagram: quicDatagram},
+}
+
 // TLS record content types (RFC 8446 B.1, RFC 6520).
 const (
 	recordChangeCipher = 20
@@ -44,7 +52,7 @@ func tlsStream(f *Flow, in *input) outcome {
 		return more
 	}
 	if b[0] != recordHandshake {
-		return tlsRecords(b)
+		return f.tlsKind(tlsRecords(b))
 	}
 	message, whole := tlsMessage(f.engine, b)
 	if len(message) == 0 {
@@ -69,15 +77,22 @@ func tlsStream(f *Flow, in *input) outcome {
 			return final
 		}
 		h.keep(f)
-		if whole {
-			return final
+		if !whole && len(message) < MaxBytes {
+			return f.tlsKind(label)
 		}
-		return label
-	case helloRequest, serverHello, 4, 8, 11, 12, 13, 14, 15, 16, 20, 22:
-		return label // the server's side; the client's says the name
+		h.prints(f, 't')
+		return f.tlsKind(f.helloDone(in.dir))
+	case serverHello:
+		if whole {
+			f.serverHello(message)
+			return f.tlsKind(f.helloDone(in.dir))
+		}
+		return f.tlsKind(label)
+	case helloRequest, 4, 8, 11, 12, 13, 14, 15, 16, 20, 22:
+		return f.tlsKind(label) // the server's side; the client's says the name
 	}
 	// Behind ChangeCipherSpec handshake messages are encrypted: any first byte will do once records follow.
-	return tlsRecords(b)
+	return f.tlsKind(tlsRecords(b))
 }
 
 // tlsRecords accepts a stream that begins inside a connection: every record in it must have a header that
@@ -148,11 +163,56 @@ func tlsMessage(e *Engine, b []byte) (message []byte, whole bool) {
 	return message, false
 }
 
+// portsOverTLS are the protocols whose registered port means TLS from the first byte (RFC 8314 3.2, RFC 4217).
+// What they carry cannot be seen, so the port decides, between nothing but protocols over TLS.
+var portsOverTLS = map[uint16]string{993: "imaps", 995: "pop3s", 465: "smtps", 990: "ftps"}
+
+// tlsKind turns tls into the label of what runs over it, where ALPN or the port tell.
+func (f *Flow) tlsKind(o outcome) outcome {
+	if o != label && o != final || f.app != "" && f.app != "tls" {
+		return o
+	}
+	switch f.alpn {
+	case "imap":
+		return f.is("imaps", Negotiated, o)
+	case "pop3":
+		return f.is("pop3s", Negotiated, o)
+	case "apns-security-v2", "apns-security-v3", "apns-pack-v1":
+		return f.is("applepush", Negotiated, o)
+	}
+	for _, port := range [2]uint16{f.key.DstPort, f.key.SrcPort} {
+		if name := portsOverTLS[port]; name != "" {
+			return f.is(name, Port, o)
+		}
+	}
+	return o
+}
+
+// noteHello is set when one direction's hello is complete.
+const noteHello = 1
+
+// helloDone ends the reading of one direction; the flow's when the other is done too.
+func (f *Flow) helloDone(dir uint8) outcome {
+	f.dirs[dir].done = true
+	if f.notes&noteHello != 0 && f.dirs[dir^1].done {
+		return final
+	}
+	f.notes |= noteHello
+	return label
+}
+
 // hello is what a ClientHello says in clear.
 type hello struct {
 	host, alpn []byte
-	bad        bool // a length that cannot be
-	short      bool // the bytes end before the message does
+	version    int    // of the message
+	ciphers    []byte // 2 bytes each
+	extensions []byte // the list with its values
+	versions   []byte // supported_versions, 2 bytes each
+	signatures []byte // signature_algorithms, 2 bytes each
+	groups     []byte // supported_groups, 2 bytes each
+	formats    []byte // ec_point_formats
+	bad        bool   // a length that cannot be
+	short      bool   // the bytes end before the message does
 }
 
 // take cuts n bytes off *b.
@@ -187,10 +247,12 @@ func (h *hello) parse(m []byte) {
 		h.bad = true
 		return
 	}
-	if version := h.number(&b, 2); !h.short && version>>8 != 3 {
+	h.version = h.number(&b, 2)
+	if !h.short && h.version>>8 != 3 && h.version>>8 != 0xFE && h.version != 0x0100 {
 		h.bad = true
 		return
 	}
+	datagrams := h.version>>8 == 0xFE || h.version == 0x0100 // DTLS, and OpenSSL's before there was a standard
 	h.take(&b, 32)
 	session := h.number(&b, 1)
 	if session > 32 {
@@ -198,18 +260,24 @@ func (h *hello) parse(m []byte) {
 		return
 	}
 	h.take(&b, session)
+	cookie := 0
+	if datagrams {
+		cookie = 1 + h.number(&b, 1) // RFC 6347 4.2.1
+		h.take(&b, cookie-1)
+	}
 	ciphers := h.number(&b, 2)
-	if !h.short && (ciphers == 0 || ciphers%2 != 0 || 38+session+ciphers > size) {
+	if !h.short && (ciphers == 0 || ciphers%2 != 0 || 38+session+cookie+ciphers > size) {
 		h.bad = true
 		return
 	}
-	h.take(&b, ciphers)
+	h.ciphers = h.take(&b, ciphers)
 	h.take(&b, h.number(&b, 1))
 	if h.short || len(b) == 0 {
 		return
 	}
 	rest := h.number(&b, 2)
 	b = b[:min(rest, len(b))]
+	h.extensions = b
 	for len(b) >= 4 {
 		kind := h.number(&b, 2)
 		value := h.take(&b, h.number(&b, 2))
@@ -218,8 +286,31 @@ func (h *hello) parse(m []byte) {
 			h.serverName(value)
 		case 16: // application_layer_protocol_negotiation (RFC 7301 3.1)
 			h.protocol(value)
+		case 10: // supported_groups (RFC 8422 5.1.1)
+			h.groups = list(value, 2)
+		case 11: // ec_point_formats (RFC 8422 5.1.2)
+			h.formats = list(value, 1)
+		case 13: // signature_algorithms (RFC 8446 4.2.3)
+			h.signatures = list(value, 2)
+		case 43: // supported_versions (RFC 8446 4.2.1)
+			h.versions = list(value, 1)
 		}
 	}
+}
+
+// list cuts off the length of n bytes that a vector begins with; nil when it lies.
+func list(b []byte, n int) []byte {
+	size := 0
+	if len(b) < n {
+		return nil
+	}
+	for _, c := range b[:n] {
+		size = size<<8 | int(c)
+	}
+	if size > len(b)-n {
+		return nil
+	}
+	return b[n : n+size]
 }
 
 // serverName reads the first name of type host_name.

@@ -7,11 +7,11 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
 
-func be16(b []byte, v int) []byte { return binary.BigEndian.AppendUint16(b, uint16(v)) }
+func wire16(b []byte, v int) []byte { return binary.BigEndian.AppendUint16(b, uint16(v)) }
 
 // extension wraps an extension's value.
 func extension(kind int, value []byte) []byte {
-	return append(be16(be16(nil, kind), len(value)), value...)
+	return append(wire16(wire16(nil, kind), len(value)), value...)
 }
 
 // clientHelloMessage builds a ClientHello of at least size bytes; empty names leave their extension out.
@@ -19,27 +19,27 @@ func clientHelloMessage(host, alpn string, size int) []byte {
 	var ext []byte
 	ext = append(ext, extension(0x0A0A, nil)...)
 	if host != "" {
-		name := append(be16([]byte{0}, len(host)), host...)
-		ext = append(ext, extension(0, append(be16(nil, len(name)), name...))...)
+		name := append(wire16([]byte{0}, len(host)), host...)
+		ext = append(ext, extension(0, append(wire16(nil, len(name)), name...))...)
 	}
 	if alpn != "" {
 		list := append([]byte{byte(len(alpn))}, alpn...)
-		ext = append(ext, extension(16, append(be16(nil, len(list)), list...))...)
+		ext = append(ext, extension(16, append(wire16(nil, len(list)), list...))...)
 	}
 	body := append([]byte{3, 3}, make([]byte, 32)...)
 	body = append(body, 32)
 	body = append(body, make([]byte, 32)...)
-	body = append(be16(body, 4), 0x13, 0x01, 0x13, 0x02)
+	body = append(wire16(body, 4), 0x13, 0x01, 0x13, 0x02)
 	body = append(body, 1, 0)
 	if pad := size - 4 - len(body) - 2 - len(ext) - 4; pad > 0 {
 		ext = append(ext, extension(21, make([]byte, pad))...)
 	}
-	body = append(be16(body, len(ext)), ext...)
+	body = append(wire16(body, len(ext)), ext...)
 	return append([]byte{clientHello, 0, byte(len(body) >> 8), byte(len(body))}, body...)
 }
 
 func record(message []byte) []byte {
-	return append(be16([]byte{recordHandshake, 3, 1}, len(message)), message...)
+	return append(wire16([]byte{recordHandshake, 3, 1}, len(message)), message...)
 }
 
 func TestTLS(t *testing.T) {
@@ -53,14 +53,14 @@ func TestTLS(t *testing.T) {
 	}
 	old := append([]byte{0x80, 9 + 6 + 16, 1, 3, 1, 0, 6, 0, 0, 0, 16}, make([]byte, 22)...)
 	serverSide := record([]byte{serverHello, 0, 0, 40, 3, 3, 0, 0})
-	full := Result{App: "tls", Host: "www.example.org", ALPN: "h2", Final: true}
+	full := Result{App: "tls", Host: "www.example.org", ALPN: "h2"} // final with the answer
 	tcp := uint8(packet.ProtoTCP)
 	check(t, []one{
 		{"hello", tcp, 1, 443, whole, full},
 		{"other port", tcp, 1, 9999, whole, full},
 		{"split over records", tcp, 1, 443, split, full},
-		{"no names", tcp, 1, 443, record(clientHelloMessage("", "", 0)), Result{App: "tls", Final: true}},
-		{"binary name", tcp, 1, 443, record(clientHelloMessage("a\x00b", "h2", 0)), Result{App: "tls", ALPN: "h2", Final: true}},
+		{"no names", tcp, 1, 443, record(clientHelloMessage("", "", 0)), Result{App: "tls"}},
+		{"binary name", tcp, 1, 443, record(clientHelloMessage("a\x00b", "h2", 0)), Result{App: "tls", ALPN: "h2"}},
 		{"not whole", tcp, 1, 443, whole[:100], Result{App: "tls"}},
 		{"first bytes", tcp, 1, 443, whole[:5], unknown},
 		{"cipher length lies", tcp, 1, 443, edit(whole, 5+4+35+32, 0xFF, 0xFF), Result{App: "tls", Final: true}},
@@ -82,9 +82,7 @@ func TestTLSLongHello(t *testing.T) {
 		parts = append(parts, part{0, uint32(at), whole[at:min(at+1400, MaxBytes)]})
 	}
 	want := Result{App: "tls", Host: "www.example.org", ALPN: "h2"}
-	if got := play(NewEngine(), key(packet.ProtoTCP, 1, 443), parts...); got != want {
-		t.Errorf("%+v, want %+v", got, want)
-	}
+	same(t, "long hello", play(NewEngine(), key(packet.ProtoTCP, 1, 443), parts...), want)
 }
 
 func FuzzTLS(f *testing.F) {

@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"net/http"
@@ -21,7 +22,7 @@ type rulesInput struct {
 }
 
 type ruleOutput struct {
-	ETag string `header:"ETag" doc:"the revision, for If-Match"`
+	ETag string `header:"ETag" doc:"for If-Match: the revision, in a GET followed by a dot and a mark of the counters"`
 	Body api.Rule
 }
 
@@ -61,6 +62,16 @@ type revokeInput struct {
 // ruleTag is the entity tag of a revision.
 func ruleTag(revision string) string { return `"` + revision + `"` }
 
+// ruleStateTag is the entity tag of a rule with its counters, which change under one revision: the tag changes with
+// them (RFC 9110, section 8.8.1), and If-Match looks at the revision in it alone.
+func ruleStateTag(r *api.Rule) (string, error) {
+	var b bytes.Buffer
+	if err := marshal(&b, r); err != nil {
+		return "", err
+	}
+	return `"` + r.Revision + "." + strings.Trim(entityTag(b.Bytes()), `"`) + `"`, nil
+}
+
 // revision is what If-Match names, "" for any.
 func revision(header string) (string, error) {
 	if header == "*" {
@@ -68,8 +79,9 @@ func revision(header string) (string, error) {
 	}
 	text, ok := strings.CutPrefix(header, `"`)
 	text, end := strings.CutSuffix(text, `"`)
+	text, _, _ = strings.Cut(text, ".")
 	if _, err := strconv.ParseUint(text, 10, 64); err != nil || !ok || !end {
-		return "", &Problem{
+		return "", &api.Problem{
 			Status: http.StatusPreconditionFailed, Title: http.StatusText(http.StatusPreconditionFailed),
 			Detail: "If-Match names no revision of a rule: send the ETag of GET, or *", Errors: []api.ProblemDetail{{Location: "header.If-Match", Message: "no such revision"}},
 		}
@@ -97,7 +109,11 @@ func (a *API) rules() {
 		if err != nil {
 			return nil, fail(ctx, err)
 		}
-		return &ruleOutput{Body: r}, nil // its counters change without a new revision: the tag is of the bytes
+		tag, err := ruleStateTag(&r)
+		if err != nil {
+			return nil, err
+		}
+		return &ruleOutput{ETag: tag, Body: r}, nil
 	})
 	explain := operation(caller.Viewer, http.MethodGet, "/rules/{id}/explain", "explain-rule", "Why a rule is there and what it does", "rules")
 	explain.Errors = []int{http.StatusNotFound}
@@ -124,14 +140,14 @@ func (a *API) rules() {
 	replace.Errors = []int{http.StatusNotFound, http.StatusPreconditionFailed, http.StatusPreconditionRequired}
 	huma.Register(a.huma, replace, func(ctx context.Context, in *replaceInput) (*ruleOutput, error) {
 		if in.IfMatch == "" {
-			return nil, &Problem{
+			return nil, fail(ctx, &api.Problem{
 				Status: http.StatusPreconditionRequired, Title: http.StatusText(http.StatusPreconditionRequired),
 				Detail: "name the rule's revision in If-Match, so that nobody's change is lost: it is the field revision in quotes",
-			}
+			})
 		}
 		rev, err := revision(in.IfMatch)
 		if err != nil {
-			return nil, err
+			return nil, fail(ctx, err)
 		}
 		r, err := o.ReplaceRule(ctx, in.ID, rev, in.Body)
 		if err != nil {
@@ -147,7 +163,7 @@ func (a *API) rules() {
 		if in.IfMatch != "" {
 			var err error
 			if rev, err = revision(in.IfMatch); err != nil {
-				return nil, err
+				return nil, fail(ctx, err)
 			}
 		}
 		if err := o.RevokeRule(ctx, in.ID, rev); err != nil {

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"reflect"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -36,13 +38,26 @@ func (p *Problem) Error() string { return (*api.Problem)(p).Error() }
 // GetStatus implements huma.StatusError.
 func (p *Problem) GetStatus() int { return p.Status }
 
+// GetHeaders implements huma.HeadersError: what may work soon says so.
+func (p *Problem) GetHeaders() http.Header {
+	if p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests {
+		return http.Header{"Retry-After": {"1"}}
+	}
+	return nil
+}
+
 // ContentType implements huma.ContentTypeFilter.
 func (p *Problem) ContentType(string) string { return problemType }
 
 // huma's errors are made by functions of the package, for the whole process; nothing else in it uses huma.
 func init() {
+	huma.ValidateStrictCasing = true // the document knows one spelling of a name
 	huma.NewError = func(status int, detail string, errs ...error) huma.StatusError {
 		p := &Problem{Status: status, Title: http.StatusText(status), Detail: detail}
+		if status >= http.StatusInternalServerError {
+			p.Detail = "the gateway failed: its log tells more"
+			return p // what went wrong inside is not for the client
+		}
 		for _, err := range errs {
 			d := &huma.ErrorDetail{Message: "not valid"}
 			if !errors.As(err, &d) && err != nil {
@@ -90,6 +105,9 @@ func shown(v any) any {
 func newHuma(a *API, version string) huma.API {
 	registry := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	registry.RegisterTypeAlias(reflect.TypeFor[api.Nanos](), reflect.TypeFor[nanos]())
+	registry.RegisterTypeAlias(reflect.TypeFor[uint16](), reflect.TypeFor[integer16]())
+	registry.RegisterTypeAlias(reflect.TypeFor[int32](), reflect.TypeFor[integer32]())
+	registry.RegisterTypeAlias(reflect.TypeFor[uint64](), reflect.TypeFor[integer64]())
 	asJSON := huma.Format{Marshal: marshal, Unmarshal: unmarshal}
 	return huma.NewAPI(huma.Config{
 		OpenAPI: &huma.OpenAPI{
@@ -120,13 +138,38 @@ func (nanos) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Pattern: `^-?[0-9]{1,19}$`, Examples: []any{"1764064800000000000"}}
 }
 
+// What huma does not say about integers is how large they may be.
+type (
+	integer16 uint16
+	integer32 int32
+	integer64 uint64
+)
+
+// Schema implements huma.SchemaProvider.
+func (integer16) Schema(huma.Registry) *huma.Schema { return integer("int32", 0, math.MaxUint16) }
+
+// Schema implements huma.SchemaProvider.
+func (integer32) Schema(huma.Registry) *huma.Schema {
+	return integer("int32", math.MinInt32, math.MaxInt32)
+}
+
+// Schema implements huma.SchemaProvider. Its bound is the largest double that fits.
+func (integer64) Schema(huma.Registry) *huma.Schema {
+	return integer("int64", 0, math.Nextafter(1<<64, 0))
+}
+
+func integer(format string, low, high float64) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeInteger, Format: format, Minimum: &low, Maximum: &high}
+}
+
 func marshal(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
 }
 
-// unmarshal refuses what readers of JSON disagree about: names that come twice, and what follows the value.
+// unmarshal refuses what readers of JSON disagree about: names that come twice, and what follows the value. It also
+// refuses control characters in text: databases and terminals choke on them.
 func unmarshal(data []byte, v any) error {
 	if _, ok := v.(*any); ok { // the first of huma's two readings
 		if err := strict(data); err != nil {
@@ -159,6 +202,12 @@ func value(dec *json.Decoder, depth int) error {
 	if err != nil {
 		return err
 	}
+	switch t := t.(type) {
+	case nil:
+		return errors.New("null is no value here: leave the name out") // huma would take it for absent, and a match would widen
+	case string:
+		return plain(t)
+	}
 	open, ok := t.(json.Delim)
 	if !ok {
 		return nil
@@ -174,6 +223,9 @@ func value(dec *json.Decoder, depth int) error {
 				return err
 			}
 			key, _ := name.(string)
+			if err := plain(key); err != nil {
+				return err
+			}
 			if names[key] {
 				return fmt.Errorf("the name %q comes twice in one object", shown(key))
 			}
@@ -185,6 +237,13 @@ func value(dec *json.Decoder, depth int) error {
 	}
 	_, err = dec.Token()
 	return err
+}
+
+func plain(s string) error {
+	if strings.ContainsFunc(s, unicode.IsControl) {
+		return errors.New("there is a control character in a text")
+	}
+	return nil
 }
 
 // operation declares a route of a role.
@@ -237,7 +296,7 @@ func describe(doc *huma.OpenAPI) {
 func fail(ctx context.Context, err error) error {
 	var p *api.Problem
 	if !errors.As(err, &p) {
-		return err
+		return err // huma makes it a 500
 	}
 	out := Problem(*p)
 	if out.RequestID == "" {

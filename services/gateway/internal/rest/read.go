@@ -31,6 +31,11 @@ type flowsInput struct {
 	Paging
 }
 
+// Resolve implements huma.Resolver: Located's, which is nearer, would hide that of Times.
+func (f *flowsInput) Resolve(ctx huma.Context) []error {
+	return append(f.Located.Resolve(ctx), f.Times.Resolve(ctx)...)
+}
+
 type topInput struct {
 	Traffic
 	By    string `query:"by" enum:"src,dst,app,host,port" default:"app" doc:"what is ranked"`
@@ -175,7 +180,7 @@ func (a *API) state() {
 	huma.Register(a.huma, now("/sensors", "list-sensors", "Ingest instances that answer; status names those that do not"), func(ctx context.Context, _ *none) (*Output[api.Page[api.Sensor]], error) {
 		sensors, missing := o.Sensors(ctx)
 		if len(sensors) == 0 && len(missing) > 0 {
-			return nil, &Problem{Status: http.StatusServiceUnavailable, Title: http.StatusText(http.StatusServiceUnavailable), Service: missing[0].Service, Detail: missing[0].Problem}
+			return nil, fail(ctx, &api.Problem{Status: http.StatusServiceUnavailable, Title: http.StatusText(http.StatusServiceUnavailable), Service: missing[0].Service, Detail: missing[0].Problem})
 		}
 		return whole(ctx, sensors, nil)
 	})

@@ -105,6 +105,10 @@ const openAPIPath = Prefix + "/openapi.json"
 
 func (a *API) openAPI(w http.ResponseWriter, r *http.Request) {
 	edge.SetRoute(r.Context(), "GET "+openAPIPath)
+	if p := (&route{}).check(r.URL); p != nil {
+		caller.WriteProblem(w, r, *p)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	respond(w, r, http.StatusOK, a.document)
 }

@@ -1,7 +1,9 @@
 package rest
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -74,6 +76,10 @@ func (r *route) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			caller.WriteProblem(w, req, *p)
 			return
 		}
+	}
+	if p := single(req.Header); p != nil {
+		caller.WriteProblem(w, req, *p)
+		return
 	}
 	if r.hot && req.URL.RawQuery == "" {
 		r.serveKept(w, req)
@@ -207,8 +213,37 @@ func (r *route) once(w http.ResponseWriter, req *http.Request, keys []string) {
 	}
 	if replayed {
 		w.Header().Set("Idempotency-Replayed", "true")
+		s.Body = reissue(req.Context(), &s)
 	}
 	respond(w, req, s.Status, s.Body)
+}
+
+// reissue is the body of an answer that is given again: a problem names the request that it answers now.
+func reissue(ctx context.Context, s *ops.Stored) []byte {
+	if s.Status < http.StatusBadRequest {
+		return s.Body
+	}
+	var p api.Problem
+	if json.Unmarshal(s.Body, &p) != nil {
+		return s.Body
+	}
+	p.RequestID = caller.From(ctx).RequestID
+	var b bytes.Buffer
+	if marshal(&b, p) != nil {
+		return s.Body
+	}
+	return b.Bytes()
+}
+
+// single refuses headers that come twice: each names one thing that the request depends on.
+func single(h http.Header) *api.Problem {
+	for _, name := range [...]string{"If-Match", "Idempotency-Key", "Last-Event-Id"} {
+		if len(h[name]) > 1 {
+			return &api.Problem{Status: http.StatusBadRequest, Detail: "the header " + name + " comes more than once",
+				Errors: []api.ProblemDetail{{Location: "header." + name, Message: "give it once"}}}
+		}
+	}
+	return nil
 }
 
 // entityTag is a strong tag of an answer's bytes.

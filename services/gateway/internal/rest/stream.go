@@ -1,8 +1,11 @@
 package rest
 
 import (
+	"errors"
 	"net/http"
+	"net/url"
 	"reflect"
+	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -30,6 +33,9 @@ func (a *API) stream() {
 	id := &huma.Schema{Type: huma.TypeString, Pattern: `^[0-9]{1,18}$`}
 	low, high := 1.0, 60.0
 	whole.Minimum, whole.Maximum = &low, &high
+	for _, s := range []*huma.Schema{whole, list, id} {
+		s.PrecomputeMessages() // for validate
+	}
 	op.Parameters = []*huma.Param{
 		{Name: "types", In: "query", Schema: list, Description: "event types, separated by commas; absent: all"},
 		{Name: "last_event_id", In: "query", Schema: id, Description: "go on after this event"},
@@ -41,7 +47,14 @@ func (a *API) stream() {
 	r := &route{api: a, pattern: op.Method + " " + op.Path, query: map[string]bool{"types": true, "last_event_id": true, "heartbeat": true}}
 	a.mux.Handle(r.pattern, edge.Require(caller.Viewer, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		edge.SetRoute(req.Context(), r.pattern)
-		if p := r.check(req.URL); p != nil {
+		p := r.check(req.URL)
+		if p == nil {
+			p = single(req.Header)
+		}
+		if p == nil {
+			p = validate(registry, op.Parameters, req)
+		}
+		if p != nil {
 			caller.WriteProblem(w, req, *p)
 			return
 		}
@@ -52,4 +65,40 @@ func (a *API) stream() {
 		}
 		a.d.Stream.ServeHTTP(w, req)
 	})))
+}
+
+// validate holds the parameters of a request against the document, as huma does it for the other routes.
+func validate(registry huma.Registry, parameters []*huma.Param, r *http.Request) *api.Problem {
+	query, _ := url.ParseQuery(r.URL.RawQuery) // checked before
+	path, result := huma.NewPathBuffer(nil, 0), &huma.ValidateResult{}
+	for _, p := range parameters {
+		text := query.Get(p.Name)
+		if p.In == "header" {
+			text = r.Header.Get(p.Name)
+		}
+		if text == "" {
+			continue
+		}
+		path.Reset()
+		path.Push(p.In)
+		path.Push(p.Name)
+		var v any = text
+		if p.Schema.Type == huma.TypeInteger {
+			n, err := strconv.ParseInt(text, 10, 64)
+			if err != nil {
+				result.Add(path, text, "invalid integer")
+				continue
+			}
+			v = n
+		}
+		huma.Validate(registry, p.Schema, path, huma.ModeWriteToServer, v, result)
+	}
+	if len(result.Errors) == 0 {
+		return nil
+	}
+	var out *Problem
+	if !errors.As(huma.NewError(http.StatusUnprocessableEntity, "validation failed", result.Errors...), &out) {
+		return &api.Problem{Status: http.StatusUnprocessableEntity}
+	}
+	return (*api.Problem)(out)
 }

@@ -46,7 +46,7 @@
   }
   const keep = (e) => { lastId = e.lastEventId; };
 
-  const charts = TidegateChart.start();
+  let charts = null;
   function live(state) {
     show("lost", false);
     const time = Number(BigInt(state.time_ns) / 1000000n) / 1000;
@@ -107,5 +107,8 @@
     rate();
   }
 
-  connect();
+  // What the server rendered is painted first.
+  const start = () => { charts = TidegateChart.start(); connect(); };
+  if (document.hidden) start();
+  else requestAnimationFrame(() => setTimeout(start));
 })();

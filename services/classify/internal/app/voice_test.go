@@ -1,0 +1,58 @@
+package app
+
+import "testing"
+
+// stunBinding is a request with nothing but the cookie.
+const stunBinding = "\x00\x01\x00\x00" + stunCookie + "0123456789ab"
+
+// media is an RTP packet of a dynamic type.
+func media(sequence int) string {
+	return "\x80\x60" + u16(sequence) + u32(sequence*160) + u32(77) + x(40)
+}
+
+var voiceSamples = []sample{
+	{label: "stun", port: 3478, udp: true, says: []string{">" + stunBinding}},
+	{label: "stun", port: 3478, says: []string{">" + stunBinding + "\x00\x00"}},
+	{label: "stun", port: 5000, udp: true, says: []string{">" + stunBinding, ">\x81\xc9\x00\x01" + u32(77)}}, // control alone
+	{label: "srtp", port: 5000, udp: true, says: []string{">" + stunBinding, ">" + media(1), ">" + media(2)}},
+	{label: "sip", port: 5060, udp: true, says: []string{">INVITE sip:bob@example.org SIP/2.0\r\n"}},
+	{label: "sip", port: 5060, says: []string{"<SIP/2.0 200 OK\r\n"}},
+	{label: "rtsp", port: 554, says: []string{">DESCRIBE rtsp://example.org/a RTSP/1.0\r\n"}},
+	{label: "mgcp", port: 2427, udp: true, says: []string{">RSIP 1200 *@gw.example.org MGCP 1.0\r\n"}},
+	{label: "megaco", port: 2944, udp: true, says: []string{">!/1 [192.0.2.1]:2944 T=1{"}},
+	{label: "h323", port: 1720, says: []string{">\x03\x00\x00\x30\x08\x02\x00\x01\x05" + x(39)}},
+	{label: "h323", port: 1719, udp: true, says: []string{">\x0e\x80\x01\x02\x00\x06\x00\x08\x91\x4a\x00\x04" + x(20)}},
+	{label: "ciscoskinny", port: 2000, says: []string{">" + l32(4) + l32(0) + l32(0)}},
+	{label: "iax", port: 4569, udp: true, says: []string{">\x80\x01\x00\x00" + u32(5) + "\x00\x00\x06\x01\x0b\x02\x00\x02"}},
+	{label: "bfcp", port: 5000, udp: true, says: []string{">\x20\x0b\x00\x00" + u32(1) + u16(1) + u16(1)}},
+	{label: "rtcp", port: 5001, udp: true, says: []string{">\x80\xc8\x00\x06" + u32(77) + z(20) + "\x81\xca\x00\x02" + u32(77) + z(4)}},
+	{label: "rtp", port: 5000, udp: true, says: []string{">" + media(1), ">" + media(2)}},
+	{label: "rtmp", port: 1935, says: []string{">\x03" + u32(12345678) + z(4) + x(1528), "<\x03" + u32(9) + "\x05\x00\x01\x01" + x(1528)}},
+	{label: "mpeg_ts", port: 1234, udp: true, says: []string{">\x47\x40\x00\x10" + x(184) + "\x47\x40\x11\x11" + x(184)}},
+	{label: "flute", port: 4000, udp: true, says: []string{">\x10\x00\x04\x00" + z(12) + `<?xml version="1.0"?><FDT-Instance Expires="1">`}},
+}
+
+// TestCallWithKeys follows STUN, DTLS and media on one pair of ports.
+func TestCallWithKeys(t *testing.T) {
+	hello := clientHelloMessage("", "", 0)
+	hello[4], hello[5] = 0xFE, 0xFD
+	body := append([]byte{}, hello[:39]...) // up to the session's length
+	body = append(body, 0)                  // no cookie
+	body = append(body, hello[39:]...)
+	n := len(body) - 4
+	dtls := append([]byte{recordHandshake, 0xFE, 0xFD, 0, 0, 0, 0, 0, 0, 0, 0}, in16(string([]byte{clientHello, 0, byte(n >> 8), byte(n), 0, 0, 0, 0, 0, 0, byte(n >> 8), byte(n)})+string(body[4:]))...) //nolint:gosec // short
+	e := NewEngine()
+	if r := play(e, key(17, 1, 2), part{0, 0, dtls}); r.App != "dtls" {
+		t.Errorf("dtls alone: %+v", r)
+	}
+	talk := []part{{0, 0, []byte(stunBinding)}, {0, 0, dtls}}
+	if r := play(e, key(17, 1, 2), talk...); r.App != "dtls" || r.Confidence != Negotiated {
+		t.Errorf("dtls behind stun: %+v", r)
+	}
+	talk = append(talk, part{0, 0, []byte("\x81\xc9\x00\x01" + u32(77))})
+	if r := play(e, key(17, 1, 2), talk...); r.App != "srtp" {
+		t.Errorf("control behind dtls: %+v", r)
+	}
+}
+
+func FuzzVoice(f *testing.F) { fuzzSamples(f, voiceSamples) }

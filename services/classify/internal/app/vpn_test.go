@@ -1,0 +1,30 @@
+package app
+
+import "testing"
+
+var vpnSamples = []sample{
+	{label: "wireguard", port: 51820, udp: true, says: []string{">\x01\x00\x00\x00" + x(144)}},
+	{label: "wireguard", port: 51820, udp: true, says: []string{"<\x02\x00\x00\x00" + x(88)}},
+	{label: "openvpn", port: 1194, udp: true, says: []string{">\x38abcdefgh\x00" + u32(0)}},
+	{label: "openvpn", port: 1194, udp: true, says: []string{">\x38abcdefgh" + x(28), "<\x40ABCDEFGH" + x(20) + "\x01" + u32(0) + "abcdefgh" + u32(0)}},
+	{label: "openvpn", port: 1194, says: []string{">" + in16("\x38abcdefgh\x00"+u32(0)), "<" + in16("\x40ABCDEFGH\x01"+u32(0)+"abcdefgh"+u32(0))}},
+	{label: "ipsec", port: 500, udp: true, says: []string{">abcdefgh" + z(8) + "\x21\x20\x22\x08" + u32(0) + u32(40) + x(12)}},
+	{label: "ipsec", port: 4500, udp: true, says: []string{">" + u32(0x1234567) + u32(1) + x(40), ">" + u32(0x1234567) + u32(2) + x(40)}},
+	{label: "softether", port: 5004, udp: true, says: []string{"<IP=192.0.2.1,PORT=5004"}},
+	{label: "pptp", port: 1723, says: []string{">" + u16(156) + u16(1) + u32(0x1A2B3C4D) + u16(1) + z(2)}},
+	{label: "tailscale", port: 41641, udp: true, says: []string{">TS\xf0\x9f\x92\xac" + x(60)}},
+	{label: "tinc", port: 655, says: []string{">0 alpha 17.7\n"}},
+	{label: "teredo", port: 3544, udp: true, says: []string{">\x60\x00\x00\x00" + u16(8) + "\x3a\x40" + u32(0x20010000) + x(12) + x(16) + x(8)}},
+	{label: "dnscrypt", port: 443, udp: true, says: []string{"<r6fnvWj8" + x(60)}},
+	{label: "socks", port: 1080, says: []string{">\x05\x01\x00", "<\x05\x00", ">\x05\x01\x00\x03\x0bexample.org\x00\x50"}},
+	{label: "socks", port: 1080, says: []string{">\x04\x01\x00\x50\x00\x00\x00\x01bob\x00example.org\x00"}},
+}
+
+func TestSocksHost(t *testing.T) {
+	s := vpnSamples[len(vpnSamples)-2]
+	if r := play(NewEngine(), key(6, 1, 1080), s.parts()...); r.Host != "example.org" {
+		t.Errorf("%+v", r)
+	}
+}
+
+func FuzzVPN(f *testing.F) { fuzzSamples(f, vpnSamples) }
