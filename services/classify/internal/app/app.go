@@ -283,6 +283,9 @@ func (f *Flow) run(i int, in *input) outcome {
 		}
 		if f.confidence == NoLabel || f.confidence == Session {
 			f.confidence = Payload // the bytes say more than who announced them
+			if p.byPort {
+				f.confidence = Port
+			}
 		}
 	case foreign:
 		f.at, f.app, f.confidence = -1, "", NoLabel
