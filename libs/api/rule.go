@@ -1,9 +1,11 @@
 package api
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/policy"
@@ -41,7 +43,11 @@ func (in *RuleInput) Rule(now time.Time) (policy.Rule, error) {
 	if len(wrong) == 0 {
 		named := r
 		named.ID = "new" // enforce derives the real one
-		check("body", nil, named.Validate())
+		err := named.Validate()
+		if err != nil {
+			err = errors.New(strings.TrimPrefix(err.Error(), "rule "+named.ID+": "))
+		}
+		check("body", nil, err)
 	}
 	if len(wrong) > 0 {
 		return policy.Rule{}, &Problem{

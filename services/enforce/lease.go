@@ -1,8 +1,10 @@
 package enforce
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -89,10 +91,10 @@ func (s *Service) firstDrops(now time.Time) (young bool) {
 	return true
 }
 
-// leases renews rules that are hit and removes those whose deadline has passed. The kernel stops applying them by
-// itself; this only tidies up.
+// leases renews rules that are hit or held and removes those whose deadline has passed. The kernel stops applying them
+// by itself; this only tidies up.
 func (s *Service) leases(now time.Time) {
-	var near, over []*ruleState
+	var near, held, over []*ruleState
 	var ids []uint64
 	for _, r := range s.rules {
 		if r.rule.Expires.IsZero() {
@@ -102,8 +104,11 @@ func (s *Service) leases(now time.Time) {
 		switch {
 		case left <= 0:
 			over = append(over, r)
-		case r.inForce() && r.rule.Lease > 0 && left < r.rule.Lease/2 && !r.renewing && now.After(r.renewFrom) && r.revision > 0:
+		case r.rule.Lease <= 0 || left >= r.rule.Lease/2 || r.renewing || !now.After(r.renewFrom) || r.revision == 0:
+		case r.inForce():
 			near, ids = append(near, r), append(ids, r.number)
+		case r.held() && !r.revoked && s.panicShared: // else the others' hits decide, as they apply it
+			held = append(held, r)
 		}
 	}
 	if len(near) > 0 {
@@ -114,14 +119,44 @@ func (s *Service) leases(now time.Time) {
 				continue
 			}
 			r.stat = st
-			next := r.rule
-			next.Expires = now.Add(r.rule.Lease).UTC()
-			r.renewing = s.later(job{kind: jobRenew, rule: next, revision: r.revision, hits: st.Packets})
+			s.renew(r, st.Packets, now)
 		}
+	}
+	if len(held) > 0 {
+		s.renewHeld(held, now)
 	}
 	if len(over) > 0 {
 		s.expire(over, now)
 	}
+}
+
+// renewHeld renews rules near their end that panic holds: nothing can hit them, and their detector counts on them for
+// as long as its attack goes on. Panic has no limit in time, so it renews no more than may act afterwards, by the rule
+// limit; the others run out. All nodes choose the same.
+func (s *Service) renewHeld(near []*ruleState, now time.Time) {
+	room := s.guard.limit + len(near)
+	for _, r := range s.rules {
+		if r.held() || r.state != refused {
+			room--
+		}
+	}
+	if room < len(near) {
+		slices.SortFunc(near, func(a, b *ruleState) int { return cmp.Compare(a.number, b.number) })
+		near = near[:max(0, room)]
+	}
+	for _, r := range near {
+		if len(s.jobs) >= cap(s.jobs)/2 {
+			return // the next tick goes on; deletions, which are not tried again, find room
+		}
+		s.renew(r, 0, now)
+	}
+}
+
+// renew asks the bus for another lease from now on.
+func (s *Service) renew(r *ruleState, hits uint64, now time.Time) {
+	next := r.rule
+	next.Expires = now.Add(r.rule.Lease).UTC()
+	r.renewing = s.later(job{kind: jobRenew, rule: next, revision: r.revision, hits: hits})
 }
 
 // expire takes rules out whose deadline has passed, unless a renewal is on its way that another node may have won.
@@ -275,6 +310,10 @@ func (s *Service) work(ctx context.Context) {
 		r := jobResult{job: j}
 		switch j.kind {
 		case jobRenew:
+			if s.outdated(&j) {
+				r.err = bus.ErrConflict // the bucket would say so too; nodes share the work of a long queue
+				break
+			}
 			r.revision, r.err = s.bus.UpdateRule(limit, j.rule, j.revision)
 		case jobDelete:
 			// A conflict means that someone wants the rule again: the watch tells.
@@ -292,6 +331,14 @@ func (s *Service) work(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// outdated reports whether the rule has changed or ended since the job was queued.
+func (s *Service) outdated(j *job) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rules[j.rule.ID]
+	return r == nil || r.revision != j.revision
 }
 
 // settle takes the result of a renewal.
@@ -315,12 +362,16 @@ func (s *Service) settle(d jobResult) {
 		return // a later version is in force
 	}
 	if r.revision < d.revision {
-		r.revision, r.rule.Expires, r.silent = d.revision, d.rule.Expires, true
+		r.revision, r.rule.Expires = d.revision, d.rule.Expires
 		if r.inForce() {
+			r.silent = true
 			c := newChanges()
 			c.add(r)
 			s.flush(c)
 		}
+	}
+	if r.held() {
+		return // what a held rule does is not news, and it was not hit
 	}
 	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED, nil)
 }

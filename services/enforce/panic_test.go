@@ -261,22 +261,6 @@ func TestPanicKernelTrouble(t *testing.T) {
 	}
 }
 
-// TestHeldLeaseEnds: panic does not prolong a lease.
-func TestHeldLeaseEnds(t *testing.T) {
-	r := newRig(t, nil)
-	r.startReady()
-	r.put(drop("auto", 600*time.Millisecond))
-	r.event("auto", evApplied)
-	setPanic(t, r.svc, true, "ada")
-	bustest.Wait(t, "the end of the lease", func() bool {
-		m, err := r.bus.Rules(context.Background())
-		return err == nil && len(m) == 0 && stateOf(t, r.svc, "auto").GetState() == "expired"
-	})
-	if p := setPanic(t, r.svc, false, "ada"); p.GetHeld() != 0 || r.gate.blocking() != 0 {
-		t.Errorf("off: %v, %d entries", p, r.gate.blocking())
-	}
-}
-
 // TestPanicOfAFastClock: a state from a clock ahead of this node's can be ended.
 func TestPanicOfAFastClock(t *testing.T) {
 	r := newRig(t, nil)

@@ -79,7 +79,13 @@ func (r *ruleState) keep(old *ruleState) {
 	r.applied, r.stat, r.told, r.leaseHits, r.dropTold = old.applied, old.stat, old.told, old.leaseHits, old.dropTold
 	same := old.rule
 	same.Expires = r.rule.Expires
-	r.silent = same == r.rule && old.inForce()
+	if same != r.rule {
+		return
+	}
+	r.silent = old.inForce()
+	if old.state == refused { // a renewal: a refusal for the same reason is no news
+		r.state, r.refusal, r.since = old.state, old.refusal, old.since
+	}
 }
 
 // decide asks the guardrails; old is the version in the maps, if any.
@@ -125,13 +131,14 @@ func (s *Service) countLive() {
 	}
 }
 
-// refuse notes and reports a refusal.
+// refuse notes and reports a refusal, once for each reason.
 func (s *Service) refuse(r *ruleState, no refusal) {
 	again := r.state == refused && r.refusal.reason == no.reason
-	r.state, r.refusal, r.since, r.silent = refused, no, time.Now(), false
+	r.state, r.refusal, r.silent = refused, no, false
 	if again {
 		return
 	}
+	r.since = time.Now()
 	s.m.refusals.WithLabelValues(string(no.reason)).Inc()
 	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_REFUSED, func(e *eventv1.Enforcement) {
 		e.Reason, e.Detail = string(no.reason), no.detail

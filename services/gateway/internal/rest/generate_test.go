@@ -15,7 +15,8 @@ import (
 // same requests.
 type generator struct {
 	*document
-	rnd *rand.Rand
+	rnd  *rand.Rand
+	made int
 }
 
 // generated is a request with what is known about its answer.
@@ -62,16 +63,22 @@ func (p *parts) request() request {
 }
 
 func (g *generator) next() generated {
-	p := g.good(pick(g, g.operations...))
+	op := pick(g, g.operations...)
+	warm := g.made < 10*len(g.operations) // first every operation has its turn, unbroken
+	if warm {
+		op = g.operations[g.made%len(g.operations)]
+	}
+	g.made++
+	p := g.good(op)
 	out := generated{role: "admin"}
-	if g.chance(60) {
+	if !warm && g.chance(60) {
 		out.broken = pick(g, brokenKinds...)
 		did := false
 		for !did { // not every operation can be broken in every way
 			p = g.good(pick(g, g.operations...))
 			out.refused, did = broken[out.broken](g, &p)
 		}
-	} else if g.chance(10) {
+	} else if !warm && g.chance(10) {
 		out.role = pick(g, ranks...)
 		out.broken = "role " + out.role
 	}
@@ -81,8 +88,18 @@ func (g *generator) next() generated {
 
 // good is a request that the document allows.
 func (g *generator) good(op *documented) parts {
-	p := parts{op: op, method: op.method, kind: "application/json", path: strings.Replace(op.path, "{id}", pick(g,
-		"rule0", "rule1", "rule2", "rule3", "attack1", "verdict1", "none", "a.b_c:d-e", strings.Repeat("x", 128)), 1)}
+	id := pick(g, "none", "a.b_c:d-e", strings.Repeat("x", 128))
+	if g.chance(75) { // one that is there
+		switch {
+		case strings.Contains(op.path, "/attacks/"):
+			id = fakeAttack.ID
+		case strings.Contains(op.path, "/verdicts/"):
+			id = fakeVerdict.ID
+		default:
+			id = "rule" + itoa(g.rnd.IntN(5))
+		}
+	}
+	p := parts{op: op, method: op.method, kind: "application/json", path: strings.Replace(op.path, "{id}", id, 1)}
 	for _, name := range slices.Sorted(maps.Keys(op.query)) {
 		if g.chance(40) || op.id == "timeseries" && name == "from" {
 			p.query = append(p.query, [2]string{name, g.goodQuery(name, op.query[name])})
@@ -98,7 +115,7 @@ func (g *generator) good(op *documented) parts {
 	for _, name := range op.header {
 		switch {
 		case name == "If-Match" && (op.method == http.MethodPut || g.chance(30)):
-			p.header = append(p.header, name, pick(g, "*", `"1"`, `"3"`, `"4.abc"`, `"999"`))
+			p.header = append(p.header, name, pick(g, "*", "*", "*", "*", `"1"`, `"3"`, `"4.abc"`, `"999"`))
 		case name == "Idempotency-Key" && g.chance(30):
 			p.header = append(p.header, name, "key-"+itoa(g.rnd.IntN(1000)))
 		case name == "Last-Event-ID" && g.chance(30):
