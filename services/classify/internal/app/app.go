@@ -144,6 +144,9 @@ func (f *Flow) Result() Result {
 	if r.App == "" {
 		r.App, r.Confidence = Unknown, NoLabel
 	}
+	if f.unexpected() {
+		r.Risks |= UnexpectedPort
+	}
 	return r
 }
 
