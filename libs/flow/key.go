@@ -62,6 +62,12 @@ func ProtocolName(p uint8) string {
 		return "ah"
 	case 58:
 		return "icmpv6"
+	case 89:
+		return "ospf"
+	case 103:
+		return "pim"
+	case 112:
+		return "vrrp"
 	case 132:
 		return "sctp"
 	case ProtocolARP:

@@ -6,9 +6,11 @@ import "encoding/binary"
 const (
 	LinkNull       = 0
 	LinkEthernet   = 1
+	LinkPPP        = 9
 	LinkRawOld     = 12 // DLT_RAW on most systems
 	LinkRawOpenBSD = 14
 	LinkRaw        = 101
+	LinkCiscoHDLC  = 104
 	LinkLoop       = 108
 	LinkCooked     = 113
 	LinkIPv4       = 228
@@ -50,6 +52,26 @@ func (p *Packet) DecodeLink(linkType int, frame []byte) Reason {
 			return p.network(frame, EtherTypeIPv6, 4)
 		}
 		return NotIP
+	case LinkPPP: // RFC 1661 2, perhaps behind address and control (RFC 1662 3.1)
+		head := 0
+		if len(frame) >= 2 && frame[0] == 0xFF && frame[1] == 3 {
+			head = 2
+		}
+		if len(frame) < head+2 {
+			return TruncatedLink
+		}
+		switch binary.BigEndian.Uint16(frame[head:]) {
+		case 0x0021:
+			return p.network(frame, EtherTypeIPv4, head+2)
+		case 0x0057:
+			return p.network(frame, EtherTypeIPv6, head+2)
+		}
+		return NotIP
+	case LinkCiscoHDLC: // address, control, EtherType
+		if len(frame) < 4 {
+			return TruncatedLink
+		}
+		return p.network(frame, binary.BigEndian.Uint16(frame[2:]), 4)
 	case LinkCooked:
 		if len(frame) < 16 {
 			return TruncatedLink

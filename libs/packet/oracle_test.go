@@ -37,8 +37,8 @@ func oracle(link int, frame []byte) (s seen, ok bool) {
 		if frame[0]>>4 == 6 {
 			first = layers.LayerTypeIPv6
 		}
-	case LinkCooked2:
-		return s, false // gopacket has no decoder for it
+	case LinkCooked2, LinkCiscoHDLC:
+		return s, false // gopacket has no decoder for them
 	}
 	p := gopacket.NewPacket(frame, first, gopacket.DecodeOptions{Lazy: true, NoCopy: true})
 	all := p.Layers()

@@ -273,6 +273,12 @@ func TestDecodeLink(t *testing.T) {
 		{"cooked short", LinkCooked, cooked[:15], TruncatedLink, false},
 		{"cooked 2", LinkCooked2, prefix(cooked2, ip6), OK, true},
 		{"cooked 2 short", LinkCooked2, cooked2[:19], TruncatedLink, false},
+		{"ppp", LinkPPP, prefix([]byte{0, 0x21}, ip4), OK, false},
+		{"ppp with address", LinkPPP, prefix([]byte{0xFF, 3, 0, 0x57}, ip6), OK, true},
+		{"ppp control", LinkPPP, []byte{0xFF, 3, 0xC0, 0x21}, NotIP, false},
+		{"ppp short", LinkPPP, []byte{0xFF, 3, 0}, TruncatedLink, false},
+		{"hdlc", LinkCiscoHDLC, prefix([]byte{0x0F, 0, 8, 0}, ip4), OK, false},
+		{"hdlc short", LinkCiscoHDLC, []byte{0x0F, 0, 8}, TruncatedLink, false},
 		{"802.11", 105, ip4, UnsupportedLinkType, false},
 	}
 	for _, tt := range tests {

@@ -144,6 +144,9 @@ func (f *Flow) Result() Result {
 	if r.App == "" {
 		r.App, r.Confidence = Unknown, NoLabel
 	}
+	if f.unexpected() {
+		r.Risks |= UnexpectedPort
+	}
 	return r
 }
 
@@ -283,6 +286,9 @@ func (f *Flow) run(i int, in *input) outcome {
 		}
 		if f.confidence == NoLabel || f.confidence == Session {
 			f.confidence = Payload // the bytes say more than who announced them
+			if p.byPort {
+				f.confidence = Port
+			}
 		}
 	case foreign:
 		f.at, f.app, f.confidence = -1, "", NoLabel

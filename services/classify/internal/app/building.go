@@ -13,7 +13,7 @@ var buildingProtocols = []protocol{
 	{label: "controller_area_network", datagram: starts("ISO11898"), stream: starts("ISO11898")}, // CAN over UDP of Ixxat and others: the standard's number
 	{label: "hislip", stream: hislipStream, rank: shaped},
 	{label: "atg", stream: atgStream},
-	{label: "cnp_ip", datagram: cnpDatagram, rank: loose},
+	{label: "cnp_ip", datagram: cnpDatagram, rank: loose, byPort: true},
 }
 
 // bacnetDatagram recognises BACnet/IP (ASHRAE 135 annex J): type 0x81, a known function, the datagram's length;

@@ -11,7 +11,7 @@ var chatProtocols = []protocol{
 	{label: "mumble", datagram: mumbleDatagram, rank: loose},
 	{label: "sd_rtn", datagram: sdrtnDatagram, rank: shaped},
 	{label: "dingtalk", stream: starts("\x10\x64\x87\x80\x01\x00")},
-	{label: "oicq", datagram: oicqDatagram, rank: loose},
+	{label: "oicq", datagram: oicqDatagram, rank: loose, byPort: true},
 }
 
 // telegramStream recognises MTProto's transports (core.telegram.org, MTProto transports): the abbreviated and the

@@ -1,6 +1,9 @@
 package app
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"strconv"
+)
 
 // Ports that tell apart protocols whose messages have DNS's shape.
 const (
@@ -16,11 +19,11 @@ var nameProtocols = []protocol{
 	{label: "ssdp", datagram: ssdpDatagram},
 	{label: "wsd", datagram: wsdDatagram},
 	{label: "netbios", datagram: netbiosDatagram, stream: netbiosStream},
-	{label: "mdns", datagram: mdnsDatagram, rank: shaped},
-	{label: "llmnr", datagram: llmnrDatagram, rank: shaped},
-	{label: "dhcpv6", datagram: dhcpv6Datagram, rank: shaped},
-	{label: "slp", datagram: slpDatagram, stream: slpDatagram, rank: shaped},
-	{label: "nat_pmp", datagram: natPMPDatagram, rank: loose},
+	{label: "mdns", datagram: mdnsDatagram, rank: shaped, byPort: true},
+	{label: "llmnr", datagram: llmnrDatagram, rank: shaped, byPort: true},
+	{label: "dhcpv6", datagram: dhcpv6Datagram, rank: shaped, byPort: true},
+	{label: "slp", datagram: slpDatagram, stream: slpDatagram, rank: shaped, byPort: true},
+	{label: "nat_pmp", datagram: natPMPDatagram, rank: loose, byPort: true},
 	{label: "ntp", datagram: ntpDatagram, rank: shaped},
 	{label: "dns", stream: dnsStream, datagram: dnsDatagram, rank: shaped},
 }
@@ -44,9 +47,53 @@ func dnsDatagram(f *Flow, in *input) outcome {
 		return no
 	}
 	if asked {
-		f.setHost(q.name(f.engine, b))
+		f.asked(&q, b)
 	}
+	f.risk(!asked && !q.short || !dnsHeader(b, true), Malformed)
 	return final
+}
+
+// dnsTypes are the types of questions that users meet (RFC 1035 3.2.2, IANA's registry); others have a number.
+var dnsTypes = map[uint16]string{1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 10: "NULL", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA",
+	33: "SRV", 35: "NAPTR", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 252: "AXFR", 255: "ANY"}
+
+// asked keeps what a question says.
+func (f *Flow) asked(q *question, b []byte) {
+	f.setHost(q.name(f.engine, b))
+	f.facts.DNSType = dnsTypes[q.typ]
+	if f.facts.DNSType == "" {
+		f.facts.DNSType = f.engine.names.get(strconv.AppendUint(append(f.engine.text[:0], "TYPE"...), uint64(q.typ), 10)) // RFC 3597 5
+	}
+	f.risk(q.tunnel(b), DNSTunnel)
+}
+
+// tunnel tells whether a name has the shape of data: a type that carries nothing else (NULL), or more than 100 bytes of
+// which a label of at least 40 has hardly a vowel, as encodings with 32 or 64 letters give it. Services that put sums into
+// names look like it too; that is why it is a risk and no label.
+func (q *question) tunnel(b []byte) bool {
+	if q.typ == 10 {
+		return true
+	}
+	if q.end-12-4 <= 100 {
+		return false
+	}
+	for at := 12; b[at] != 0; at += int(b[at]) + 1 {
+		name := b[at+1 : at+1+int(b[at])]
+		if len(name) < 40 {
+			continue
+		}
+		vowels := 0
+		for _, c := range name {
+			switch c | 0x20 {
+			case 'a', 'e', 'i', 'o', 'u':
+				vowels++
+			}
+		}
+		if vowels*4 < len(name) {
+			return true
+		}
+	}
+	return false
 }
 
 // dnsStream recognises DNS over TCP: messages behind a 2-byte length (RFC 1035 4.2.2).
@@ -139,7 +186,7 @@ func dnsMessage(f *Flow, b []byte) outcome {
 	if len(b) < 12 || !dnsHeader(b, true) || binary.BigEndian.Uint16(b[4:]) == 0 || !q.skip(b) || !q.plausible(b) {
 		return no
 	}
-	f.setHost(q.name(f.engine, b))
+	f.asked(&q, b)
 	return final
 }
 

@@ -43,10 +43,10 @@ func TestDNS(t *testing.T) {
 		{"tcp on another port", tcp, 1, 853, framed, want},
 		{"tcp length alone", tcp, 1, 53, framed[:2], unknown},
 		{"tcp in the header", tcp, 1, 53, framed[:9], unknown},
-		{"llmnr", udp, 1, portLLMNR, query, Result{App: "llmnr", Host: "www.example.org", Final: true}},
+		{"llmnr", udp, 1, portLLMNR, query, Result{App: "llmnr", Confidence: Port, Host: "www.example.org", Final: true}},
 		{"netbios", udp, 137, portNetBIOS, query, unknown},
-		{"mdns", udp, portMDNS, portMDNS, edit(0, 0, 0, 0, 0), Result{App: "mdns", Host: "www.example.org", Final: true}},
-		{"mdns answer", udp, portMDNS, portMDNS, []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1}, Result{App: "mdns", Final: true}},
+		{"mdns", udp, portMDNS, portMDNS, edit(0, 0, 0, 0, 0), Result{App: "mdns", Confidence: Port, Host: "www.example.org", Final: true}},
+		{"mdns answer", udp, portMDNS, portMDNS, []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1}, Result{App: "mdns", Confidence: Port, Final: true}},
 		{"client on mdns port", udp, portMDNS, 53, query, want},
 		{"mdns port alone", udp, portMDNS, portMDNS, []byte("no DNS message at all"), unknown},
 	})

@@ -7,7 +7,7 @@ var homeProtocols = []protocol{
 	{label: "avast", stream: starts("NOSA")},
 	{label: "hp_virtgrp", stream: pushStream, rank: loose},
 	{label: "eaq", datagram: eaqDatagram, rank: loose},
-	{label: "coap", datagram: coapDatagram, rank: loose},
+	{label: "coap", datagram: coapDatagram, rank: loose, byPort: true},
 	{label: "tuyalp", datagram: tuyaDatagram},
 	{label: "tplink_shp", datagram: tplinkDatagram, stream: tplinkStream, rank: loose},
 }

@@ -23,7 +23,7 @@ func TestHTTP(t *testing.T) {
 		{"short method", tcp, 1, 80, []byte("GE"), unknown},
 		{"not a method", tcp, 1, 80, []byte("GETX / HTTP/1.1\r\n"), unknown},
 		{"rtsp", tcp, 1, 554, []byte("OPTIONS rtsp://a RTSP/1.0\r\nCSeq: 1\r\n"), Result{App: "rtsp", Final: true}},
-		{"sip", tcp, 1, 5060, []byte("OPTIONS sip:a SIP/2.0\r\n"), Result{App: "sip", Final: true}},
+		{"sip", tcp, 1, 5060, []byte("OPTIONS sip:a SIP/2.0\r\n"), Result{App: "sip"}},
 		{"no version", tcp, 1, 80, []byte("GET /\r\n"), unknown},
 		{"binary target", tcp, 1, 80, []byte("GET \x00\x01\x02"), unknown},
 		{"proxy tunnel", tcp, 1, 3128, []byte("CONNECT a:443 HTTP/1.1\r\n\r\n"), Result{App: "http_connect", Host: "a"}},

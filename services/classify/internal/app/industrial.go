@@ -241,7 +241,7 @@ func ethernetIPMessage(f *Flow, in *input) outcome {
 			return no
 		}
 	case 0x63, 4, 0x64: // a question, or a count of items
-		if size > 0 && (size < 2 || len(b) < 26 || le16(b[24:]) == 0 || le16(b[24:]) > 16) || size == 0 && !f.hasPort(44818) && !f.hasPort(2222) && zero(b[12:20]) && f.proto != 6 {
+		if size > 0 && (size < 2 || len(b) < 26 || le16(b[24:]) == 0 || le16(b[24:]) > 16) || size == 0 && !f.hasPort(44818) && !f.hasPort(2222) && zero(b[12:20]) {
 			return no
 		}
 	}

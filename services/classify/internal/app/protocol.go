@@ -43,6 +43,7 @@ type protocol struct {
 	stream   func(f *Flow, in *input) outcome // TCP; nil = never on TCP
 	datagram func(f *Flow, in *input) outcome // UDP; nil = never on UDP
 	rank     rank
+	byPort   bool     // the bytes have the shape of several, and the functions ask for the port too
 	also     []string // labels that the functions may give instead
 }
 

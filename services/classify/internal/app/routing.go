@@ -4,21 +4,21 @@ package app
 var routingProtocols = []protocol{
 	{label: "bgp", stream: starts("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")}, // RFC 4271 4.1
 	{label: "ldp", datagram: ldpMessage, stream: ldpMessage, rank: shaped},
-	{label: "hsrp", datagram: hsrpDatagram, rank: shaped},
-	{label: "bfd", datagram: bfdDatagram, rank: loose},
-	{label: "lisp", datagram: lispDatagram, rank: loose},
-	{label: "capwap", datagram: capwapDatagram, rank: loose},
-	{label: "gtp", datagram: gtpDatagram, rank: loose},
-	{label: "pfcp", datagram: pfcpDatagram, rank: loose},
+	{label: "hsrp", datagram: hsrpDatagram, rank: shaped, byPort: true},
+	{label: "bfd", datagram: bfdDatagram, rank: loose, byPort: true},
+	{label: "lisp", datagram: lispDatagram, rank: loose, byPort: true},
+	{label: "capwap", datagram: capwapDatagram, rank: loose, byPort: true},
+	{label: "gtp", datagram: gtpDatagram, rank: loose, byPort: true},
+	{label: "pfcp", datagram: pfcpDatagram, rank: loose, byPort: true},
 	{label: "netflow", datagram: netflowDatagram, rank: shaped},
 	{label: "sflow", datagram: sflowDatagram, rank: shaped},
-	{label: "ptpv2", datagram: ptpDatagram, rank: shaped},
+	{label: "ptpv2", datagram: ptpDatagram, rank: shaped, byPort: true},
 	{label: "dlep", datagram: starts("DLEP\x00"), stream: dlepStream},
 	{label: "openflow", stream: openflowStream, rank: shaped},
 	{label: "roughtime", datagram: starts("ROUGHTIM")},
 	{label: "cpha", datagram: cphaDatagram, rank: shaped},
 	{label: "merakicloud", datagram: starts("\xfe\xf7\x28\x91")},
-	{label: "ubntac2", datagram: ubiquitiDatagram, rank: loose},
+	{label: "ubntac2", datagram: ubiquitiDatagram, rank: loose, byPort: true},
 }
 
 // ldpMessage recognises LDP (RFC 5036 3.1): version 1, a length that fits, a label space, a known message.

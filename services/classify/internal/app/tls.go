@@ -74,6 +74,7 @@ func tlsStream(f *Flow, in *input) outcome {
 			if inner := int(message[2])<<8 + int(message[3]); size != inner+4 {
 				return no
 			}
+			f.risk(true, Malformed)
 			return final
 		}
 		h.keep(f)

@@ -111,16 +111,22 @@ func stunStream(_ *Flow, in *input) outcome {
 
 var sipMethods = [...]string{"INVITE ", "REGISTER ", "OPTIONS ", "SUBSCRIBE ", "NOTIFY ", "ACK ", "BYE ", "CANCEL ", "MESSAGE ", "PUBLISH ", "REFER ", "INFO ", "UPDATE ", "PRACK ", "SERVICE "}
 
-// sipMessage recognises SIP by its first line (RFC 3261 7.1 and 7.2).
-func sipMessage(_ *Flow, in *input) outcome {
-	b := in.data
+// sipMessage recognises SIP by its first line, and reads where media will be.
+func sipMessage(f *Flow, in *input) outcome {
+	o := sipLine(in.data)
+	if o == label || f.at >= 0 {
+		f.describe(in.data)
+		return label // answers have descriptions too
+	}
+	return o
+}
+
+// sipLine looks at a request or status line (RFC 3261 7.1 and 7.2).
+func sipLine(b []byte) outcome {
 	for len(b) > 1 && (b[0] == '\r' || b[0] == '\n') { // keep-alives (RFC 5626 3.5.1)
 		b = b[1:]
 	}
 	if o := begins(b, "SIP/2.0 "); o != no {
-		if o == label {
-			return final
-		}
 		return o
 	}
 	best := no
@@ -131,10 +137,10 @@ func sipMessage(_ *Flow, in *input) outcome {
 		case label:
 			rest := b[len(m):]
 			if at(rest, 0, "sip:") || at(rest, 0, "sips:") || at(rest, 0, "tel:") || at(rest, 0, "SIP:") {
-				return final
+				return label
 			}
 			if line := bytes.IndexByte(rest, '\n'); line > 0 && bytes.Contains(rest[:line], []byte(" SIP/2.0")) {
-				return final
+				return label
 			}
 			if len(rest) < 5 {
 				best = more

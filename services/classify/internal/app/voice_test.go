@@ -1,6 +1,9 @@
 package app
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 // stunBinding is a request with nothing but the cookie.
 const stunBinding = "\x00\x01\x00\x00" + stunCookie + "0123456789ab"
@@ -53,6 +56,40 @@ func TestCallWithKeys(t *testing.T) {
 	if r := play(e, key(17, 1, 2), talk...); r.App != "srtp" {
 		t.Errorf("control behind dtls: %+v", r)
 	}
+}
+
+// TestAnnouncedMedia labels the streams that a call's description names, even one of a single packet.
+func TestAnnouncedMedia(t *testing.T) {
+	const invite = "INVITE sip:bob@example.org SIP/2.0\r\nContent-Type: application/sdp\r\n\r\nv=0\r\nc=IN IP4 192.0.2.1\r\nm=audio 4000 RTP/AVP 0\r\n"
+	const answer = "SIP/2.0 200 OK\r\n\r\nv=0\r\nc=IN IP4 198.51.100.2\r\nm=audio 5004 RTP/AVP 0\r\n"
+	e := NewEngine()
+	play(e, key(17, 5060, 5060), part{0, 0, []byte(invite)}, part{1, 0, []byte(answer)})
+	one := part{0, 0, []byte(media(1))}
+	for port, want := range map[uint16]Result{
+		5004: {App: "rtp", Confidence: Session}, 5005: {App: "rtcp", Confidence: Session}, 5006: unknown,
+	} {
+		same(t, fmt.Sprint("port ", port), play(e, key(17, 40000, port), one), want)
+	}
+	same(t, "the caller's side", play(e, key(17, 40000, 9).Reverse(), one), unknown)
+	same(t, "told by its bytes", play(e, key(17, 40000, 5004), part{0, 0, []byte(stunBinding)}), Result{App: "stun"})
+}
+
+func TestAddress4(t *testing.T) {
+	for text, ok := range map[string]bool{"192.0.2.1": true, "192.0.2.1/127": true, "192.0.2": false, "192.0.2.256": false, "": false, "a.b.c.d": false} {
+		if _, got := address4([]byte(text)); got != ok {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+func FuzzDescription(f *testing.F) {
+	f.Add([]byte("v=0\r\nc=IN IP4 192.0.2.1\r\nm=audio 4000 RTP/AVP 0\r\n"))
+	e := NewEngine()
+	f.Fuzz(func(_ *testing.T, b []byte) {
+		fl := e.Open(key(17, 1, 2))
+		fl.describe(b)
+		fl.Release()
+	})
 }
 
 func FuzzVoice(f *testing.F) { fuzzSamples(f, voiceSamples) }

@@ -315,6 +315,7 @@ func TestSegments(t *testing.T) {
 		{"filled in two steps", []seg{{11, "ab"}, {15, "ef"}, {13, "c"}, {14, "d"}}, "abcdef", 4},
 		{"two holes", []seg{{11, "a"}, {13, "c"}, {15, "e"}, {12, "b"}, {14, "d"}}, "abcde", 5},
 		{"keepalive before the start", []seg{{10, "x"}, {11, "abc"}}, "abc", 1},
+		{"padding of an acknowledgement", []seg{{11, "\x00\x00"}, {11, "abc"}, {14, "\x00\x00\x00\x00\x00\x00"}, {14, "def"}}, "abcdef", 2},
 		{"fills a hole and goes on", []seg{{11, "ab"}, {15, "e"}, {13, "cdefg"}}, "abcdefg", 3},
 	}
 	for _, tt := range tests {

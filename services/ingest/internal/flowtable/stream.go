@@ -54,6 +54,21 @@ func (s *stream) place(seq uint32, payload []byte) (uint32, []byte) {
 	return off, payload
 }
 
+// padding tells whether what looks like payload is an acknowledgement's filling up to the least length of an Ethernet
+// frame, which some devices count as the packet's own: zeros, no more than 6, and no push. The stream's bytes come
+// at the same place.
+func padding(p *packet.Packet, payload []byte) bool {
+	if len(payload) > 6 || p.TCPFlags != packet.FlagACK {
+		return false
+	}
+	for _, c := range payload {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // segment appends payload of direction d to the batch, as far as the limits allow. It sends the open first.
 func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []byte, nowNs int64, out *flowv1.FlowBatch) {
 	if t.cfg.SegmentBudget > 0 {
@@ -69,6 +84,9 @@ func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []b
 	s := &t.streams(i)[d]
 	var off uint32
 	if p.Proto == packet.ProtoTCP {
+		if padding(p, payload) {
+			return
+		}
 		seq := p.Seq
 		if p.TCPFlags&packet.FlagSYN != 0 {
 			seq++
