@@ -40,9 +40,10 @@ type labeller interface {
 
 // labelled is what a labeller says of a flow; empty fields are not known.
 type labelled struct {
-	app, host, alpn, ja3, ja4, hassh string
-	confidence                       app.Confidence
-	risks                            app.Risk
+	app, host, hostSource string
+	alpn, ja3, ja4, hassh string
+	confidence            app.Confidence
+	risks                 app.Risk
 }
 
 // streamNumber gives sensor and epoch a small number.
@@ -215,7 +216,7 @@ func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch) *eventv1.FlowR
 			f.close()
 			delete(e.flows, id)
 		}
-		r.App, r.Host, r.Alpn = f.result.app, f.result.host, f.result.alpn
+		r.App, r.Alpn, r.Host, r.HostSource = f.result.app, f.result.alpn, f.result.host, f.result.hostSource
 		r.Ja3, r.Ja4, r.Hassh = f.result.ja3, f.result.ja4, f.result.hassh
 		r.Confidence, r.Risks = f.result.confidence.String(), f.result.risks.Names()
 	}

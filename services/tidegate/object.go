@@ -23,6 +23,7 @@ type flowObject struct {
 	VLAN       uint32   `json:"vlan"`
 	App        string   `json:"app"`
 	Host       string   `json:"host,omitempty"`
+	HostSource string   `json:"host_source,omitempty"`
 	ALPN       string   `json:"alpn,omitempty"`
 	JA3        string   `json:"ja3,omitempty"`
 	JA4        string   `json:"ja4,omitempty"`
@@ -43,7 +44,7 @@ func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
 	return flowObject{
 		Kind: "flow", Pcap: pcap, SrcIP: flow.AddrBytes(r.SrcIp).String(), SrcPort: r.SrcPort,
 		DstIP: flow.AddrBytes(r.DstIp).String(), DstPort: r.DstPort, Transport: flow.ProtocolName(uint8(r.Protocol)),
-		VLAN: r.Vlan, App: app, Host: r.Host, ALPN: r.Alpn,
+		VLAN: r.Vlan, App: app, Host: r.Host, HostSource: r.HostSource, ALPN: r.Alpn,
 		JA3: r.Ja3, JA4: r.Ja4, HASSH: r.Hassh, Confidence: r.Confidence, Risks: r.Risks, Packets: r.PacketsFwd + r.PacketsRev,
 		Bytes: r.BytesFwd + r.BytesRev, FirstNs: r.FirstNs, LastNs: r.LastNs,
 	}

@@ -293,11 +293,12 @@ type FlowRecord struct {
 	App           string                 `protobuf:"bytes,17,opt,name=app,proto3" json:"app,omitempty"`
 	Host          string                 `protobuf:"bytes,18,opt,name=host,proto3" json:"host,omitempty"`
 	Alpn          string                 `protobuf:"bytes,19,opt,name=alpn,proto3" json:"alpn,omitempty"`
-	Ja3           string                 `protobuf:"bytes,20,opt,name=ja3,proto3" json:"ja3,omitempty"`               // MD5 in hex, of the TLS or QUIC client
-	Ja4           string                 `protobuf:"bytes,21,opt,name=ja4,proto3" json:"ja4,omitempty"`               // of the TLS or QUIC client
-	Hassh         string                 `protobuf:"bytes,22,opt,name=hassh,proto3" json:"hassh,omitempty"`           // MD5 in hex, of the SSH client
-	Confidence    string                 `protobuf:"bytes,23,opt,name=confidence,proto3" json:"confidence,omitempty"` // what app rests on: payload, negotiated, session or port; empty for unknown
-	Risks         []string               `protobuf:"bytes,24,rep,name=risks,proto3" json:"risks,omitempty"`           // names, for example obsolete_tls or clear_credentials
+	Ja3           string                 `protobuf:"bytes,20,opt,name=ja3,proto3" json:"ja3,omitempty"`                                 // MD5 in hex, of the TLS or QUIC client
+	Ja4           string                 `protobuf:"bytes,21,opt,name=ja4,proto3" json:"ja4,omitempty"`                                 // of the TLS or QUIC client
+	Hassh         string                 `protobuf:"bytes,22,opt,name=hassh,proto3" json:"hassh,omitempty"`                             // MD5 in hex, of the SSH client
+	Confidence    string                 `protobuf:"bytes,23,opt,name=confidence,proto3" json:"confidence,omitempty"`                   // what app rests on: payload, negotiated, session or port; empty for unknown
+	Risks         []string               `protobuf:"bytes,24,rep,name=risks,proto3" json:"risks,omitempty"`                             // names, for example obsolete_tls or clear_credentials
+	HostSource    string                 `protobuf:"bytes,25,opt,name=host_source,json=hostSource,proto3" json:"host_source,omitempty"` // dns when host comes from an answer to the client; empty when the flow says it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -498,6 +499,13 @@ func (x *FlowRecord) GetRisks() []string {
 		return x.Risks
 	}
 	return nil
+}
+
+func (x *FlowRecord) GetHostSource() string {
+	if x != nil {
+		return x.HostSource
+	}
+	return ""
 }
 
 type Attack struct {
@@ -1390,7 +1398,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x14\n" +
 	"\x05batch\x18\x03 \x01(\x04R\x05batch\x12\x12\n" +
 	"\x04part\x18\x04 \x01(\rR\x04part\x127\n" +
-	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\xf1\x04\n" +
+	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\x92\x05\n" +
 	"\n" +
 	"FlowRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
@@ -1422,7 +1430,9 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\n" +
 	"confidence\x18\x17 \x01(\tR\n" +
 	"confidence\x12\x14\n" +
-	"\x05risks\x18\x18 \x03(\tR\x05risks\"\xce\x03\n" +
+	"\x05risks\x18\x18 \x03(\tR\x05risks\x12\x1f\n" +
+	"\vhost_source\x18\x19 \x01(\tR\n" +
+	"hostSource\"\xce\x03\n" +
 	"\x06Attack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +

@@ -42,6 +42,7 @@ func (c Confidence) String() string {
 type Result struct {
 	App        string // a label of the table, or Unknown
 	Host       string // server name (SNI), Host field or DNS question, lower case; "" = none seen
+	HostSource string // "dns" when Host is what the client had asked its resolver for, "" when the flow itself says it
 	ALPN       string // the client's first protocol (RFC 7301)
 	Final      bool   // further segments change nothing
 	Confidence Confidence
@@ -68,6 +69,7 @@ type Engine struct {
 	quic     []*quicState
 	names    names
 	expected expectations
+	resolved resolved
 	numbers  [MaxBytes / 2]uint16 // for fingerprints
 	text     []byte               // a fingerprint's text before it is hashed
 	scratch  [MaxBytes]byte       // for one call: a message without record headers, a packet without protection, a name
@@ -98,6 +100,7 @@ type Flow struct {
 	app        string // "" = unknown
 	alias      string // the label that the protocol being asked wants instead of its own
 	host       string
+	named      string // what the client had asked its resolver for
 	alpn       string
 	facts      Facts
 }
@@ -126,6 +129,9 @@ func (e *Engine) Open(key flow.Key) *Flow {
 	if e.expected.some() && !f.final {
 		f.announced()
 	}
+	if !f.final {
+		f.named = e.resolved.get(pair{key.Src, key.Dst})
+	}
 	return f
 }
 
@@ -143,6 +149,9 @@ func (f *Flow) Result() Result {
 	r := Result{App: f.app, Host: f.host, ALPN: f.alpn, Final: f.final, Confidence: f.confidence, Facts: f.facts}
 	if r.App == "" {
 		r.App, r.Confidence = Unknown, NoLabel
+	}
+	if r.Host == "" && f.named != "" {
+		r.Host, r.HostSource = f.named, "dns"
 	}
 	if f.unexpected() {
 		r.Risks |= UnexpectedPort

@@ -112,6 +112,39 @@ func TestPortsAlone(t *testing.T) {
 	}
 }
 
+// TestNoise sends noise both ways between any ports: next to nothing of it may get a label.
+func TestNoise(t *testing.T) {
+	e := NewEngine()
+	r := rand.New(rand.NewPCG(5, 6))
+	const flows = 5000
+	labels := map[string]int{}
+	for range flows {
+		for _, proto := range []uint8{packet.ProtoTCP, packet.ProtoUDP} {
+			var parts []part
+			var at [2]uint32
+			for i := range 4 {
+				data := make([]byte, 8+r.IntN(300))
+				for j := range data {
+					data[j] = byte(r.Uint32())
+				}
+				parts = append(parts, part{uint8(i & 1), at[i&1], data})
+				at[i&1] += uint32(len(data))
+			}
+			k := key(proto, uint16(1024+r.IntN(60000)), uint16(1+r.IntN(65000)))
+			if app := play(e, k, parts...).App; app != Unknown {
+				labels[app]++
+			}
+		}
+	}
+	total := 0
+	for _, n := range labels {
+		total += n
+	}
+	if total > flows/1000 {
+		t.Errorf("%d of %d flows of noise got a label: %v", total, 2*flows, labels)
+	}
+}
+
 func TestGivesUp(t *testing.T) {
 	e := NewEngine()
 	f := e.Open(key(packet.ProtoTCP, 1, 2))

@@ -34,7 +34,7 @@ func dnsDatagram(f *Flow, in *input) outcome {
 		if f.hasPort(portMDNS) || f.hasPort(portLLMNR) || f.hasPort(portNetBIOS) {
 			return no
 		}
-		return dnsMessage(f, in.data)
+		return dnsMessage(f, in, in.data)
 	}
 	// On its own port either the counts or the question may be damaged, not both.
 	b := in.data
@@ -46,10 +46,10 @@ func dnsDatagram(f *Flow, in *input) outcome {
 	if !asked && !dnsHeader(b, true) {
 		return no
 	}
-	if asked {
-		f.asked(&q, b)
-	}
 	f.risk(!asked && !q.short || !dnsHeader(b, true), Malformed)
+	if asked {
+		return f.asked(in, &q, b)
+	}
 	return final
 }
 
@@ -57,14 +57,22 @@ func dnsDatagram(f *Flow, in *input) outcome {
 var dnsTypes = map[uint16]string{1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 10: "NULL", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA",
 	33: "SRV", 35: "NAPTR", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 252: "AXFR", 255: "ANY"}
 
-// asked keeps what a question says.
-func (f *Flow) asked(q *question, b []byte) {
-	f.setHost(q.name(f.engine, b))
+// asked keeps what a question says, and the answers to it, which end the reading.
+func (f *Flow) asked(in *input, q *question, b []byte) outcome {
+	name := q.name(f.engine, b)
+	f.setHost(name)
 	f.facts.DNSType = dnsTypes[q.typ]
 	if f.facts.DNSType == "" {
 		f.facts.DNSType = f.engine.names.get(strconv.AppendUint(append(f.engine.text[:0], "TYPE"...), uint64(q.typ), 10)) // RFC 3597 5
 	}
 	f.risk(q.tunnel(b), DNSTunnel)
+	if b[2]&0x80 == 0 {
+		return label
+	}
+	if len(name) > 0 {
+		f.answers(in, q, b)
+	}
+	return final
 }
 
 // tunnel tells whether a name has the shape of data: a type that carries nothing else (NULL), or more than 100 bytes of
@@ -122,7 +130,7 @@ func dnsStream(f *Flow, in *input) outcome {
 			return more
 		}
 	}
-	return dnsMessage(f, b[:min(size, len(b))])
+	return dnsMessage(f, in, b[:min(size, len(b))])
 }
 
 // mdnsDatagram recognises multicast DNS (RFC 6762 18): DNS's shape on port 5353 of either side.
@@ -181,13 +189,12 @@ func dnsHeader(b []byte, counts bool) bool {
 }
 
 // dnsMessage checks header and first question, strictly enough to do without a port.
-func dnsMessage(f *Flow, b []byte) outcome {
+func dnsMessage(f *Flow, in *input, b []byte) outcome {
 	var q question
 	if len(b) < 12 || !dnsHeader(b, true) || binary.BigEndian.Uint16(b[4:]) == 0 || !q.skip(b) || !q.plausible(b) {
 		return no
 	}
-	f.asked(&q, b)
-	return final
+	return f.asked(in, &q, b)
 }
 
 // question is the first question of a message.

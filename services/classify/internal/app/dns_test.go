@@ -26,10 +26,10 @@ func TestDNS(t *testing.T) {
 	}
 	answer := append(edit(2, 0x81, 0x80, 0, 1, 0, 1), 0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 1)
 	framed := append(wire16(nil, len(query)), query...)
-	want := Result{App: "dns", Host: "www.example.org", Final: true}
+	want := Result{App: "dns", Host: "www.example.org"} // final with the answer
 	check(t, []one{
 		{"query", udp, 1, 53, query, want},
-		{"answer", udp, 53, 1, answer, want},
+		{"answer", udp, 53, 1, answer, Result{App: "dns", Host: "www.example.org", Final: true}},
 		{"other port", udp, 1, 5300, query, want},
 		{"trailing bytes on another port", udp, 1, 5300, append(append([]byte{}, query...), 1, 2), unknown},
 		{"class on another port", udp, 1, 5300, edit(len(query)-2, 0x77, 0), unknown},

@@ -181,7 +181,7 @@ func iec104Stream(f *Flow, in *input) outcome {
 			if b[4]&1 != 0 || size < 10 || len(b) >= 7 && (b[6] == 0 || b[6] > 127) {
 				return no
 			}
-			data = true
+			data = data || len(b) >= 2+size
 		case b[2]&3 == 1: // supervisory
 			if size != 4 || b[2] != 1 || b[3] != 0 || b[4]&1 != 0 {
 				return no
@@ -191,10 +191,13 @@ func iec104Stream(f *Flow, in *input) outcome {
 				return no
 			}
 		}
-		frames++
 		if len(b) < 2+size {
+			if frames == 0 {
+				return more
+			}
 			break
 		}
+		frames++
 		b = b[2+size:]
 	}
 	if data || frames >= 2 || prefixed(f.other(in), "h") {
