@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -165,7 +166,8 @@ func read(ctx context.Context, j job, offset int) (f figures) {
 		if err != nil {
 			return fail(err)
 		}
-		if _, err = io.Copy(io.Discard, resp.Body); err != nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err != nil {
 			return fail(err)
 		}
 		if resp.StatusCode != http.StatusOK {

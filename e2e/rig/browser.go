@@ -67,6 +67,7 @@ func spki(t testing.TB, file string) string {
 	block, _ := pem.Decode(b)
 	if block == nil {
 		t.Fatalf("%s holds no certificate", file)
+		return ""
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
@@ -191,7 +192,7 @@ func (b *Browser) Until(limit time.Duration, expression string) {
 func Artifact(t testing.TB, name string) string {
 	t.Helper()
 	dir := filepath.Join(root(t), "artifacts")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(dir, name)
@@ -205,7 +206,7 @@ func (b *Browser) Screenshot(name string) {
 		b.t.Errorf("screenshot %s: %v", name, err)
 		return
 	}
-	if err := os.WriteFile(Artifact(b.t, name+".png"), png, 0o644); err != nil {
+	if err := os.WriteFile(Artifact(b.t, name+".png"), png, 0o600); err != nil {
 		b.t.Error(err)
 	}
 }
