@@ -27,6 +27,7 @@ type job struct {
 	Credentials client.Credentials
 	Paths       []string // asked for in turn by Clients connections; none: each holds an event stream instead
 	Clients     int
+	PerSecond   int // requests of all connections together, evenly spread; 0: as many as are answered
 	For         time.Duration
 }
 
@@ -62,7 +63,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// load starts a load process on a CPU. The result comes when it is over.
+// load starts a load process, on one CPU if cpu names it. The result comes when it is over.
 func load(t *testing.T, cpu string, j job) (wait func() *figures) {
 	t.Helper()
 	text, err := json.Marshal(j)
@@ -73,8 +74,12 @@ func load(t *testing.T, cpu string, j job) (wait func() *figures) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("taskset", "-c", cpu, self)
-	cmd.Env = append(os.Environ(), jobVariable+"="+string(text), "GOMAXPROCS=1")
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), jobVariable+"="+string(text))
+	if cpu != "" {
+		cmd.Path, cmd.Args = "/usr/bin/taskset", []string{"taskset", "-c", cpu, self}
+		cmd.Env = append(cmd.Env, "GOMAXPROCS=1")
+	}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -155,9 +160,20 @@ func read(ctx context.Context, j job, offset int) (f figures) {
 	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
 	in := bufio.NewReader(conn)
+	began := time.Now()
+	var every time.Duration
+	if j.PerSecond > 0 {
+		every = time.Second * time.Duration(j.Clients) / time.Duration(j.PerSecond)
+		began = began.Add(every * time.Duration(offset) / time.Duration(j.Clients))
+	}
 	for i := offset; ctx.Err() == nil; i++ {
 		path := j.Paths[i%len(j.Paths)]
-		began := time.Now()
+		if every == 0 {
+			began = time.Now()
+		} else { // a late answer delays no later request's time: waiting counts
+			began = began.Add(every)
+			time.Sleep(time.Until(began))
+		}
 		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: application/json\r\nAccept-Encoding: gzip\r\nAuthorization: Bearer %s\r\n\r\n",
 			path, address.Host, j.Credentials.Token); err != nil {
 			return fail(err)

@@ -75,22 +75,24 @@ func (o *Operations) claim(ctx context.Context, id, print string) (revision uint
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
+	var known uint64 // revision of an entry whose key may be taken over; most keys are new, so none is looked for first
 	for range claimTries {
-		e, found, err := o.bus.GetRequest(ctx, id)
-		if err != nil {
-			return 0, nil, o.keyProblem(ctx, err)
-		}
-		if found {
-			if earlier, err = o.judge(&e, print); err != nil || earlier != nil {
-				return 0, earlier, err
-			}
-		}
-		revision, err := o.bus.PutRequest(ctx, id, mine, e.Revision)
+		revision, err := o.bus.PutRequest(ctx, id, mine, known)
 		if err == nil {
 			return revision, nil, nil
 		}
 		if !errors.Is(err, bus.ErrConflict) {
 			return 0, nil, o.keyProblem(ctx, err)
+		}
+		e, found, err := o.bus.GetRequest(ctx, id)
+		if err != nil {
+			return 0, nil, o.keyProblem(ctx, err)
+		}
+		known = e.Revision
+		if found {
+			if earlier, err = o.judge(&e, print); err != nil || earlier != nil {
+				return 0, earlier, err
+			}
 		}
 	}
 	return 0, nil, running()
