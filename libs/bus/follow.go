@@ -142,7 +142,8 @@ func (b *Bus) follow(ctx context.Context, cfg jetstream.OrderedConsumerConfig, h
 	defer context.AfterFunc(ctx, it.Stop)()
 	defer it.Stop()
 	for {
-		m, err := it.Next()
+		// Stop alone is not enough: while the iterator makes its consumer again it stops the one that was before.
+		m, err := it.Next(jetstream.NextContext(ctx))
 		if errors.Is(err, jetstream.ErrNoHeartbeat) {
 			continue // the iterator makes its consumer again
 		}
