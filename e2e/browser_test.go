@@ -326,8 +326,8 @@ func testRestart(t *testing.T, p *page) {
 	p.Until(15*time.Second, `!document.querySelector("#lost").hidden`)
 	p.Screenshot("gateway-away")
 	stop() // its end comes while nobody tells the page
+	db := p.m.open(t)
 	err := rig.Eventually(20*time.Second, func() error {
-		db := p.m.open(t)
 		if count(t, db, "SELECT count(*) FROM attacks WHERE type = 'udp_flood' AND ended_ns > 0") == 0 {
 			return fmt.Errorf("the attack has not ended")
 		}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -176,9 +177,15 @@ func testAway(t *testing.T, m *mesh, c *client.Client) {
 	if err != nil || !dry.Accepted || dry.Matched != nil {
 		t.Errorf("a dry run without persist: %+v, %v", dry, err)
 	}
-	s, err := c.Status(t.Context())
-	if err != nil || len(s.Missing) != 1 || s.Missing[0].Service != "persist" || len(s.Services) != 3 {
-		t.Errorf("status without persist: %+v, %v", s, err)
+	err = rig.Eventually(5*time.Second, func() error { // an answer of before may serve for a moment
+		s, err := c.Status(t.Context())
+		if err == nil && (len(s.Missing) != 1 || s.Missing[0].Service != "persist" || len(s.Services) != 3) {
+			err = fmt.Errorf("services %+v, missing %+v", s.Services, s.Missing)
+		}
+		return err
+	})
+	if err != nil {
+		t.Errorf("status without persist: %v", err)
 	}
 	m.persist.Restart()
 	if err := rig.Eventually(20*time.Second, flows); err != nil {
