@@ -13,37 +13,65 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 )
 
-// TestLostBucket takes the server's storage away under a running node: rules in force stay until their leases end.
-func TestLostBucket(t *testing.T) {
-	dir, listen := filepath.Join(t.TempDir(), "nats"), "127.0.0.1:0"
-	start := func() *bus.Embedded {
-		e, err := bus.StartEmbedded(context.Background(), dir, bus.Listen{Addr: listen, Insecure: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		listen = e.Addr()
-		return e
-	}
-	e := start()
-	t.Cleanup(func() { e.Shutdown() })
-	b := bustest.Open(t, bus.Config{URL: "nats://" + listen})
-	gate := newFakeGate()
+// outage is a node and its NATS server, which can be stopped and started again.
+type outage struct {
+	t      *testing.T
+	dir    string // the server's storage
+	listen string
+	server *bus.Embedded
+	bus    *bus.Bus
+	gate   *fakeGate
+	svc    *Service
+}
+
+// newOutage starts both and waits until the node is ready; they end with the test.
+func newOutage(t *testing.T) *outage {
+	t.Helper()
+	r := &outage{t: t, dir: filepath.Join(t.TempDir(), "nats"), listen: "127.0.0.1:0", gate: newFakeGate()}
+	r.start()
+	t.Cleanup(func() { r.server.Shutdown() })
+	r.bus = bustest.Open(t, bus.Config{URL: "nats://" + r.listen})
 	cfg := DefaultConfig()
 	cfg.Ifaces, cfg.Node, cfg.Enforce = []string{"test0"}, "node-1", true
-	svc, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce"), Bus: b, Open: func(string) (Gate, error) { return gate, nil }})
+	var err error
+	r.svc, err = New(cfg, Deps{Telemetry: telemetry.Discard("enforce"), Bus: r.bus, Open: func(string) (Gate, error) { return r.gate, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- svc.Run(ctx) }()
+	go func() { done <- r.svc.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	bustest.Wait(t, "readiness", func() bool { return svc.ready() == nil })
+	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	return r
+}
+
+// start starts the server, at the address that it had before.
+func (r *outage) start() {
+	r.t.Helper()
+	var err error
+	if r.server, err = bus.StartEmbedded(context.Background(), r.dir, bus.Listen{Addr: r.listen, Insecure: true}); err != nil {
+		r.t.Fatal(err)
+	}
+	r.listen = r.server.Addr()
+}
+
+// stop stops the server and waits until the node knows.
+func (r *outage) stop() {
+	r.t.Helper()
+	r.server.Shutdown()
+	bustest.Wait(r.t, "readiness to notice", func() bool { return r.svc.ready() != nil })
+}
+
+// TestLostBucket takes the server's storage away under a running node: rules in force stay until their leases end.
+func TestLostBucket(t *testing.T) {
+	r := newOutage(t)
+	svc, b, gate, ctx := r.svc, r.bus, r.gate, context.Background()
 	short, long := drop("short", 5*time.Second), drop("long", time.Minute)
 	for _, r := range []policy.Rule{short, long} {
 		if err := b.PutRule(ctx, r); err != nil {
@@ -52,12 +80,11 @@ func TestLostBucket(t *testing.T) {
 		bustest.Wait(t, "the entry", func() bool { _, ok := gate.get(policy.NumericID(r.ID)); return ok })
 	}
 
-	e.Shutdown()
-	bustest.Wait(t, "readiness to notice", func() bool { return svc.ready() != nil })
-	if err := os.RemoveAll(dir); err != nil {
+	r.stop()
+	if err := os.RemoveAll(r.dir); err != nil {
 		t.Fatal(err)
 	}
-	e = start()
+	r.start()
 	bustest.Wait(t, "readiness on the empty server", func() bool {
 		svc.mu.Lock()
 		defer svc.mu.Unlock()

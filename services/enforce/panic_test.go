@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
@@ -281,35 +279,8 @@ func TestPanicOfAFastClock(t *testing.T) {
 
 // TestPanicWithoutNATS: drops go on the node that is asked, the answer says that others do not know.
 func TestPanicWithoutNATS(t *testing.T) {
-	dir, listen := filepath.Join(t.TempDir(), "nats"), "127.0.0.1:0"
-	start := func() *bus.Embedded {
-		e, err := bus.StartEmbedded(context.Background(), dir, bus.Listen{Addr: listen, Insecure: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		listen = e.Addr()
-		return e
-	}
-	e := start()
-	t.Cleanup(func() { e.Shutdown() })
-	b := bustest.Open(t, bus.Config{URL: "nats://" + listen})
-	gate := newFakeGate()
-	cfg := DefaultConfig()
-	cfg.Ifaces, cfg.Node, cfg.Enforce = []string{"test0"}, "node-1", true
-	svc, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce"), Bus: b, Open: func(string) (Gate, error) { return gate, nil }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- svc.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	bustest.Wait(t, "readiness", func() bool { return svc.ready() == nil })
+	r := newOutage(t)
+	svc, b, gate, ctx := r.svc, r.bus, r.gate, context.Background()
 	for _, rule := range []policy.Rule{drop("auto", time.Minute), userDrop("user-drop")} {
 		if err := b.PutRule(ctx, rule); err != nil {
 			t.Fatal(err)
@@ -317,9 +288,8 @@ func TestPanicWithoutNATS(t *testing.T) {
 	}
 	bustest.Wait(t, "the entries", func() bool { return gate.blocking() == 2 })
 
-	e.Shutdown()
-	bustest.Wait(t, "readiness to notice", func() bool { return svc.ready() != nil })
-	_, err = svc.Panic(ctx, &enforcev1.PanicRequest{On: true, By: "ada"})
+	r.stop()
+	_, err := svc.Panic(ctx, &enforcev1.PanicRequest{On: true, By: "ada"})
 	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "removed on this node; other nodes were not told") {
 		t.Errorf("on without NATS: %v", err)
 	}
@@ -330,7 +300,7 @@ func TestPanicWithoutNATS(t *testing.T) {
 		t.Errorf("off without NATS: %v", err)
 	}
 
-	e = start()
+	r.start()
 	bustest.Wait(t, "readiness after the return of NATS", func() bool { return svc.ready() == nil })
 	bustest.Wait(t, "the watch's repetition", func() bool { return stateOf(t, svc, "auto").GetState() == "held" })
 	time.Sleep(1200 * time.Millisecond) // a retry
