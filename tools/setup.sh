@@ -9,6 +9,7 @@ declare -A need=(
   [/usr/include/linux/bpf.h]=linux-libc-dev [/usr/lib/postgresql/15/bin/postgres]=postgresql-15
   [ip]=iproute2 [ping]=iputils-ping [chromium]=chromium
   [zsh]=zsh [fish]=fish
+  [/usr/sbin/dockerd]=docker.io [debootstrap]=debootstrap [qemu-aarch64-static]=qemu-user-static
 )
 missing=()
 for what in "${!need[@]}"; do
