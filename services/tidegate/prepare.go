@@ -106,7 +106,9 @@ func (c *prepareCmd) spread(authority string) error {
 			}
 		}
 	}
-	return c.place(filepath.Join(c.Dir, pki.NATS, "nats.conf"), []byte(bus.ServerConf(c.NATSDir, c.NATSData)), 0o400)
+	// For the health check of the NATS server's container.
+	conf := bus.ServerConf(c.NATSDir, c.NATSData) + "http: 127.0.0.1:8222\n"
+	return c.place(filepath.Join(c.Dir, pki.NATS, "nats.conf"), []byte(conf), 0o400)
 }
 
 // operator writes credentials for the command line, good for 30 days from this start.
@@ -179,7 +181,7 @@ func (c *prepareCmd) own(path string) error {
 		return nil
 	}
 	if err := os.Chown(path, c.Owner, c.Owner); err != nil {
-		return config.Usagef("%w: run as root, or with --owner -1", err)
+		return config.Usagef("%w: run as root, or with --owner=-1", err)
 	}
 	return nil
 }

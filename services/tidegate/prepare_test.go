@@ -16,7 +16,7 @@ import (
 func prepareForTest(t *testing.T, dir string, more ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
-	args := append([]string{"prepare", "--dir", dir, "--owner", "-1", "--host", "gateway", "--secret", "secrets/db-password", "--data", "nats-data"}, more...)
+	args := append([]string{"prepare", "--dir", dir, "--owner=-1", "--host", "gateway", "--secret", "secrets/db-password", "--data", "nats-data"}, more...)
 	err := run(args, &terminal{out: &out, err: &out})
 	return out.String(), err
 }
