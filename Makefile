@@ -64,7 +64,7 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 
 .PHONY: tools
 tools: ## build the pinned tools into the cache outside the checkout
-	@tools/build.sh golangci-lint nats-server
+	@tools/build.sh golangci-lint nats-server jaeger
 
 .PHONY: lint
 lint: ## golangci-lint over every module
