@@ -10,6 +10,7 @@ declare -A need=(
   [ip]=iproute2 [ping]=iputils-ping [chromium]=chromium
   [/usr/sbin/mariadbd]=mariadb-server [/usr/lib/galera/libgalera_smm.so]=galera-4 [rsync]=rsync [debootstrap]=debootstrap
   [zsh]=zsh [fish]=fish
+  [/usr/sbin/dockerd]=docker.io [debootstrap]=debootstrap [qemu-aarch64-static]=qemu-user-static
 )
 missing=()
 for what in "${!need[@]}"; do
