@@ -62,6 +62,13 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
 
+	@$(MAKE) --no-print-directory test-containers
+
+.PHONY: test-containers
+test-containers: export TIDEGATE_CONTAINERS := 1
+test-containers: images ## images and the Compose stack, once a database, on a real Docker engine
+	@echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -run '^Test(Containers|Images?)' .
+
 .PHONY: tools
 tools: ## build the pinned tools into the cache outside the checkout
 	@tools/build.sh golangci-lint nats-server
