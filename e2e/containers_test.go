@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -58,6 +59,9 @@ func TestContainers(t *testing.T) {
 			stored(t, cl, db.version)
 			healthy(t, c)
 			exposed(t, c)
+			if db.kind == "sqlite" { // the quickest
+				renews(t, c, cl)
+			}
 			endsCleanly(t, c)
 		})
 	}
@@ -165,6 +169,42 @@ func fetch(ctx context.Context, url string) ([]byte, error) {
 		err = fmt.Errorf("%s answers %s", url, resp.Status)
 	}
 	return body, err
+}
+
+// renews makes new certificates: they are in use without a restart.
+func renews(t *testing.T, c *rig.Compose, cl *client.Client) {
+	t.Helper()
+	before := serial(t, c.Gateway)
+	if _, err := c.Do(t.Context(), "run", "--rm", "-T", "prepare", "prepare", "--renew"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Do(t.Context(), "kill", "--signal", "HUP", "nats"); err != nil {
+		t.Fatal(err)
+	}
+	err := rig.Eventually(20*time.Second, func() error {
+		if serial(t, c.Gateway) == before {
+			return fmt.Errorf("the gateway still has its old certificate")
+		}
+		s, err := cl.Status(t.Context())
+		if err == nil && len(s.Missing) > 0 {
+			err = fmt.Errorf("after new certificates: %+v", s.Missing)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// serial is the number of the certificate that an address shows.
+func serial(t *testing.T, addr string) string {
+	t.Helper()
+	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}) //nolint:gosec // looked at, not trusted
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0].SerialNumber.String()
 }
 
 // endsCleanly stops the services and looks at how they ended.
