@@ -58,7 +58,7 @@ test: setup build ## quick tests: unit, real XDP, embedded and apt-installed ser
 test-full: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
 test-full: setup build tools ## everything: the quick tests' slower siblings, lint, newest toolchain, fuzzing, end to end
 	@tools/check.sh lint cross newest
-	@tools/fuzz.sh 5s
+	@tools/fuzz.sh 2s
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
 
