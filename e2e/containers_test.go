@@ -89,6 +89,10 @@ func stored(t *testing.T, c *client.Client, database string) {
 	if err != nil {
 		t.Error(err)
 	}
+	nodes, err := c.Nodes(t.Context())
+	if err != nil || len(nodes) != 4 {
+		t.Errorf("%d instances tell that they live, want classify, enforce, persist and gateway: %v", len(nodes), err)
+	}
 	attacks := 0
 	for a, err := range c.Attacks(t.Context(), client.Query{}) {
 		if err != nil {
