@@ -17,22 +17,14 @@ import (
 )
 
 // place is a database of one dialect that can be opened several times.
-type place struct {
-	open func(t *testing.T, change func(*Config)) *Store
-}
+type place struct{ cfg Config }
+
+func (p place) open(t *testing.T, change func(*Config)) *Store { return openStore(t, p.cfg, change) }
 
 // eachDialect runs the suite over every dialect; a new one is added here.
 func eachDialect(t *testing.T, f func(t *testing.T, p place)) {
-	t.Run("sqlite", func(t *testing.T) {
-		dir := t.TempDir()
-		f(t, place{open: func(t *testing.T, change func(*Config)) *Store { return openStore(t, Config{DataDir: dir}, change) }})
-	})
-	t.Run("postgresql", func(t *testing.T) {
-		srv := pgtest.Start(t)
-		f(t, place{open: func(t *testing.T, change func(*Config)) *Store {
-			return openStore(t, Config{Type: "postgresql", URL: srv.URL}, change)
-		}})
-	})
+	t.Run("sqlite", func(t *testing.T) { f(t, place{Config{DataDir: t.TempDir()}}) })
+	t.Run("postgresql", func(t *testing.T) { f(t, place{Config{Type: "postgresql", URL: pgtest.Start(t).URL}}) })
 }
 
 func openStore(t testing.TB, cfg Config, change func(*Config)) *Store {
@@ -61,6 +53,8 @@ func someFlows(n int, begin time.Time, sensor string) []Flow {
 			SrcPort: uint32(1024 + i%60000), DstPort: []uint32{443, 53, 80}[i%3], Protocol: 6, VLAN: 12,
 			App: []string{"tls", "dns", "http"}[i%3], Host: fmt.Sprintf("h%d.example", i%10), ALPN: "h2",
 			PacketsFwd: 3, PacketsRev: 2, BytesFwd: 300 + int64(i), BytesRev: 200, TCPFlagsFwd: 0x1b, TCPFlagsRev: 0x12, EndReason: 3,
+			JA3: "3", JA4: "t13d", HASSH: "h", Confidence: "certain", HostSource: "sni", TLSVersion: "1.3", UserAgent: "curl/8 'ü\\\t\n",
+			HTTPMethod: "GET", DNSType: "A", DNSRcode: "NOERROR", DNSAnswers: "192.0.2.1,192.0.2.2", Risks: 1<<63 | 1<<5 | 1,
 		}
 	}
 	return out
@@ -88,6 +82,7 @@ var now = time.Now().UTC().Truncate(time.Second)
 
 func TestConformance(t *testing.T) {
 	eachDialect(t, func(t *testing.T, p place) {
+		t.Run("upgrade", func(t *testing.T) { testUpgrade(t, p) })
 		t.Run("flows", func(t *testing.T) { testFlows(t, p) })
 		t.Run("attacks", func(t *testing.T) { testAttacks(t, p) })
 		t.Run("verdicts and enforcements", func(t *testing.T) { testEvents(t, p) })
@@ -102,6 +97,48 @@ func TestConformance(t *testing.T) {
 		t.Run("far clocks", func(t *testing.T) { testFarClocks(t, p) })
 		t.Run("size cap", func(t *testing.T) { testSizeCap(t, p) })
 	})
+}
+
+// testUpgrade begins with an empty database: a row of the first schema is there, whole, in the current one.
+func testUpgrade(t *testing.T, p place) {
+	ctx := context.Background()
+	tgt, err := parse(p.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := connect(ctx, tgt, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := migrationsOf(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.UpTo(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	want := someFlows(1, now.Add(-time.Hour), "upgrade")[0]
+	old := columns[Flows][:slices.Index(columns[Flows], "ja3")]
+	if _, err := d.writer().Exec(d.writer().Rebind(fmt.Sprintf("INSERT INTO flows (%s) VALUES (%s)", strings.Join(old, ", "),
+		strings.TrimSuffix(strings.Repeat("?, ", len(old)), ", "))), want.args(d, nil)[:len(old)]...); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.close(); err != nil {
+		t.Fatal(err)
+	}
+	s := p.open(t, nil)
+	want.JA3, want.JA4, want.HASSH, want.Confidence, want.HostSource, want.TLSVersion = "", "", "", "", "", ""
+	want.UserAgent, want.HTTPMethod, want.DNSType, want.DNSRcode, want.DNSAnswers, want.Risks = "", "", "", "", "", 0
+	if got, err := s.Flows(ctx, FlowQuery{Limit: 9}); err != nil || !slices.Equal(got, []Flow{want}) {
+		t.Fatalf("after the upgrade: %+v, %v, want %+v", got, err, want)
+	}
+	again := someFlows(100, now.Add(-time.Hour), "upgrade")
+	if got := insert(t, s, Batch{Flows: again}).Count[Flows]; got != (Count{Committed: 99, Duplicate: 1}) {
+		t.Errorf("after the upgrade: %+v", got)
+	}
+	if _, err := s.d.writer().Exec("DELETE FROM flows"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func testFlows(t *testing.T, p place) {

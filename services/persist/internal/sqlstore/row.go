@@ -44,6 +44,19 @@ func (a *Addr) Scan(v any) error {
 	return fmt.Errorf("address in the database has type %T", v)
 }
 
+// Bits is a bit set in a bigint, whose sign is bit 63.
+type Bits uint64
+
+// Scan reads the column.
+func (b *Bits) Scan(v any) error {
+	n, ok := v.(int64)
+	if !ok {
+		return fmt.Errorf("bit set in the database has type %T", v)
+	}
+	*b = Bits(n) //nolint:gosec // the same 64 bits
+	return nil
+}
+
 // Flow is a row of flows. TS is the time of the first packet. All times are Unix ns.
 type Flow struct {
 	TS          int64  `db:"ts"`
@@ -66,6 +79,19 @@ type Flow struct {
 	TCPFlagsFwd uint32 `db:"tcp_flags_fwd"`
 	TCPFlagsRev uint32 `db:"tcp_flags_rev"`
 	EndReason   uint32 `db:"end_reason"`
+	// What the classifier read from the first packets; empty: not seen.
+	JA3        string `db:"ja3"`
+	JA4        string `db:"ja4"`
+	HASSH      string `db:"hassh"`
+	Confidence string `db:"confidence"`
+	HostSource string `db:"host_source"`
+	TLSVersion string `db:"tls_version"`
+	UserAgent  string `db:"user_agent"`
+	HTTPMethod string `db:"http_method"`
+	DNSType    string `db:"dns_type"`
+	DNSRcode   string `db:"dns_rcode"`
+	DNSAnswers string `db:"dns_answers"`
+	Risks      Bits   `db:"risks"`
 }
 
 // Attack is one revision of an attack; TS is when the revision was made. TopSources is a JSON array of
@@ -160,7 +186,8 @@ type record interface {
 var columns = map[Table][]string{
 	Flows: {"ts", "id", "last_ns", "sensor", "src_ip", "dst_ip", "src_port", "dst_port", "protocol", "vlan",
 		"app", "host", "alpn", "packets_fwd", "packets_rev", "bytes_fwd", "bytes_rev", "tcp_flags_fwd",
-		"tcp_flags_rev", "end_reason"},
+		"tcp_flags_rev", "end_reason", "ja3", "ja4", "hassh", "confidence", "host_source", "tls_version",
+		"user_agent", "http_method", "dns_type", "dns_rcode", "dns_answers", "risks"},
 	Attacks: {"id", "revision", "ts", "type", "target", "state", "sensor", "first_ns", "detected_ns",
 		"updated_ns", "ended_ns", "packets", "bytes", "pps", "bps", "sources", "top_sources", "trace_id"},
 	Verdicts: {"ts", "id", "attack_id", "type", "target", "sensor", "key_kind", "explanation", "rules",
@@ -187,7 +214,8 @@ func (f *Flow) args(d dialect, dst []any) []any {
 	return append(dst, f.TS, f.ID, f.LastNs, f.Sensor, d.addr(f.Src.Addr), d.addr(f.Dst.Addr),
 		int64(f.SrcPort), int64(f.DstPort), int64(f.Protocol), int64(f.VLAN), f.App, f.Host, f.ALPN,
 		f.PacketsFwd, f.PacketsRev, f.BytesFwd, f.BytesRev, int64(f.TCPFlagsFwd), int64(f.TCPFlagsRev),
-		int64(f.EndReason))
+		int64(f.EndReason), f.JA3, f.JA4, f.HASSH, f.Confidence, f.HostSource, f.TLSVersion, f.UserAgent,
+		f.HTTPMethod, f.DNSType, f.DNSRcode, f.DNSAnswers, int64(f.Risks)) //nolint:gosec // the same 64 bits
 }
 
 func (a *Attack) args(_ dialect, dst []any) []any {

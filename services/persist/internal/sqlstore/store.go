@@ -158,12 +158,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	var d dialect
-	if t.kind == "sqlite" {
-		d, err = openSQLite(ctx, t.url)
-	} else {
-		d, err = openPostgres(ctx, t.url, cfg.Now)
-	}
+	d, err := connect(ctx, t, cfg.Now)
 	if err != nil {
 		return nil, err
 	}
@@ -182,19 +177,36 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) migrate(ctx context.Context) error {
-	folder, gd, l := s.d.migration()
+// connect returns the dialect of t without looking at the schema. now is the clock of partitions.
+func connect(ctx context.Context, t target, now func() time.Time) (dialect, error) {
+	if t.kind == "sqlite" {
+		return openSQLite(ctx, t.url)
+	}
+	return openPostgres(ctx, t.url, now)
+}
+
+// migrationsOf returns what brings the schema of d up to date.
+func migrationsOf(d dialect) (*goose.Provider, error) {
+	folder, gd, l := d.migration()
 	files, err := fs.Sub(migrations, "migrations/"+folder)
 	if err != nil {
-		return fmt.Errorf("migrations of %s: %w", folder, err)
+		return nil, fmt.Errorf("migrations of %s: %w", folder, err)
 	}
 	opts := []goose.ProviderOption{goose.WithTableName("tidegate_schema_version"), goose.WithDisableGlobalRegistry(true)}
 	if l != nil {
 		opts = append(opts, goose.WithSessionLocker(l))
 	}
-	p, err := goose.NewProvider(gd, s.d.writer().DB, files, opts...)
+	p, err := goose.NewProvider(gd, d.writer().DB, files, opts...)
 	if err != nil {
-		return fmt.Errorf("read migrations of %s: %w", folder, err)
+		return nil, fmt.Errorf("read migrations of %s: %w", folder, err)
+	}
+	return p, nil
+}
+
+func (s *Store) migrate(ctx context.Context) error {
+	p, err := migrationsOf(s.d)
+	if err != nil {
+		return err
 	}
 	have, newest, err := p.GetVersions(ctx)
 	if err != nil {
