@@ -71,7 +71,7 @@ test-containers: images ## images and the Compose stack, once a database, on a r
 
 .PHONY: tools
 tools: ## build the pinned tools into the cache outside the checkout
-	@tools/build.sh golangci-lint nats-server
+	@tools/build.sh golangci-lint nats-server jaeger
 
 .PHONY: lint
 lint: ## golangci-lint over every module
