@@ -64,8 +64,14 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 
 	@$(MAKE) --no-print-directory test-containers
 
+.PHONY: images
+images: ## the images tidegate/SERVICE; AIR_GAPPED=1 makes the base images too, and those that Compose names
+	@tools/images.sh
+	@[ -z "$(AIR_GAPPED)" ] || deploy/air-gapped/build.sh
+
 .PHONY: test-containers
 test-containers: export TIDEGATE_CONTAINERS := 1
+test-containers: export AIR_GAPPED := 1
 test-containers: images ## images and the Compose stack, once a database, on a real Docker engine
 	@echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -run '^Test(Containers|Images?)' .
 

@@ -40,7 +40,10 @@ func NewCompose(t testing.TB, o ComposeOptions) *Compose {
 	t.Helper()
 	NeedRoot(t)
 	e := Docker(t)
-	e.Images(t)
+	for _, service := range []string{"ingest", "classify", "enforce", "persist", "gateway", "tidegate"} {
+		_, err := e.Run(t.Context(), "image", "inspect", "tidegate/"+service+":latest")
+		Need(t, err == nil, "the image tidegate/"+service+" (make images)")
+	}
 	c := &Compose{Project: o.Project, Gateway: FreeAddr(t), engine: e, dir: t.TempDir()}
 	bpffs, err := os.MkdirTemp("", o.Project+"-bpf-")
 	if err != nil {
@@ -53,7 +56,7 @@ func NewCompose(t testing.TB, o ComposeOptions) *Compose {
 	folder := filepath.Join(root(t), "compose")
 	// The test machine has no Grafana image.
 	files := append([]string{"compose.yaml", "no-grafana.yaml"}, o.Files...)
-	if e.OldCaps() {
+	if !knowsBPF(t, e) {
 		files = append(files, "older-engine.yaml")
 	}
 	for _, f := range files {
@@ -78,6 +81,17 @@ func NewCompose(t testing.TB, o ComposeOptions) *Compose {
 	return c
 }
 
+// knowsBPF tells whether the engine can give CAP_BPF.
+func knowsBPF(t testing.TB, e *Engine) bool {
+	t.Helper()
+	id, err := e.Run(t.Context(), "create", "--cap-add", "BPF", "tidegate/tidegate:latest")
+	if err != nil {
+		return false
+	}
+	e.Must(t, "rm", id)
+	return true
+}
+
 // Env is the value of one of the variables of compose.yaml.
 func (c *Compose) Env(name string) string {
 	for _, e := range c.env {
@@ -91,9 +105,6 @@ func (c *Compose) Env(name string) string {
 // Do runs docker compose with arguments and returns its standard output.
 func (c *Compose) Do(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := c.engine.Command(ctx, append(append([]string{"compose", "--progress", "plain", "-p", c.Project}, c.files...), args...)...)
-	if cmd.Env == nil {
-		cmd.Env = os.Environ()
-	}
 	cmd.Env = append(cmd.Env, c.env...)
 	var stderr logBuffer
 	cmd.Stderr = &stderr
