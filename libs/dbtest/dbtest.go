@@ -44,8 +44,8 @@ const startLimit = 60 * time.Second
 // Server is one database server. Its methods are for one goroutine.
 type Server struct {
 	Kind string
-	// URL is of the empty database, user and password included. With TLS a PostgreSQL URL checks the server's
-	// certificate against CA; what the others need for that their users add.
+	// URL is of the empty database as persist takes it, user and password included. With TLS it asks for the
+	// server's certificate to be checked against CA.
 	URL string
 	// AdminURL is the same database as a user who may do everything.
 	AdminURL string
@@ -147,12 +147,12 @@ func (s *Server) setUp(options []Option) {
 		}
 	})
 	scheme, admin := "mysql", "root"
-	query := ""
 	if s.Kind == PostgreSQL {
-		scheme, admin, query = "postgres", "postgres", "sslmode=disable"
-		if s.ca != nil {
-			query = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {s.CA}}.Encode()
-		}
+		scheme, admin = "postgres", "postgres"
+	}
+	query := "sslmode=disable"
+	if s.ca != nil {
+		query = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {s.CA}}.Encode()
 	}
 	u := url.URL{Scheme: scheme, User: url.UserPassword(User, Password), Host: net.JoinHostPort(s.host, strconv.Itoa(s.port)),
 		Path: "/" + Database, RawQuery: query}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,8 +14,8 @@ import (
 func TestServers(t *testing.T) {
 	for _, kind := range []string{PostgreSQL, MariaDB, MySQL} {
 		t.Run(kind, func(t *testing.T) {
-			if testing.Short() && kind == MySQL {
-				t.Skip("part of the full tests: MySQL may have to be fetched first")
+			if kind == MySQL {
+				full(t, "MySQL may have to be fetched first")
 			}
 			s := Start(t, kind, TLS())
 			u, err := url.Parse(s.URL)
@@ -40,9 +41,7 @@ func TestServers(t *testing.T) {
 // TestGalera: a node that was killed, cut off or isolated has the others' rows when it is back, and a node that is
 // cut off refuses queries.
 func TestGalera(t *testing.T) {
-	if testing.Short() {
-		t.Skip("part of the full tests: about 30 seconds")
-	}
+	full(t, "about 40 seconds")
 	c := StartGalera(t)
 	if n := strings.Count(c.URL, ":3306"); n != 3 {
 		t.Fatalf("URL %s names %d hosts", c.URL, n)
@@ -69,5 +68,12 @@ func TestGalera(t *testing.T) {
 		if got := c.Nodes[i].SQL("SET SESSION wsrep_sync_wait = 1; SELECT count(*) FROM kept"); got != fmt.Sprintf("%d\n", i+1) {
 			t.Errorf("node %d was %s and has %q rows, want %d", i, f.what, got, i+1)
 		}
+	}
+}
+
+func full(t *testing.T, why string) {
+	t.Helper()
+	if os.Getenv("TIDEGATE_FULL") == "" {
+		t.Skip("part of make test-full: " + why)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,8 +101,7 @@ func StartGalera(t testing.TB, options ...Option) *Cluster {
 	for _, s := range c.Nodes {
 		s.Run()
 	}
-	u := url.URL{Scheme: "mysql", User: url.UserPassword(User, Password), Host: strings.Join(hosts, ","), Path: "/" + Database}
-	c.URL = u.String()
+	c.URL = strings.Replace(c.Nodes[0].URL, hosts[0], strings.Join(hosts, ","), 1)
 	return c
 }
 
