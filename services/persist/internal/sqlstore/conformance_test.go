@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ func (p place) open(t *testing.T, change func(*Config)) *Store { return openStor
 func eachDialect(t *testing.T, f func(t *testing.T, p place)) {
 	t.Run("sqlite", func(t *testing.T) { f(t, place{Config{DataDir: t.TempDir()}}) })
 	t.Run("postgresql", func(t *testing.T) { f(t, place{Config{Type: "postgresql", URL: pgtest.Start(t).URL}}) })
+	t.Run("mariadb", func(t *testing.T) { f(t, place{Config{Type: "mariadb", URL: os.Getenv("TMP_MARIA")}}) })
 }
 
 func openStore(t testing.TB, cfg Config, change func(*Config)) *Store {
@@ -113,6 +115,12 @@ func testUpgrade(t *testing.T, p place) {
 	m, err := migrationsOf(d)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if m.ListSources()[0].Version > 2 {
+		if err := d.close(); err != nil {
+			t.Fatal(err)
+		}
+		return // the family began with the current schema
 	}
 	if _, err := m.UpTo(ctx, 2); err != nil {
 		t.Fatal(err)
