@@ -9,25 +9,31 @@ import (
 	"testing"
 	"time"
 
-	_ "github.com/lib/pq" // the services' database
-
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/dbtest"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/token"
 )
 
-// mesh is all services as processes of their own, with a real NATS server and a real PostgreSQL, all but the
+// mesh is all services as processes of their own, with a real NATS server and a real database, all but the
 // database over mutual TLS.
 type mesh struct {
 	link                                            *loadgen.Link
 	ingest, classify, enforce, persist, gatewayProc *rig.Process
 	nats                                            *rig.Process
-	natsURL, database, certs                        string
+	natsURL, certs                                  string
+	database                                        *rig.Database
 	gateway                                         *rig.Gateway
 }
 
 func newMesh(t *testing.T) *mesh {
+	t.Helper()
+	return newMeshOn(t, dbtest.PostgreSQL)
+}
+
+// newMeshOn has a database of the kind.
+func newMeshOn(t *testing.T, kind string) *mesh {
 	t.Helper()
 	rig.NeedRoot(t)
 	if testing.Short() {
@@ -36,10 +42,8 @@ func newMesh(t *testing.T) *mesh {
 	m := &mesh{link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgmesh"})}
 	m.certs = rig.Certs(t)
 	m.nats, m.natsURL = rig.NATS(t, m.certs)
-	m.database = rig.Postgres(t)
-	env := []string{
-		"TIDEGATE_TLS_DIR=" + m.certs, "NATS_URL=" + m.natsURL, "DB_TYPE=postgresql", "DATABASE_URL=" + m.database,
-	}
+	m.database = rig.NewDatabase(t, kind)
+	env := append(m.database.Env(), "TIDEGATE_TLS_DIR="+m.certs, "NATS_URL="+m.natsURL)
 	var services []string // the gateway's flags that name them
 	start := func(name string, args ...string) (*rig.Process, string) {
 		addr := rig.FreeAddr(t)
@@ -66,12 +70,7 @@ func (m *mesh) processes() map[string]*rig.Process {
 
 func (m *mesh) open(t *testing.T) *sql.DB {
 	t.Helper()
-	db, err := sql.Open("postgres", m.database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
-	return db
+	return m.database.Open(t)
 }
 
 func count(t *testing.T, db *sql.DB, query string, args ...any) int {

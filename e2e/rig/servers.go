@@ -1,15 +1,10 @@
 package rig
 
 import (
-	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -59,74 +54,4 @@ func dial(addr string) error {
 		_ = c.Close()
 	}
 	return err
-}
-
-const postgresBin = "/usr/lib/postgresql/15/bin"
-
-// Postgres starts a PostgreSQL cluster of the test's own, as user postgres, and returns its URL.
-func Postgres(t testing.TB) string {
-	t.Helper()
-	NeedRoot(t)
-	_, err := os.Stat(filepath.Join(postgresBin, "initdb"))
-	Need(t, err == nil, "postgresql-15 (make setup)")
-	u, err := user.Lookup("postgres")
-	if err != nil {
-		t.Fatal(err)
-	}
-	uid, _ := strconv.ParseUint(u.Uid, 10, 32)
-	gid, _ := strconv.ParseUint(u.Gid, 10, 32)
-	// Not t.TempDir: its parents are closed to other users.
-	dir, err := os.MkdirTemp("", "tidegate-e2e-pg-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
-		t.Fatal(err)
-	}
-	as := func(name string, args ...string) *exec.Cmd {
-		c := exec.Command(filepath.Join(postgresBin, name), args...)
-		c.Dir = dir
-		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-		return c
-	}
-	data := filepath.Join(dir, "data")
-	if out, err := as("initdb", "-D", data, "-U", "tidegate", "-A", "trust", "--no-sync").CombinedOutput(); err != nil {
-		t.Fatalf("initdb: %v: %s", err, out)
-	}
-	addr := FreeAddr(t)
-	_, port, _ := net.SplitHostPort(addr)
-	server := as("postgres", "-D", data, "-p", port, "-h", "127.0.0.1", "-k", dir)
-	log := &logBuffer{}
-	server.Stdout, server.Stderr = log, log
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() { _ = server.Wait(); close(done) }()
-	t.Cleanup(func() {
-		_ = server.Process.Signal(syscall.SIGINT) // fast shutdown
-		select {
-		case <-done:
-		case <-time.After(10 * time.Second):
-			_ = server.Process.Kill()
-			<-done
-		}
-		if t.Failed() {
-			t.Logf("output of postgres:\n%s", tail(log.String(), 3000))
-		}
-	})
-	err = Eventually(20*time.Second, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		_, err := Output(ctx, filepath.Join(postgresBin, "pg_isready"), "-h", "127.0.0.1", "-p", port, "-U", "tidegate")
-		return err
-	})
-	if err != nil {
-		t.Fatalf("PostgreSQL does not start: %v", err)
-	}
-	if out, err := as("createdb", "-h", "127.0.0.1", "-p", port, "-U", "tidegate", "tidegate").CombinedOutput(); err != nil {
-		t.Fatalf("createdb: %v: %s", err, out)
-	}
-	return fmt.Sprintf("postgres://tidegate@127.0.0.1:%s/tidegate?sslmode=disable", port)
 }

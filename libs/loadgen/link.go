@@ -32,7 +32,7 @@ const (
 // the current namespace, is under test. The victim serves TLS, HTTP and DNS and counts what arrives.
 type Link struct {
 	PortA, PortB string
-	BPFFS        string // a BPF file system of the link's own
+	BPFFS        string // a BPF file system of the link's own; empty with fixed ports
 	Gen, Victim  *netlab.NS
 	Clients      []netip.Addr // benign addresses of the generator, inside BenignPrefix
 	Servers      *Servers
@@ -47,6 +47,9 @@ type LinkOptions struct {
 	Prefix string // of names: letters only; Sweep of netlab takes the same
 	Queues int    // rx and tx queues of each interface, at least 1
 	Sink   bool   // the victim counts and drops everything: no servers, and no stack that limits
+	// Ports are fixed names of PortA and PortB, for services that are configured with them and have a BPF
+	// file system of their own. Without them names differ from process to process.
+	Ports [2]string
 }
 
 // NewLink removes what dead processes left under the prefix and builds a link. It needs root.
@@ -61,17 +64,19 @@ func NewLink(o LinkOptions) (_ *Link, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Link{lab: lab, PortA: netlab.Ifname(o.Prefix, "a"), PortB: netlab.Ifname(o.Prefix, "b")}
+	l := &Link{lab: lab, PortA: o.Ports[0], PortB: o.Ports[1]}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
 		}
 	}()
-	bpffs := filepath.Join(os.TempDir(), lab.Name("bpf"))
-	if l.unmount, err = netlab.BPFFS(bpffs); err != nil {
-		return nil, err
+	if o.Ports == [2]string{} {
+		l.PortA, l.PortB = netlab.Ifname(o.Prefix, "a"), netlab.Ifname(o.Prefix, "b")
+		l.BPFFS = filepath.Join(os.TempDir(), lab.Name("bpf"))
+		if l.unmount, err = netlab.BPFFS(l.BPFFS); err != nil {
+			return nil, err
+		}
 	}
-	l.BPFFS = bpffs
 	if l.Gen, err = lab.Namespace("gen"); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ const (
 	LinkCiscoHDLC  = 104
 	LinkLoop       = 108
 	LinkCooked     = 113
+	LinkPPI        = 192
 	LinkIPv4       = 228
 	LinkIPv6       = 229
 	LinkCooked2    = 276
@@ -60,13 +61,7 @@ func (p *Packet) DecodeLink(linkType int, frame []byte) Reason {
 		if len(frame) < head+2 {
 			return TruncatedLink
 		}
-		switch binary.BigEndian.Uint16(frame[head:]) {
-		case 0x0021:
-			return p.network(frame, EtherTypeIPv4, head+2)
-		case 0x0057:
-			return p.network(frame, EtherTypeIPv6, head+2)
-		}
-		return NotIP
+		return p.ppp(frame, head)
 	case LinkCiscoHDLC: // address, control, EtherType
 		if len(frame) < 4 {
 			return TruncatedLink
@@ -77,6 +72,18 @@ func (p *Packet) DecodeLink(linkType int, frame []byte) Reason {
 			return TruncatedLink
 		}
 		return p.network(frame, binary.BigEndian.Uint16(frame[14:]), 16)
+	case LinkPPI: // version, flags, length and link type of what follows, in little-endian order (CACE PPI 3.1)
+		if len(frame) < 8 {
+			return TruncatedLink
+		}
+		size := int(binary.LittleEndian.Uint16(frame[2:]))
+		if size < 8 || len(frame) < size {
+			return TruncatedLink
+		}
+		if binary.LittleEndian.Uint32(frame[4:]) != LinkEthernet {
+			return UnsupportedLinkType
+		}
+		return p.ethernet(frame, size)
 	case LinkCooked2:
 		if len(frame) < 20 {
 			return TruncatedLink

@@ -1,5 +1,5 @@
-// Package packet decodes frames in place: Ethernet with up to two VLAN tags, ARP, IPv4 with options, IPv6
-// with extension headers, TCP, UDP, SCTP, ICMP and ICMPv6. A Packet is reused from frame to frame and keeps
+// Package packet decodes frames in place: Ethernet with up to two VLAN tags, PPPoE, MPLS, ARP, IPv4 with options,
+// IPv6 with extension headers, TCP, UDP, SCTP, ICMP and ICMPv6. A Packet is reused from frame to frame and keeps
 // offsets, never pointers, so a decode neither allocates nor holds on to the frame.
 package packet
 
@@ -18,6 +18,9 @@ const (
 	EtherTypeQinQ = 0x88A8
 	// etherTypeOldQinQ is the tag that switches used before IEEE 802.1ad settled on 0x88A8.
 	etherTypeOldQinQ = 0x9100
+	etherTypePPPoE   = 0x8864 // its session stage
+	etherTypeMPLS    = 0x8847
+	etherTypeMPLSUp  = 0x8848 // with labels that the upstream router assigned (RFC 5332)
 )
 
 // IANA protocol numbers.
@@ -120,10 +123,56 @@ func (p *Packet) network(frame []byte, etherType uint16, off int) Reason {
 			}
 			etherType = binary.BigEndian.Uint16(frame[off+2:])
 			off += 4
+		case etherTypePPPoE: // RFC 2516 4: version and type 1, code 0, session, length; then PPP
+			if len(frame) < off+8 {
+				return TruncatedLink
+			}
+			if frame[off] != 0x11 || frame[off+1] != 0 {
+				return NotIP
+			}
+			return p.ppp(frame, off+6)
+		case etherTypeMPLS, etherTypeMPLSUp:
+			return p.mpls(frame, off)
 		default:
 			return NotIP
 		}
 	}
+}
+
+// ppp reads a PPP protocol number (RFC 1661 2) at off, which is inside the frame with two bytes.
+func (p *Packet) ppp(frame []byte, off int) Reason {
+	switch binary.BigEndian.Uint16(frame[off:]) {
+	case 0x0021:
+		return p.network(frame, EtherTypeIPv4, off+2)
+	case 0x0057:
+		return p.network(frame, EtherTypeIPv6, off+2)
+	}
+	return NotIP
+}
+
+// maxLabels bounds the label stack of a frame.
+const maxLabels = 8
+
+// mpls follows a label stack (RFC 3032 2.1) from off. Nothing says what is below it; IP is told by its version.
+func (p *Packet) mpls(frame []byte, off int) Reason {
+	for range maxLabels {
+		if len(frame) < off+5 {
+			return TruncatedLink
+		}
+		bottom := frame[off+2]&1 != 0
+		off += 4
+		if !bottom {
+			continue
+		}
+		switch frame[off] >> 4 {
+		case 4:
+			return p.network(frame, EtherTypeIPv4, off)
+		case 6:
+			return p.network(frame, EtherTypeIPv6, off)
+		}
+		return NotIP
+	}
+	return NotIP
 }
 
 // mapped writes an IPv4 address in its IPv4-mapped form.

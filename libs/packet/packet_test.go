@@ -279,6 +279,17 @@ func TestDecodeLink(t *testing.T) {
 		{"ppp short", LinkPPP, []byte{0xFF, 3, 0}, TruncatedLink, false},
 		{"hdlc", LinkCiscoHDLC, prefix([]byte{0x0F, 0, 8, 0}, ip4), OK, false},
 		{"hdlc short", LinkCiscoHDLC, []byte{0x0F, 0, 8}, TruncatedLink, false},
+		{"ppi", LinkPPI, prefix([]byte{0, 0, 12, 0, 1, 0, 0, 0, 0, 0, 0, 0}, v4.AppendUDP(nil, 53, 5353, body)), OK, false},
+		{"ppi of 802.11", LinkPPI, prefix([]byte{0, 0, 8, 0, 105, 0, 0, 0}, ip4), UnsupportedLinkType, false},
+		{"ppi short", LinkPPI, []byte{0, 0, 12, 0, 1, 0, 0, 0}, TruncatedLink, false},
+		{"pppoe", LinkEthernet, prefix(append(make([]byte, 12), 0x88, 0x64, 0x11, 0, 0, 1, 0, 22, 0, 0x21), ip4), OK, false},
+		{"pppoe v6", LinkEthernet, prefix(append(make([]byte, 12), 0x88, 0x64, 0x11, 0, 0, 1, 0, 22, 0, 0x57), ip6), OK, true},
+		{"pppoe control", LinkEthernet, append(make([]byte, 12), 0x88, 0x64, 0x11, 0, 0, 1, 0, 2, 0xC0, 0x21), NotIP, false},
+		{"pppoe short", LinkEthernet, append(make([]byte, 12), 0x88, 0x64, 0x11, 0, 0, 1), TruncatedLink, false},
+		{"mpls", LinkEthernet, prefix(append(make([]byte, 12), 0x88, 0x47, 0, 1, 0, 64, 0, 1, 1, 64), ip4), OK, false},
+		{"mpls other", LinkEthernet, append(make([]byte, 12), 0x88, 0x47, 0, 1, 1, 64, 0, 0), NotIP, false},
+		{"mpls short", LinkEthernet, append(make([]byte, 12), 0x88, 0x47, 0, 1, 0, 64, 0, 1), TruncatedLink, false},
+		{"mpls without end", LinkEthernet, append(append(make([]byte, 12), 0x88, 0x47), make([]byte, 64)...), NotIP, false},
 		{"802.11", 105, ip4, UnsupportedLinkType, false},
 	}
 	for _, tt := range tests {

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,7 @@ type Config struct {
 	Ifaces         []string `name:"iface" help:"interface to enforce on; repeat or separate by commas" env:"TIDEGATE_ENFORCE_IFACE"`
 	BPFFS          string   `name:"bpffs" help:"BPF file system that holds the pinned maps" default:"/sys/fs/bpf" env:"TIDEGATE_ENFORCE_BPFFS"`
 	Enforce        bool     `name:"enforce" help:"drop for real; without it rules only count what they would have dropped" env:"TIDEGATE_ENFORCE_ENFORCE"`
+	EnforceOn      []string `name:"enforce-on" help:"drop for real on these of the interfaces; the others only count" env:"TIDEGATE_ENFORCE_ENFORCE_ON"`
 	Node           string   `name:"node" help:"name of this node in events; default the host name" env:"TIDEGATE_ENFORCE_NODE"`
 	Advertise      string   `name:"advertise" help:"gRPC address that others reach this node at, told in its heartbeats" env:"TIDEGATE_ENFORCE_ADVERTISE"`
 	NeverBlock     []string `name:"never-block" help:"prefix that no rule may ever block" env:"TIDEGATE_ENFORCE_NEVER_BLOCK"`
@@ -61,6 +63,11 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("enforce: interface %q is empty or named twice", name)
 		}
 	}
+	for _, name := range c.EnforceOn {
+		if !slices.Contains(c.Ifaces, name) {
+			return fmt.Errorf("enforce: --enforce-on %s is not one of the interfaces (--iface %s)", name, strings.Join(c.Ifaces, ","))
+		}
+	}
 	if c.RuleLimit < 1 || c.RulesPerSecond <= 0 || c.RuleBurst < 1 {
 		return errors.New("enforce: rule limit, rules per second and rule burst must be above 0")
 	}
@@ -73,6 +80,12 @@ func (c *Config) Validate() error {
 	}
 	return err
 }
+
+// drops is whether rules act on the interface, if its mode lets them.
+func (c *Config) drops(iface string) bool { return c.Enforce || slices.Contains(c.EnforceOn, iface) }
+
+// anyDrops is whether rules act on any interface.
+func (c *Config) anyDrops() bool { return c.Enforce || len(c.EnforceOn) > 0 }
 
 // Bus is what enforce needs of the message bus; *bus.Bus has it.
 type Bus interface {
@@ -204,7 +217,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 
 // Run enforces until ctx ends. The entries stay in force after it; queued events are sent for up to 2 s.
 func (s *Service) Run(ctx context.Context) error {
-	if !s.cfg.Enforce {
+	if !s.cfg.anyDrops() {
 		s.t.Log.Warn("shadow mode: rules count what they would have dropped and drop nothing; start with --enforce to drop")
 	}
 	s.mu.Lock()

@@ -97,7 +97,7 @@ func (s *Service) keepOpen(ctx context.Context, index int) {
 			_ = gate.Close() // the service ends and nobody took it
 			return
 		}
-		s.t.Log.Info("enforcing on the interface", "iface", name, "mode", gate.Mode().String(), "drops", s.cfg.Enforce && gate.Mode() != xdp.ModeTap)
+		s.t.Log.Info("enforcing on the interface", "iface", name, "mode", gate.Mode().String(), "drops", s.cfg.drops(name) && gate.Mode() != xdp.ModeTap)
 		if err := s.watchGate(ctx, gate); err != nil {
 			s.t.CountError("interface_lost")
 			s.t.Log.Warn("the interface's program is gone, opening it again", "iface", name, "error", err)
@@ -137,18 +137,18 @@ func (s *Service) takeGate(o opening) {
 	if p.gate == nil {
 		return
 	}
-	p.shadow = s.counting(p.gate)
+	p.shadow = s.counting(p)
 	s.putNever(p)
 	s.reconcileGate(p, time.Now())
 	s.notify()
 }
 
-func (s *Service) counting(g Gate) bool { return !s.cfg.Enforce || g.Mode() == xdp.ModeTap }
+func (s *Service) counting(p *port) bool { return !s.cfg.drops(p.name) || p.gate.Mode() == xdp.ModeTap }
 
 // modes follows the mode of the interfaces, which another service sets.
 func (s *Service) modes(now time.Time) {
 	for _, p := range s.gates() {
-		if c := s.counting(p.gate); c != p.shadow {
+		if c := s.counting(p); c != p.shadow {
 			p.shadow = c
 			s.reconcileGate(p, now)
 		}

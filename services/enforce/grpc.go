@@ -48,7 +48,7 @@ func (s *Service) Status(context.Context, *enforcev1.StatusRequest) (*enforcev1.
 			Service: "enforce", Instance: s.cfg.Node, Version: version, StartedNs: s.started.UnixNano(),
 			Ready: len(problems) == 0, Problems: problems, Ledger: &statusv1.Ledger{Terms: terms},
 		},
-		Enforcing: s.cfg.Enforce, Panic: s.guard.panic.proto(),
+		Enforcing: s.cfg.anyDrops(), Panic: s.guard.panic.proto(),
 	}
 	if s.guard.panic.on {
 		out.Status.Problems = append(out.Status.Problems, s.guard.panic.String()+": automatic drops are held; end it with `tidegate panic off`")
@@ -308,7 +308,7 @@ func (s *Service) ExplainRule(_ context.Context, req *enforcev1.ExplainRuleReque
 	if r == nil {
 		return nil, status.Errorf(codes.NotFound, "there is no rule %q", req.GetId())
 	}
-	return &enforcev1.ExplainRuleResponse{State: r.proto(), Explanation: r.explain(s.cfg.Enforce, time.Now())}, nil
+	return &enforcev1.ExplainRuleResponse{State: r.proto(), Explanation: r.explain(s.cfg.anyDrops(), time.Now())}, nil
 }
 
 // explain says in sentences what the rule does, why it is there, until when, and what it has done.

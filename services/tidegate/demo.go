@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
-	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
@@ -22,13 +21,7 @@ import (
 type demoCmd struct {
 	For     time.Duration `help:"how long; 0 = until Ctrl-C" default:"0"`
 	JSON    bool          `help:"print nothing but one JSON object at the end"`
-	Seed    uint64        `help:"seed of the traffic; attacks vary by it" default:"1"`
-	Attacks []string      `help:"attacks to send, in this order, again and again" default:"syn_flood,amp_dns,port_scan"`
-	PPS     int           `help:"packets a second of an attack; the scans send a tenth of the flood's" default:"50000"`
-	Rate    float64       `help:"benign connections a second" default:"60"`
-	WarmUp  time.Duration `help:"benign traffic alone before the first attack" default:"4s"`
-	Attack  time.Duration `name:"attack-for" help:"how long each attack lasts" default:"8s"`
-	Rest    time.Duration `help:"pause between attacks" default:"4s"`
+	Traffic scenario      `embed:""`
 	Listen  string        `help:"gRPC address; empty = none" default:"127.0.0.1:50051"`
 	HTTPS   string        `name:"gateway-listen" help:"address of the live page, and of REST for tidegate status, attacks, rules …; empty = none" default:"127.0.0.1:8080"`
 	Local   string        `name:"local-credentials" help:"file for the credentials of this machine's command line, removed at the end; empty = none" default:"/run/tidegate/local.json" env:"TIDEGATE_LOCAL_CREDENTIALS"`
@@ -71,11 +64,6 @@ type demo struct {
 }
 
 func (c *demoCmd) Run() (err error) {
-	for _, k := range c.Attacks {
-		if _, err := loadgen.NewFrames(loadgen.Attack{Kind: k, Target: loadgen.VictimAddr}); err != nil {
-			return config.Usagef("--attacks: %w", err)
-		}
-	}
 	ctx, stop := lifecycle.SignalContext()
 	defer stop()
 	if !c.JSON {
@@ -110,7 +98,7 @@ func (c *demoCmd) Run() (err error) {
 	if l := s.local; !c.JSON && l != nil && l.file != "" {
 		fmt.Printf("live page: %s  (log in with the token that this prints: tidegate token show)\n", l.c.URL)
 	}
-	d := &demo{cmd: c, link: link, sender: sender, stack: s, client: link.Client(c.Rate, c.Seed), firstDrops: map[string]int64{}, started: time.Now()}
+	d := &demo{cmd: c, link: link, sender: sender, stack: s, client: link.Client(c.Traffic.Rate, c.Traffic.Seed), firstDrops: map[string]int64{}, started: time.Now()}
 
 	runCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -165,7 +153,7 @@ func (d *demo) play(ctx context.Context, stackDone <-chan error) error {
 	go func() { defer wg.Done(); d.watch(ctx) }()
 	go func() { defer wg.Done(); d.show(ctx) }()
 	traffic := make(chan struct{})
-	go func() { defer close(traffic); trafficErr = d.scenario(ctx) }()
+	go func() { defer close(traffic); trafficErr = d.cmd.Traffic.run(ctx, d.attack) }()
 	select {
 	case <-traffic:
 	case err := <-stackDone:
@@ -180,37 +168,17 @@ func (d *demo) play(ctx context.Context, stackDone <-chan error) error {
 	return trafficErr
 }
 
-// scenario sends the attacks one after the other, each time around with another seed.
-func (d *demo) scenario(ctx context.Context) error {
-	if !sleep(ctx, d.cmd.WarmUp) {
-		return nil
-	}
-	for i := 0; ; i++ {
-		kind := d.cmd.Attacks[i%len(d.cmd.Attacks)]
-		if err := d.attack(ctx, kind, d.cmd.Seed+uint64(i/len(d.cmd.Attacks))); err != nil {
-			return err
-		}
-		if !sleep(ctx, d.cmd.Rest) {
-			return nil
-		}
-	}
-}
-
 func (d *demo) attack(ctx context.Context, kind string, seed uint64) error {
 	frames, err := d.link.Attack(kind, seed)
 	if err != nil {
 		return err
-	}
-	pps := d.cmd.PPS
-	if kind == loadgen.PortScan || kind == loadgen.HostSweep {
-		pps = max(1, pps/10)
 	}
 	run := &attackRun{kind: kind, seed: seed, started: time.Now()}
 	d.mu.Lock()
 	d.attacks = append(d.attacks, run)
 	d.current = run
 	d.mu.Unlock()
-	attackCtx, cancel := context.WithTimeout(ctx, d.cmd.Attack)
+	attackCtx, cancel := context.WithTimeout(ctx, d.cmd.Traffic.Attack)
 	defer cancel()
 	sentSoFar := func(b []byte) []byte {
 		d.mu.Lock()
@@ -222,7 +190,7 @@ func (d *demo) attack(ctx context.Context, kind string, seed uint64) error {
 		d.mu.Unlock()
 		return frames.Next(b)
 	}
-	_, err = d.sender.Send(attackCtx, sentSoFar, pps, 0)
+	_, err = d.sender.Send(attackCtx, sentSoFar, d.cmd.Traffic.rate(kind), 0)
 	if err != nil {
 		return err
 	}
@@ -296,13 +264,4 @@ func detectorOf(kind string) string {
 		return loadgen.SYNFlood
 	}
 	return kind
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
 }

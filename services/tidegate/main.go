@@ -19,6 +19,7 @@ import (
 type cli struct {
 	Run    runCmd    `cmd:"" help:"run all services in one process on a real interface, until a signal"`
 	Demo   demoCmd   `cmd:"" help:"build a test link, send benign and attack traffic through it, show what happens"`
+	Lab    labCmd    `cmd:"" help:"build the demo's test link and send its traffic, for services that run elsewhere on this machine"`
 	Replay replayCmd `cmd:"" help:"classify the flows of captures, and with --detect find attacks; offline, deterministic"`
 
 	Login  loginCmd  `cmd:"" help:"store the address and the token of a gateway for the commands below"`
@@ -42,6 +43,7 @@ type cli struct {
 
 	Token      tokenCmd      `cmd:"" help:"make the token key of an installation without an identity provider, and sign tokens"`
 	Certs      certsCmd      `cmd:"" help:"make a local authority and a certificate for each service"`
+	Prepare    prepareCmd    `cmd:"" help:"make what the containers of one machine need before their first start; what is there is kept"`
 	Doctor     doctorCmd     `cmd:"" help:"check what this machine can do, and say what to change"`
 	Detach     detachCmd     `cmd:"" help:"take the XDP program and its pinned rules off interfaces"`
 	Completion completionCmd `cmd:"" help:"print the script for tab completion in a shell"`

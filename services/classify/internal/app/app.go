@@ -209,10 +209,31 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 			d.drop(f.engine)
 			d.alive = streamProtocols
 		}
-		if d.alive.none() {
-			return
+	}
+	if f.at < 0 && offset == 1 && d.base == 0 && d.first.size == 1 && d.first.data[0] == 0 {
+		// What came before may have been a probe whether the other side is still there (RFC 9293 3.8.4): one byte, one too
+		// early. Only a protocol that leaves no doubt is believed then.
+		in, alive := &f.engine.in, exactStreams
+		*in = input{dir: dir, data: data}
+		f.ask(&alive, in)
+		in.forget()
+		if f.facts.Risks&Malformed != 0 {
+			f.at, f.final, f.app, f.confidence, f.facts = -1, false, "", NoLabel, Facts{}
+		}
+		if f.at >= 0 {
+			d.drop(f.engine)
+			d.base, offset = 1, 0
 		}
 	}
+	if f.final || f.at < 0 && d.alive.none() {
+		return
+	}
+	f.look(dir, offset, data)
+}
+
+// look puts what a direction has with the new segment to the protocols.
+func (f *Flow) look(dir uint8, offset uint32, data []byte) {
+	d := &f.dirs[dir]
 	view := data
 	if d.buf != nil || offset != 0 {
 		d.insert(f.engine, offset, data)

@@ -187,6 +187,7 @@ func TestSegmentOrder(t *testing.T) {
 			"repeated":         {cut(0, 10), cut(0, 10), cut(10, n)},
 			"overlapping":      {cut(0, 30), cut(10, 40), cut(20, n)},
 			"first copy wins":  {cut(0, 40), {0, 0, junk}, cut(40, n)},
+			"probe before":     {{0, 0, []byte{0}}, {0, 1, whole}},
 			"second beginning": {{0, 0, []byte{0, 0}}, cut(0, n)},
 			"tiny":             {cut(0, 1), cut(1, 2), cut(2, 3), cut(3, 4), cut(4, 5), cut(5, 6), cut(6, n)},
 			"other side first": {{1, 0, []byte{}}, cut(0, 20), cut(20, n)},

@@ -7,7 +7,8 @@ var chatProtocols = []protocol{
 	{label: "zoom", datagram: zoomDatagram, rank: shaped},
 	{label: "discord", datagram: discordDatagram, rank: shaped},
 	{label: "linecall", datagram: lineDatagram, rank: loose},
-	{label: "teamspeak", datagram: starts("TS3INIT1")},
+	{label: "imo", datagram: imoDatagram, rank: loose},
+	{label: "teamspeak", datagram: teamspeakDatagram},
 	{label: "mumble", datagram: mumbleDatagram, rank: loose},
 	{label: "sd_rtn", datagram: sdrtnDatagram, rank: shaped},
 	{label: "dingtalk", stream: starts("\x10\x64\x87\x80\x01\x00")},
@@ -69,14 +70,56 @@ func discordDatagram(f *Flow, in *input) outcome {
 	return no
 }
 
-// lineDatagram recognises LINE's calls: a length two bytes in that is the rest of the header's, and a counter.
+// lineHeader checks the header of LINE's calls: five bits 11010 or 11011, eleven of a length that is the datagram's
+// without the four bytes before it, a counter.
+func lineHeader(b []byte, size int) bool {
+	return len(b) >= 8 && (b[0]>>3 == 0x1A || b[0]>>3 == 0x1B) && be16(b)&0x7FF == size-4
+}
+
+// lineDatagram wants such messages from both sides with the same two bytes behind the counter, or two of one side in
+// order.
 func lineDatagram(f *Flow, in *input) outcome {
 	b := in.data
-	before := f.dirs[in.dir].previous.bytes()
-	if len(b) < 110 || len(before) < 8 || b[4] != 6 || before[4] != 6 || b[5] != before[5] || b[2] != 0 && b[1] != 0 && b[1] != before[1] {
+	if !lineHeader(b, len(b)) {
 		return no
 	}
-	if step := uint16(be16(b[2:]) - be16(before[2:])); at(b, 0, string(before[:2])) && step >= 1 && step <= 2 && at(b, 4, string(before[4:8])) { //nolint:gosec // wraps
+	if other := &f.dirs[in.dir^1].first; lineHeader(other.bytes(), other.size) && at(b, 4, string(other.data[4:6])) {
+		return final
+	}
+	before := &f.dirs[in.dir].previous
+	if lineHeader(before.bytes(), before.size) && uint16(be16(b[2:])-be16(before.data[2:])) == 1 { //nolint:gosec // wraps as the counter does
+		return final
+	}
+	return no
+}
+
+// imoMessage checks the framing of imo's calls: the length of the rest, seven bits a byte with the highest first, in
+// two bytes, then a type.
+func imoMessage(b []byte, size int) bool {
+	return len(b) >= 3 && b[1]&0x80 == 0 && int(b[0]&0x7F)<<7|int(b[1]) == size-2 && (b[0]&0x80 != 0 || b[0] == 0) && b[2] < 0x20
+}
+
+// imoDatagram wants three messages of that framing in a row, or a ping (length 9, type 2, a time) whose answer (type 3)
+// repeats the time.
+func imoDatagram(f *Flow, in *input) outcome {
+	b, before, other := in.data, &f.dirs[in.dir].previous, &f.dirs[in.dir^1].previous
+	if imoMessage(b, len(b)) && imoMessage(before.bytes(), before.size) && imoMessage(other.bytes(), other.size) {
+		return final
+	}
+	if len(b) == 10 && other.size == 10 && at(b, 0, "\x09\x03") && at(other.data[:], 0, "\x09\x02") && at(b, 2, string(other.data[2:10])) && zero(b[7:]) {
+		return final
+	}
+	return no
+}
+
+// teamspeakDatagram recognises TeamSpeak 3's handshake by its name, and a server that lists itself: version 1, a
+// number, a request of four bytes, and an answer that adds a challenge of four.
+func teamspeakDatagram(f *Flow, in *input) outcome {
+	b := in.data
+	if prefixed(b, "TS3INIT1") {
+		return final
+	}
+	if len(b) == 8 && b[0] == 1 && b[3] == 1 && f.dirs[in.dir^1].first.size == 4 && at(b, 0, string(f.dirs[in.dir^1].first.data[:4])) && f.hasPort(2010) {
 		return final
 	}
 	return no

@@ -232,12 +232,12 @@ func TestCorpusLabels(t *testing.T) {
 	share := float64(wrong) / float64(max(flows, 1))
 	recall := float64(rightFlows) / float64(max(flows, 1))
 	t.Logf("right by flows %.4f, mean over labels %.4f", recall, mean)
-	if recall < 0.96 || mean < 0.85 {
-		t.Errorf("right by flows %.4f, mean over labels %.4f; want 0.96 and 0.85", recall, mean)
+	if recall < 0.98 || mean < 0.93 {
+		t.Errorf("right by flows %.4f, mean over labels %.4f; want 0.98 and 0.93", recall, mean)
 	}
 	t.Logf("%d flows, wrong %d (%.4f), hosts %d of %d (%.4f)", flows, wrong, share, hostsRight, hosts, float64(hostsRight)/float64(max(hosts, 1)))
-	if share > 0.004 {
-		t.Errorf("wrong labels: %.4f of the flows, want at most 0.004", share)
+	if share > 0.003 {
+		t.Errorf("wrong labels: %.4f of the flows, want at most 0.003", share)
 	}
 	if hostsRight < hosts*99/100 {
 		t.Errorf("hosts: %d of %d, want 0.99", hostsRight, hosts)

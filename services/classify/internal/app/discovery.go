@@ -26,6 +26,11 @@ func netbiosDatagram(f *Flow, in *input) outcome {
 	if dnsHeader(b, false) && netbiosName(b[12:]) || f.hasPort(portNetBIOS) && netbiosName(b[12:]) {
 		return final
 	}
+	// On its own port the name may be damaged when header and length are those of a question for one.
+	if f.hasPort(portNetBIOS) && len(b) == 50 && dnsHeader(b, true) && be16(b[4:]) == 1 && zero(b[6:12]) && (b[12] == 32 || be16(b[48:]) == 1) {
+		f.risk(true, Malformed)
+		return f.is("netbios", Port, final)
+	}
 	// A datagram repeats its sender's address and port.
 	if b[0] >= 0x10 && b[0] <= 0x16 && b[1] < 0x20 && (netbiosName(b[14:]) || be16(b[8:]) == 138 && be16(b[10:])+14 == len(b)) {
 		return final

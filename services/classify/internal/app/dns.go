@@ -44,6 +44,11 @@ func dnsDatagram(f *Flow, in *input) outcome {
 	var q question
 	asked := q.skip(b)
 	if !asked && !dnsHeader(b, true) {
+		// One question in an ordinary query or answer is what a damaged message may have left.
+		if b[2]&0x78 == 0 && b[3]&0x0F <= 5 && binary.BigEndian.Uint16(b[4:]) == 1 && len(b) >= 17 {
+			f.risk(true, Malformed)
+			return f.is("dns", Port, final)
+		}
 		return no
 	}
 	f.risk(!asked && !q.short || !dnsHeader(b, true), Malformed)

@@ -11,8 +11,6 @@ var gameProtocols = []protocol{
 	{label: "worldofwarcraft", stream: wowStream},
 	{label: "amongus", datagram: amongDatagram, rank: loose},
 	{label: "cod_mobile", datagram: pingDatagram, rank: guess},
-	{label: "tencentgames", stream: starts("\x33\x66\x00\x0b", "\x33\x66\x00\x0a", "\x33\x66\x00\x09")},
-	{label: "riotgames", datagram: riotDatagram},
 	{label: "yojimbo", datagram: starts("\x00NETCODE 1.")},
 	{label: "kcp", datagram: kcpDatagram, rank: loose},
 	{label: "tes_online", stream: tesStream, rank: loose},
@@ -79,15 +77,6 @@ func sourceDatagram(f *Flow, in *input) outcome {
 		if len(b) > 12 {
 			return final
 		}
-	}
-	return no
-}
-
-// riotDatagram recognises the measurement of the way to a game server, question and answer: 36 bytes, the last
-// eight of them a mark.
-func riotDatagram(_ *Flow, in *input) outcome {
-	if len(in.data) == 36 && at(in.data, 28, "\xaa\xaa\xaa\xaa\xbb\xbb\xbb\xbb") {
-		return final
 	}
 	return no
 }

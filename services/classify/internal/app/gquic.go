@@ -9,6 +9,9 @@ import (
 // flags byte, a connection id of 8 bytes and, from a client that begins, the version.
 func googleQUIC(f *Flow, b []byte) outcome {
 	if len(b) < 14 || b[0]&0x09 != 0x09 || b[0]&0xC0 != 0 {
+		if len(b) >= 64 && b[0]&0xC0 == 0 && b[0]&0x08 != 0 && googleAnswer(b) {
+			return final
+		}
 		return no
 	}
 	if v := binary.BigEndian.Uint32(b[9:]); !googleVersion(v) || byte(v>>24) != 'Q' {
@@ -46,4 +49,28 @@ func googleHello(f *Flow, b []byte) {
 		}
 		from = end
 	}
+}
+
+// googleAnswer recognises a server's first packet, which has no version: its rejection in clear, of which the tags
+// are as many as it says and the ends of their values go up.
+func googleAnswer(b []byte) bool {
+	const header = 96 // public header with a nonce, hash, and the frames before the message
+	at := bytes.Index(b[:min(len(b), header)], []byte("REJ\x00"))
+	if at < 0 || len(b) < at+16 {
+		return false
+	}
+	b = b[at+4:]
+	tags := int(binary.LittleEndian.Uint32(b))
+	if tags < 1 || tags > 64 || len(b) < 4+tags*8 {
+		return false
+	}
+	last := uint32(0)
+	for i := range tags {
+		end := binary.LittleEndian.Uint32(b[4+i*8+4:])
+		if end < last {
+			return false
+		}
+		last = end
+	}
+	return last < 1<<16
 }

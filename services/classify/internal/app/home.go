@@ -7,6 +7,8 @@ var homeProtocols = []protocol{
 	{label: "avast", stream: starts("NOSA")},
 	{label: "hp_virtgrp", stream: pushStream, rank: loose},
 	{label: "eaq", datagram: eaqDatagram, rank: loose},
+	{label: "sonos", datagram: sonosDatagram, rank: loose},
+	{label: "iqiyi", datagram: iqiyiDatagram, rank: shaped},
 	{label: "coap", datagram: coapDatagram, rank: loose, byPort: true},
 	{label: "tuyalp", datagram: tuyaDatagram},
 	{label: "tplink_shp", datagram: tplinkDatagram, stream: tplinkStream, rank: loose},
@@ -68,6 +70,33 @@ func eaqDatagram(f *Flow, in *input) outcome {
 		return no
 	}
 	if at(before, 12, string(b[12:])) && le16(b[14:]) != 0 && be16(b[6:]) > be16(before[6:]) {
+		return final
+	}
+	return no
+}
+
+// sonosDatagram recognises the sound that a player passes on to the others of its group: a counter, two zeros, a
+// number of 16 bits, and 1,024 bytes a datagram, behind one or two short messages of the same count.
+func sonosDatagram(f *Flow, in *input) outcome {
+	b, before, first := in.data, &f.dirs[in.dir].previous, &f.dirs[in.dir].first
+	if len(b) != 8+1024 || before.size != len(b) || first.size != 9 && first.size != 12 && first.size != len(b) {
+		return no
+	}
+	count := be32(b)
+	if be16(b[4:]) != 0 || be16(before.data[4:]) != 0 || count-be32(before.data[:]) != 1 || count-be32(first.data[:]) > 64 || count < 64 {
+		return no
+	}
+	return final
+}
+
+// iqiyiDatagram recognises iQIYI's peers: a type whose highest bit marks the answer, a length in the other byte order,
+// and eight bytes of identity that come back.
+func iqiyiDatagram(f *Flow, in *input) outcome {
+	b, other := in.data, &f.dirs[in.dir^1].first
+	if len(b) < 24 || other.size < 24 || le16(b[2:]) != len(b) || le16(other.data[2:]) != other.size {
+		return no
+	}
+	if b[0]^other.data[0] == 0x80 && at(b, 7, string(other.data[7:15])) && !zero(b[7:15]) {
 		return final
 	}
 	return no

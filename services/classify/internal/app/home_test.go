@@ -20,6 +20,10 @@ var homeSamples = []sample{
 	{label: "hp_virtgrp", port: 5223, says: []string{">\x16" + u16(40) + x(37), "<\x17" + u16(30) + x(27)}, whole: true},
 	{label: "eaq", port: 6000, udp: true, says: []string{
 		">" + u32(1) + u16(0) + u16(100) + u32(9) + u16(0) + u16(0x9000), ">" + u32(2) + u16(0) + u16(102) + u32(8) + u16(0) + u16(0x9000)}},
+	{label: "sonos", port: 7080, udp: true, says: []string{
+		">" + u32(5000) + z(4) + "\xfc", ">" + u32(5001) + z(4) + x(1024), ">" + u32(5002) + z(2) + "\xff\xff" + x(1024)}},
+	{label: "iqiyi", port: 16600, udp: true, says: []string{
+		">\x1c\x40" + l16(40) + "abcidentityX" + x(24), "<\x9c\x60" + l16(44) + "xyzidentityX" + x(28)}},
 	{label: "coap", port: 5683, udp: true, says: []string{">\x44\x01\x12\x34abcd\xb4test"}},
 	{label: "tuyalp", port: 6667, udp: true, says: []string{">" + u32(0x55AA) + u32(0) + u32(19) + u32(16) + x(12) + u32(0xAA55)}},
 	{label: "tplink_shp", port: 9999, udp: true, says: []string{">" + tplinkText()}},

@@ -48,7 +48,10 @@ func httpStream(f *Flow, in *input) outcome {
 		target, version = target[:i], bytes.TrimRight(target[i+1:], "\r")
 	}
 	if !bytes.HasPrefix(version, []byte("HTTP/1.")) || len(target) == 0 {
-		return no // RTSP, SIP, ICAP and others share the shape
+		if len(version) != len("HTTP/1.1") || !bytes.HasPrefix(version, []byte("HTTP/")) || version[6] != '.' || len(target) == 0 {
+			return no // RTSP, SIP, ICAP and others share the shape
+		}
+		f.risk(true, Malformed) // a version that does not exist
 	}
 	f.facts.Method = f.engine.names.get(b[:at-1])
 	return f.httpFields(in, target, line[end+1:])

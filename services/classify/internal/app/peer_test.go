@@ -14,6 +14,7 @@ var peerSamples = []sample{
 	{label: "ethereum", port: 30303, says: []string{">" + in16("\x04"+x(399))}, whole: true},
 	{label: "monero", port: 18080, says: []string{">\x01\x21\x01\x01\x01\x01\x01\x01" + z(8)}},
 	{label: "gnutella", port: 6346, says: []string{">GNUTELLA CONNECT/0.6\r\n"}},
+	{label: "gnutella", port: 6346, says: []string{">\x16\x03\x01" + in16("\x01\x00"+in16("\x03\x01"+x(32)+"\x00"+in16("\x00\x34")+"\x01\x00"))}},
 	{label: "edonkey", port: 4662, says: []string{">\xe3" + l32(30) + "\x01" + x(29)}, whole: true},
 	{label: "syncthing", port: 21027, udp: true, says: []string{">\x2e\xa7\xd9\x0b\x0a\x20" + x(32)}},
 	{label: "nano", port: 7075, says: []string{">RC\x13\x12\x12\x02"}},

@@ -56,13 +56,13 @@ type protocolSet [4]uint64
 func (s *protocolSet) add(i int)  { s[i>>6] |= 1 << (i & 63) }
 func (s *protocolSet) none() bool { return s[0]|s[1]|s[2]|s[3] == 0 }
 
-var streamProtocols, datagramProtocols protocolSet
+var streamProtocols, exactStreams, datagramProtocols protocolSet
 
 func init() { //nolint:gochecknoinits // the entries refer back to the table
 	for _, family := range [][]protocol{
 		webProtocols, secureProtocols, nameProtocols, mailProtocols, databaseProtocols, messagingProtocols, voiceProtocols,
 		vpnProtocols, industrialProtocols, remoteProtocols, directoryProtocols, routingProtocols, peerProtocols,
-		chatProtocols, gameProtocols, homeProtocols, buildingProtocols, storeProtocols,
+		chatProtocols, gameProtocols, playProtocols, homeProtocols, buildingProtocols, storeProtocols,
 	} {
 		protocols = append(protocols, family...)
 	}
@@ -70,6 +70,9 @@ func init() { //nolint:gochecknoinits // the entries refer back to the table
 	for i, p := range protocols {
 		if p.stream != nil {
 			streamProtocols.add(i)
+			if p.rank == exact {
+				exactStreams.add(i)
+			}
 		}
 		if p.datagram != nil {
 			datagramProtocols.add(i)

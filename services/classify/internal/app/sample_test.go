@@ -78,7 +78,7 @@ func TestSamples(t *testing.T) {
 func TestSampleBeginnings(t *testing.T) {
 	kin := map[string][]string{ // what a label is refined from
 		"http_proxy": {"http"}, "http_connect": {"http"}, "soap": {"http"}, "websocket": {"http"}, "mining": {"json_rpc"},
-		"smtps": {"smtp"}, "imaps": {"imap"}, "pop3s": {"pop3"}, "ftps": {"ftp"}, "srtp": {"stun"},
+		"smtps": {"smtp"}, "imaps": {"imap"}, "pop3s": {"pop3"}, "ftps": {"ftp"}, "srtp": {"stun"}, "gnutella": {"tls"},
 	}
 	e := NewEngine()
 	for family, samples := range families {

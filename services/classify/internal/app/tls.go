@@ -4,7 +4,7 @@ import "encoding/binary"
 
 // secureProtocols are those whose payload is encrypted behind a handshake in clear.
 var secureProtocols = []protocol{
-	{label: "tls", stream: tlsStream, also: []string{"imaps", "pop3s", "smtps", "ftps", "applepush"}},
+	{label: "tls", stream: tlsStream, also: []string{"imaps", "pop3s", "smtps", "ftps", "applepush", "gnutella"}},
 	{label: "dtls", datagram: dtlsDatagram},
 	{label: "ssh", stream: sshStream},
 	{label: "quic", datagram: quicDatagram},
@@ -68,6 +68,9 @@ func tlsStream(f *Flow, in *input) outcome {
 		}
 		var h hello
 		h.parse(message)
+		if string(h.ciphers) == "\x00\x34" && len(h.host) == 0 {
+			return f.is("gnutella", Payload, final) // LimeWire's TLS: nothing but anonymous keys with AES-128
+		}
 		if h.bad {
 			// Nonsense inside; the record and the message still have to agree on their length.
 			size := int(binary.BigEndian.Uint16(b[3:]))

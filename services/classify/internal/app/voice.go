@@ -228,8 +228,8 @@ func megacoMessage(f *Flow, in *input) outcome {
 	return best
 }
 
-// h323Stream recognises H.225 call signalling: a TPKT (RFC 1006 6) with a Q.931 message of protocol
-// discriminator 8.
+// h323Stream recognises H.225 call signalling and H.245: a TPKT (RFC 1006 6) with a Q.931 message of protocol
+// discriminator 8, or with a set of capabilities.
 func h323Stream(_ *Flow, in *input) outcome {
 	b := in.data
 	if o := begins(b, "\x03\x00"); o != label {
@@ -238,7 +238,17 @@ func h323Stream(_ *Flow, in *input) outcome {
 	if len(b) < 9 {
 		return more
 	}
-	if size := be16(b[2:]); size < 9 || b[4] != 8 || b[5] == 0 || b[5] > 3 {
+	if size := be16(b[2:]); size >= 20 && b[4] == 0x02 && b[5]&0x0F == 0 {
+		// Media control (H.245): a request to set the terminal's capabilities, which names the recommendation,
+		// itu-t(0) recommendation(0) h(8) 245.
+		if len(b) < 20 {
+			return more
+		}
+		if bytes.Contains(b[6:16], []byte("\x06\x00\x08\x81\x75\x00")) {
+			return final
+		}
+		return no
+	} else if size < 9 || b[4] != 8 || b[5] == 0 || b[5] > 3 {
 		return no
 	}
 	at := 6 + int(b[5])

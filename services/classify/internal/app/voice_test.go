@@ -23,6 +23,7 @@ var voiceSamples = []sample{
 	{label: "rtsp", port: 554, says: []string{">DESCRIBE rtsp://example.org/a RTSP/1.0\r\n"}},
 	{label: "mgcp", port: 2427, udp: true, says: []string{">RSIP 1200 *@gw.example.org MGCP 1.0\r\n"}},
 	{label: "megaco", port: 2944, udp: true, says: []string{">!/1 [192.0.2.1]:2944 T=1{"}},
+	{label: "h323", port: 1232, says: []string{"<\x03\x00\x00\x1c\x02\x30\x01\x06\x00\x08\x81\x75\x00\x05" + x(14)}},
 	{label: "h323", port: 1720, says: []string{">\x03\x00\x00\x30\x08\x02\x00\x01\x05" + x(39)}},
 	{label: "h323", port: 1719, udp: true, says: []string{">\x0e\x80\x01\x02\x00\x06\x00\x08\x91\x4a\x00\x04" + x(20)}},
 	{label: "ciscoskinny", port: 2000, says: []string{">" + l32(4) + l32(0) + l32(0)}},

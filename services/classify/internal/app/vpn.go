@@ -5,6 +5,7 @@ import "bytes"
 // vpnProtocols are tunnels and the relays that people use like them.
 var vpnProtocols = []protocol{
 	{label: "wireguard", datagram: wireguardDatagram},
+	{label: "cloudflarewarp", datagram: warpDatagram},
 	{label: "openvpn", datagram: openvpnDatagram, stream: openvpnStream, rank: loose},
 	{label: "ipsec", datagram: ikeDatagram, rank: shaped},
 	{label: "softether", datagram: softEtherDatagram, rank: loose},
@@ -31,6 +32,22 @@ func wireguardDatagram(f *Flow, in *input) outcome {
 		if len(before) >= 16 && at(before, 0, string(b[:8])) && le32(b[12:]) == 0 && le32(b[8:]) > le32(before[8:]) && le32(b[8:])-le32(before[8:]) < 64 && le32(b[4:]) != 0 {
 			return final
 		}
+	}
+	return no
+}
+
+// warpDatagram recognises Cloudflare's variant of WireGuard: its types with the two highest bits set, three bytes of
+// the client's identity where WireGuard has zeros, then WireGuard's receiver and counter.
+func warpDatagram(f *Flow, in *input) outcome {
+	b, before, other := in.data, f.dirs[in.dir].previous.bytes(), f.other(in)
+	if len(b) < 32 || b[0] != 0xC4 || len(before) < 16 || len(other) < 8 || le32(b[12:]) != 0 {
+		return no
+	}
+	hello := other[0] == 0xC1 || other[0] == 0xC2
+	first := le32(b[8:]) == 1 && (before[0] == 0xC1 || before[0] == 0xC2) // the first behind the handshake
+	next := before[0] == 0xC4 && at(b, 0, string(before[:8])) && le32(b[8:])-le32(before[8:]) == 1
+	if hello && (next || first && at(other, 1, string(b[1:8]))) {
+		return final
 	}
 	return no
 }
@@ -86,6 +103,11 @@ func openvpnPacket(f *Flow, in *input, b []byte) outcome {
 		return no
 	case len(other) < 9 || other[0] != 7<<3 && other[0] != 8<<3 && other[0] != 10<<3:
 		return no
+	}
+	// Encrypted control packets (tls-crypt) begin with a number and a time in clear; both sides' first have number 1 and
+	// the same time but for the clocks.
+	if len(b) >= 17 && len(other) >= 17 && openvpnReset(b[0]) && be32(b[9:]) == 1 && be32(other[9:]) == 1 && be32(b[13:])>>10 == be32(other[13:])>>10 {
+		return final
 	}
 	// The other side's session comes back, somewhere behind our own and what authenticates the packet.
 	if bytes.Contains(b[9:min(len(b), 120)], other[1:9]) {

@@ -8,6 +8,10 @@ var vpnSamples = []sample{
 	{label: "openvpn", port: 1194, udp: true, says: []string{">\x38abcdefgh\x00" + u32(0)}},
 	{label: "openvpn", port: 1194, udp: true, says: []string{">\x38abcdefgh" + x(28), "<\x40ABCDEFGH" + x(20) + "\x01" + u32(0) + "abcdefgh" + u32(0)}},
 	{label: "openvpn", port: 1194, says: []string{">" + in16("\x38abcdefgh\x00"+u32(0)), "<" + in16("\x40ABCDEFGH\x01"+u32(0)+"abcdefgh"+u32(0))}},
+	{label: "openvpn", port: 443, says: []string{ // tls-crypt
+		">" + in16("\x38abcdefgh"+u32(1)+u32(0x63CF4FF5)+x(37)), "<" + in16("\x40ABCDEFGH"+u32(1)+u32(0x63CF4FF6)+x(49))}},
+	{label: "cloudflarewarp", port: 2408, udp: true, says: []string{
+		">\xc1" + z(3) + x(190), "<\xc2idxrecv" + x(700), ">\xc4idxrecv" + l32(1) + z(4) + x(68), ">\xc4idxrecv" + l32(2) + z(4) + x(68)}},
 	{label: "ipsec", port: 500, udp: true, says: []string{">abcdefgh" + z(8) + "\x21\x20\x22\x08" + u32(0) + u32(40) + x(12)}},
 	{label: "ipsec", port: 4500, udp: true, says: []string{">" + u32(0x1234567) + u32(1) + x(40), ">" + u32(0x1234567) + u32(2) + x(40)}},
 	{label: "softether", port: 5004, udp: true, says: []string{"<IP=192.0.2.1,PORT=5004"}},

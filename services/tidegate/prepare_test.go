@@ -1,0 +1,99 @@
+package main
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/tidegate-mesh/tidegate/libs/api/client"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
+	"github.com/tidegate-mesh/tidegate/libs/token"
+)
+
+func prepareForTest(t *testing.T, dir string, more ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	args := append([]string{"prepare", "--dir", dir, "--owner=-1", "--host", "gateway", "--secret", "secrets/db-password", "--data", "nats-data"}, more...)
+	err := run(args, &terminal{out: &out, err: &out})
+	return out.String(), err
+}
+
+func TestPrepareMakesWhatEachContainerSees(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := prepareForTest(t, dir); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]fs.FileMode{
+		"secrets/db-password": 0o444, "nats/nats.conf": 0o400, "gateway/" + token.JWKSFile: 0o400, "operator/credentials.json": 0o600,
+		"authority/ca-key.pem": 0o600, "authority/" + token.KeyFile: 0o600,
+	}
+	for _, name := range pki.Services {
+		want[name+"/ca.pem"], want[name+"/"+name+".pem"], want[name+"/"+name+"-key.pem"] = 0o400, 0o400, 0o400
+	}
+	for name, mode := range want {
+		st, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Error(err)
+		} else if st.Mode().Perm() != mode {
+			t.Errorf("%s has mode %o, want %o", name, st.Mode().Perm(), mode)
+		}
+	}
+	// A service's folder holds its own key and nobody else's.
+	for _, name := range pki.Services {
+		keys, err := filepath.Glob(filepath.Join(dir, name, "*key*"))
+		if err != nil || len(keys) != 1 || filepath.Base(keys[0]) != name+"-key.pem" {
+			t.Errorf("keys in the folder of %s: %v, %v", name, keys, err)
+		}
+	}
+	c, err := client.LoadCredentials(filepath.Join(dir, "operator", "credentials.json"))
+	if err != nil || c.URL != "https://gateway:8080" || c.Token == "" || !strings.Contains(c.CA, "CERTIFICATE") {
+		t.Errorf("credentials of the command line: %+v, %v", c, err)
+	}
+}
+
+func TestPrepareAgain(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := prepareForTest(t, dir); err != nil {
+		t.Fatal(err)
+	}
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	password, cert, keys := read("secrets/db-password"), read("ingest/ingest.pem"), read("gateway/"+token.JWKSFile)
+	out, err := prepareForTest(t, dir)
+	if err != nil || !strings.Contains(out, " 0 of ") {
+		t.Errorf("a second start made certificates: %q, %v", out, err)
+	}
+	if read("secrets/db-password") != password || read("ingest/ingest.pem") != cert || read("gateway/"+token.JWKSFile) != keys {
+		t.Error("a second start changed what was there")
+	}
+	if _, err := prepareForTest(t, dir, "--renew"); err != nil {
+		t.Fatal(err)
+	}
+	if read("ingest/ingest.pem") == cert || read("secrets/db-password") != password {
+		t.Error("--renew changes the certificates and nothing else")
+	}
+}
+
+func TestPrepareRefuses(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "secrets"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "secrets", "db-password"), []byte("\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := prepareForTest(t, dir); err == nil || !strings.Contains(err.Error(), "is empty") {
+		t.Errorf("an empty secret: %v", err)
+	}
+	if _, err := prepareForTest(t, t.TempDir(), "--bpffs", t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a BPF file system") {
+		t.Errorf("a folder that is no BPF file system: %v", err)
+	}
+}
