@@ -14,7 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/tidegate-mesh/tidegate/services/persist/internal/pgtest"
+	"github.com/tidegate-mesh/tidegate/libs/dbtest"
 )
 
 // place is a database of one dialect that can be opened several times.
@@ -22,11 +22,22 @@ type place struct{ cfg Config }
 
 func (p place) open(t *testing.T, change func(*Config)) *Store { return openStore(t, p.cfg, change) }
 
+// servers are the kinds of database server of a run; MySQL, which comes from another release of Debian, and the
+// cluster are in the full one only (TIDEGATE_FULL=1).
+func servers() []string {
+	kinds := []string{dbtest.PostgreSQL, dbtest.MariaDB}
+	if os.Getenv("TIDEGATE_FULL") == "1" {
+		kinds = append(kinds, dbtest.MySQL, dbtest.Galera)
+	}
+	return kinds
+}
+
 // eachDialect runs the suite over every dialect; a new one is added here.
 func eachDialect(t *testing.T, f func(t *testing.T, p place)) {
 	t.Run("sqlite", func(t *testing.T) { f(t, place{Config{DataDir: t.TempDir()}}) })
-	t.Run("postgresql", func(t *testing.T) { f(t, place{Config{Type: "postgresql", URL: pgtest.Start(t).URL}}) })
-	t.Run("mariadb", func(t *testing.T) { f(t, place{Config{Type: "mariadb", URL: os.Getenv("TMP_MARIA")}}) })
+	for _, kind := range servers() {
+		t.Run(kind, func(t *testing.T) { f(t, place{Config{Type: kind, URL: dbtest.Start(t, kind).URL}}) })
+	}
 }
 
 func openStore(t testing.TB, cfg Config, change func(*Config)) *Store {

@@ -180,11 +180,13 @@ func (d *mysqlDialect) inPrefix(column string, p netip.Prefix) (string, []any) {
 	return bytesInPrefix(column, p)
 }
 
-func (d *mysqlDialect) size(ctx context.Context) (int64, error) {
-	// The servers keep the sizes as statistics, which are only as new as the last ANALYZE. LOCAL: other nodes and
-	// replicas look for themselves.
-	names := make([]string, len(Tables))
-	for i, t := range Tables {
+func (d *mysqlDialect) size(ctx context.Context) (int64, error) { return d.sizeAfter(ctx, Tables...) }
+
+// sizeAfter is the size after changes to some tables. The servers keep sizes as statistics, which are only as new as
+// the last ANALYZE. LOCAL: other nodes and replicas look for themselves.
+func (d *mysqlDialect) sizeAfter(ctx context.Context, changed ...Table) (int64, error) {
+	names := make([]string, len(changed))
+	for i, t := range changed {
 		names[i] = string(t)
 	}
 	rows, err := d.db.QueryContext(ctx, "ANALYZE LOCAL TABLE "+strings.Join(names, ", "))

@@ -132,6 +132,9 @@ func (c *mysqlConnector) setUp(ctx context.Context, conn driver.Conn) error {
 		return errors.New("the driver cannot set up a session")
 	}
 	statements := []string{mysqlSession, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"}
+	if c.t.kind == "mysql" { // sizes of this moment instead of up to a day old ones
+		statements = append(statements, "SET SESSION information_schema_stats_expiry = 0")
+	}
 	for _, q := range statements {
 		if _, err := x.ExecContext(ctx, q, nil); err != nil {
 			return fmt.Errorf("set up the session: %w", err)

@@ -231,11 +231,14 @@ func inner(have []section) []section {
 // shrink drops the oldest days. When only the current day is left, its oldest quarter is cut off and dropped, which
 // needs room for a copy and makes inserts wait meanwhile; a cap of more than one day's rows avoids it.
 func (d *mysqlDialect) shrink(ctx context.Context, max int64, removed func(Table, int64)) error {
-	above := func() (bool, error) {
-		n, err := d.size(ctx)
-		return n > max, err
+	if n, err := d.size(ctx); err != nil || n <= max {
+		return err
 	}
 	for _, t := range Tables {
+		above := func() (bool, error) {
+			n, err := d.sizeAfter(ctx, t)
+			return n > max, err
+		}
 		if !slices.Contains(partitioned, t) {
 			if err := d.shrinkTable(ctx, t, above, removed); err != nil {
 				return err
@@ -278,6 +281,10 @@ func (d *mysqlDialect) shrink(ctx context.Context, max int64, removed func(Table
 // cutUntil drops the oldest quarter of a partition until the size is right or the partition empty.
 func (d *mysqlDialect) cutUntil(ctx context.Context, t Table, s section, above func() (bool, error), removed func(Table, int64)) error {
 	for {
+		var some []int64
+		if err := d.db.SelectContext(ctx, &some, fmt.Sprintf("SELECT 1 FROM %s PARTITION (%s) LIMIT 1", t, s.name)); err != nil || len(some) == 0 {
+			return err
+		}
 		if more, err := above(); err != nil || !more {
 			return err
 		}

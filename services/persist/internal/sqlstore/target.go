@@ -104,6 +104,12 @@ func parse(cfg Config) (target, error) {
 	return t, err
 }
 
+// Check reports what is wrong with cfg without connecting.
+func Check(cfg Config) error {
+	_, err := parse(cfg)
+	return err
+}
+
 // nearest is the known kind with the fewest edits from what was typed; names that people use for a database count too.
 func nearest(typed string) string {
 	names := map[string]string{"postgres": "postgresql", "pg": "postgresql", "maria": "mariadb", "percona": "mysql", "sqlite3": "sqlite"}
