@@ -28,14 +28,23 @@ const (
 var loadable = map[Table]bool{Flows: true, Enforcements: true}
 
 func (d *mysqlDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (int64, error) {
-	if d.load.Load() && loadable[t] && len(rows) >= loadFrom {
-		n, err := d.loadData(ctx, tx, t, rows)
-		switch mysqlCode(err) {
-		case erNotAllowedCommand, erLocalInfile, erNoLocalPrivilege:
-			d.load.Store(false) // the setting was changed; nothing was read yet
-		default:
+	if !d.load.Load() || !loadable[t] || len(rows) < loadFrom {
+		return d.insertData(ctx, tx, t, rows)
+	}
+	if _, err := tx.ExecContext(ctx, "SAVEPOINT before_load"); err != nil {
+		return 0, err
+	}
+	n, err := d.loadData(ctx, tx, t, rows)
+	switch mysqlCode(err) {
+	case erNotAllowedCommand, erLocalInfile, erNoLocalPrivilege:
+		d.load.Store(false) // the setting was changed
+	default:
+		if !errors.Is(err, errManyWarnings) {
 			return n, err
 		}
+	}
+	if _, err := tx.ExecContext(ctx, "ROLLBACK TO SAVEPOINT before_load"); err != nil {
+		return 0, err
 	}
 	return d.insertData(ctx, tx, t, rows)
 }
@@ -101,12 +110,15 @@ func (d *mysqlDialect) loadData(ctx context.Context, tx *sqlx.Tx, t Table, rows 
 	if err != nil {
 		return 0, err
 	}
-	return inserted, checkWarnings(ctx, tx)
+	return inserted, checkWarnings(ctx, tx, int64(len(rows))-inserted)
 }
 
-// checkWarnings looks for another warning than that of a duplicate key among those of the last statement. The
-// session's max_error_count keeps as many as a batch can have.
-func checkWarnings(ctx context.Context, tx *sqlx.Tx) error {
+// errManyWarnings means that the server did not keep all of a statement's warnings (max_error_count).
+var errManyWarnings = errors.New("more warnings than the server keeps")
+
+// checkWarnings looks for another warning than that of a duplicate key among those of the last statement, which left
+// out so many rows.
+func checkWarnings(ctx context.Context, tx *sqlx.Tx, leftOut int64) error {
 	rows, err := tx.QueryContext(ctx, "SHOW WARNINGS")
 	if err != nil {
 		return err
@@ -121,8 +133,15 @@ func checkWarnings(ctx context.Context, tx *sqlx.Tx) error {
 		if code != erDupKey {
 			return fmt.Errorf("%w: %s (%d)", errRowChanged, text, code)
 		}
+		leftOut--
 	}
-	return rows.Err()
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if leftOut > 0 {
+		return errManyWarnings
+	}
+	return nil
 }
 
 // loadReader is rows as LOAD DATA's text: fields end with a tab, rows with a line feed, a backslash escapes.
