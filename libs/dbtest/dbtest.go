@@ -17,6 +17,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -79,6 +80,8 @@ type engine interface {
 	// reload is the statement by which a running server reads its certificate again; empty: it has to be restarted.
 	reload() string
 	readOnly(on bool) string
+	// create makes a further database of User's.
+	create(name string) string
 }
 
 // Option changes how Start sets a server up.
@@ -264,6 +267,16 @@ func (s *Server) SQL(statements string) string {
 	}
 	return out
 }
+
+// NewDatabase makes a further empty database, which belongs to User as the first does, and returns its URL.
+func (s *Server) NewDatabase(name string) string {
+	s.t.Helper()
+	s.SQL(s.e.create(name))
+	return s.Named(name)
+}
+
+// Named is the URL of a database, which need not be there.
+func (s *Server) Named(name string) string { return strings.Replace(s.URL, "/"+Database+"?", "/"+name+"?", 1) }
 
 // SetReadOnly makes the running server refuse, or take again, the writes of all but its administrator.
 // PostgreSQL ends their sessions for that.

@@ -208,3 +208,7 @@ func (m *mysqld) readOnly(on bool) string {
 	}
 	return "SET GLOBAL read_only = OFF"
 }
+
+func (m *mysqld) create(name string) string {
+	return fmt.Sprintf("CREATE DATABASE %s; GRANT %s ON %s.* TO %s@'%%'", name, rights, name, User)
+}

@@ -107,3 +107,7 @@ func (p postgres) readOnly(on bool) string {
 	return fmt.Sprintf("ALTER ROLE %s SET default_transaction_read_only = %t;\nSELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '%s'",
 		User, on, User)
 }
+
+func (p postgres) create(name string) string {
+	return fmt.Sprintf("CREATE DATABASE %s OWNER %s", name, User)
+}

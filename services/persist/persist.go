@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -260,12 +261,18 @@ func (s *Service) watchBacklog(ctx context.Context) error {
 	}
 }
 
-// problem notes what is not well; it is logged when it is new.
+// problem notes what is not well, with what to do about it; it is logged when it is new.
 func (s *Service) problem(op string, err error) {
 	s.t.CountError(op)
+	err = sqlstore.Explain(err)
 	text := op + ": " + err.Error()
+	about := text // what is new about it
+	var explained *sqlstore.Explained
+	if errors.As(err, &explained) {
+		about = op + ": " + explained.Sentence // the rest may differ each time, by a port for instance
+	}
 	s.mu.Lock()
-	known := s.problems[op] == text
+	known := strings.HasPrefix(s.problems[op], about)
 	s.problems[op] = text
 	s.mu.Unlock()
 	if !known {
