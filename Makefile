@@ -58,13 +58,26 @@ test: setup build ## quick tests: unit, real XDP, embedded and apt-installed ser
 test-full: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
 test-full: setup build tools ## everything: the quick tests' slower siblings, lint, newest toolchain, fuzzing, end to end
 	@tools/check.sh lint cross newest
-	@tools/fuzz.sh 5s
+	@tools/fuzz.sh 2s
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
 
+	@$(MAKE) --no-print-directory test-containers
+
+.PHONY: images
+images: ## the images tidegate/SERVICE; AIR_GAPPED=1 makes the base images too, and those that Compose names
+	@tools/images.sh
+	@[ -z "$(AIR_GAPPED)" ] || deploy/air-gapped/build.sh
+
+.PHONY: test-containers
+test-containers: export TIDEGATE_CONTAINERS := 1
+test-containers: export AIR_GAPPED := 1
+test-containers: images ## images and the Compose stack, once a database, on a real Docker engine
+	@echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -run '^Test(Containers|Images?)' .
+
 .PHONY: tools
 tools: ## build the pinned tools into the cache outside the checkout
-	@tools/build.sh golangci-lint nats-server
+	@tools/build.sh golangci-lint nats-server jaeger
 
 .PHONY: lint
 lint: ## golangci-lint over every module

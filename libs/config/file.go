@@ -58,7 +58,7 @@ func parseFile(path string, data []byte, root *kong.Node, name string) (*file, e
 // so that one file can hold the sections of several binaries' worth of flags without repeating itself.
 func (f *file) collect(node *kong.Node, commands []string, name string, known map[string]*kong.Flag) {
 	for _, flag := range node.Flags {
-		if flag.Name == "help" || flag.Name == configFlag || flag.Name == checkFlag {
+		if flag.Name == "help" || flag.Name == configFlag || flag.Name == checkFlag || flag.Name == versionFlag {
 			continue
 		}
 		var keys []string

@@ -24,6 +24,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
 	"github.com/tidegate-mesh/tidegate/services/persist/internal/sqlstore"
 )
@@ -37,6 +38,7 @@ type Config struct {
 	EventRetention time.Duration `name:"event-retention" env:"TIDEGATE_PERSIST_EVENT_RETENTION" default:"2160h" help:"How long attacks, verdicts, enforcement events and audits are kept; negative: for ever."`
 	MaxBytes       int64         `name:"max-bytes" env:"TIDEGATE_PERSIST_MAX_BYTES" default:"0" help:"Size cap of the tables in bytes, oldest flows go first; 0: 2 GiB (SQLite) or 50 GiB (PostgreSQL), negative: none."`
 	QueryTimeout   time.Duration `name:"query-timeout" env:"TIDEGATE_PERSIST_QUERY_TIMEOUT" default:"30s" help:"Longest time of one query."`
+	Advertise      string        `name:"advertise" env:"TIDEGATE_PERSIST_ADVERTISE" help:"Address at which other services reach this one, told in heartbeats."`
 }
 
 // DefaultConfig is an SQLite file under /var/lib/tidegate.
@@ -74,6 +76,7 @@ type Bus interface {
 	ConsumeEvents(ctx context.Context, durable string, subjects []string, h func(context.Context, []bus.EventMsg) error) error
 	Backlog(ctx context.Context, stream, durable string) (uint64, error)
 	State(ctx context.Context, stream string) (bus.StreamState, error)
+	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
 }
 
 // Deps are what persist works with. Registrar may be nil: then there is no QueryService.
@@ -201,6 +204,10 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 	start("maintain", s.maintain)
 	start("watch the backlog", s.watchBacklog)
+	start("heartbeat", func(ctx context.Context) error {
+		bus.Beat(ctx, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "persist", Instance: s.t.Instance(), Address: s.cfg.Advertise})
+		return nil
+	})
 	wg.Wait()
 	return first
 }
