@@ -79,7 +79,7 @@ type engine interface {
 	sql(ctx context.Context, s *Server, statements string) (string, error)
 	// reload is the statement by which a running server reads its certificate again; empty: it has to be restarted.
 	reload() string
-	readOnly(on bool) string
+	setReadOnly(s *Server, on bool) error
 	// create makes a further database of User's.
 	create(name string) string
 }
@@ -276,13 +276,17 @@ func (s *Server) NewDatabase(name string) string {
 }
 
 // Named is the URL of a database, which need not be there.
-func (s *Server) Named(name string) string { return strings.Replace(s.URL, "/"+Database+"?", "/"+name+"?", 1) }
+func (s *Server) Named(name string) string {
+	return strings.Replace(s.URL, "/"+Database+"?", "/"+name+"?", 1)
+}
 
-// SetReadOnly makes the running server refuse, or take again, the writes of all but its administrator.
-// PostgreSQL ends their sessions for that.
+// SetReadOnly makes the running server refuse, or take again, the writes of all but its administrator. PostgreSQL is
+// restarted as a standby, which refuses everyone, and promoted again.
 func (s *Server) SetReadOnly(on bool) {
 	s.t.Helper()
-	s.SQL(s.e.readOnly(on))
+	if err := s.e.setReadOnly(s, on); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // Certify gives a running server with TLS a new certificate of the same authority, valid from an hour ago until
@@ -354,6 +358,7 @@ func credential(t testing.TB, name string) *syscall.Credential {
 // closed to other users, and its name can be longer than a Unix socket's address may be.
 func tempDir(t testing.TB, base string, as *syscall.Credential) string {
 	t.Helper()
+	sweep(base)
 	dir, err := os.MkdirTemp(base, "tidegate-db-"+strconv.Itoa(os.Getpid())+"-")
 	if err != nil {
 		t.Fatal(err)
@@ -370,6 +375,20 @@ func tempDir(t testing.TB, base string, as *syscall.Credential) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// sweep removes what killed tests have left.
+func sweep(base string) {
+	if base == "" {
+		base = os.TempDir()
+	}
+	left, _ := filepath.Glob(filepath.Join(base, "tidegate-db-*"))
+	for _, dir := range left {
+		fields := strings.Split(filepath.Base(dir), "-")
+		if pid, err := strconv.Atoi(fields[2]); err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			_ = os.RemoveAll(dir) // another test may be at it
+		}
+	}
 }
 
 func chown(path string, as *syscall.Credential) error {

@@ -35,7 +35,11 @@ func TestServers(t *testing.T) {
 			s.Stop()
 			s.Run()
 			s.SetReadOnly(true)
+			if s.Kind == PostgreSQL && s.SQL("SELECT pg_is_in_recovery()") != "t\n" || s.Kind != PostgreSQL && s.SQL("SELECT @@read_only") != "1\n" {
+				t.Error("not read-only")
+			}
 			s.SetReadOnly(false)
+			s.SQL("INSERT INTO kept VALUES (4)")
 			s.Certify(-time.Minute)
 		})
 	}

@@ -223,16 +223,19 @@ func (s *Service) resume(ctx context.Context, st *sqlstore.Store) error {
 	return nil
 }
 
-// maintain prunes and makes partitions, at once, then every minute and when the size should be looked at.
+// maintain prunes and makes partitions, at once, then every minute, soon after a failure, and when the size should be
+// looked at.
 func (s *Service) maintain(ctx context.Context) error {
-	tick := time.NewTicker(maintainEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(maintainEvery)
+	defer timer.Stop()
 	for {
 		st := s.store.Load()
 		if err := st.Maintain(ctx); err != nil && ctx.Err() == nil {
 			s.problem("maintenance", err)
+			timer.Reset(retryMax) // not ready until it succeeds
 		} else {
 			s.well("maintenance")
+			timer.Reset(maintainEvery)
 		}
 		if n, err := st.Size(ctx); err == nil {
 			s.metrics.size.Set(float64(n))
@@ -240,7 +243,7 @@ func (s *Service) maintain(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		case <-st.Full():
 		}
 	}

@@ -119,6 +119,10 @@ func postgresSentence(err error) string {
 		return sayRights
 	case "25006":
 		return sayReadOnly
+	case "0A000": // a standby asked to begin a transaction that writes
+		if strings.Contains(e.Message, "during recovery") {
+			return sayReadOnly
+		}
 	case "53100":
 		return sayFull
 	case "53300":
