@@ -190,7 +190,7 @@ func testBadServer(t *testing.T, s *dbtest.Server) {
 		bare, _, _ := strings.Cut(fresh(), "?")
 		badDatabase{name: "no TLS where it is asked for", says: []string{"with TLS only", "sslmode=verify-full"},
 			spoil: func() {}}.run(t, s.Kind, bare+"?sslmode=disable")
-		badDatabase{name: "disk full", says: []string{"the disk of the database is full", "make room"}, running: true, messages: 50, records: 300,
+		badDatabase{name: "disk full", says: []string{"the disk of the database is full", "make room"}, running: true, messages: 60, records: 500,
 			spoil: func() {}, mend: func() { s.SQL("SELECT 1") }}.onSmallDisk(t, s)
 	}
 	newer := "INSERT INTO tidegate_schema_version (version_id, is_applied) VALUES (9999, true)"
