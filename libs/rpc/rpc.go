@@ -79,7 +79,7 @@ func Serve(ctx context.Context, srv *grpc.Server, status *health.Server, listen 
 	ln, err := lc.Listen(ctx, "tcp", listen)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("gRPC address %s is in use by another process: choose another listen address (%w)", listen, syscall.EADDRINUSE)
+		return fmt.Errorf("gRPC address %s is in use by another process: choose another with --listen (%w)", listen, syscall.EADDRINUSE)
 	case err != nil:
 		return fmt.Errorf("listen for gRPC on %s: %w", listen, err)
 	}

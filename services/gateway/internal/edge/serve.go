@@ -46,7 +46,7 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 	ln, err := lc.Listen(ctx, "tcp", address)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("HTTPS address %s is in use by another process: choose another listen address (%w)", address, syscall.EADDRINUSE)
+		return nil, fmt.Errorf("HTTPS address %s is in use by another process: choose another with --listen, or --gateway-listen of the all-in-one (%w)", address, syscall.EADDRINUSE)
 	case err != nil:
 		return nil, fmt.Errorf("listen for HTTPS on %s: %w", address, err)
 	}
