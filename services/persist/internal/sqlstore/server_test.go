@@ -116,7 +116,7 @@ func TestMariaDB(t *testing.T) {
 	ctx := context.Background()
 
 	t.Run("wrong kind", func(t *testing.T) {
-		for kind, want := range map[string]string{"mysql": "set DB_TYPE=mariadb", "galera": "no Galera node"} {
+		for kind, want := range map[string]string{"mysql": "set DB_TYPE=mariadb", "galera": "is no Galera node"} {
 			if err := tryOpen(t, Config{Type: kind, URL: srv.URL}); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v", kind, err)
 			}
