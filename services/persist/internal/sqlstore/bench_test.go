@@ -19,10 +19,10 @@ import (
 )
 
 // BenchmarkBulk compares rows a second committed through Insert, in batches as persist's writer makes them, with the
-// database's own bulk tool: the same rows, table and server in the same run, best of three each. SQLite's tool takes
+// database's own bulk tool: the same rows, table and server in the same run, best of two each. SQLite's tool takes
 // no blobs: its addresses are texts of 16 bytes.
 func BenchmarkBulk(b *testing.B) {
-	const batches, size = 10, 20_000
+	const batches, size = 5, 20_000
 	var flows []Flow
 	for i := range batches {
 		flows = append(flows, someFlows(size, now.Truncate(24*time.Hour).Add(time.Duration(i)*size*time.Millisecond), fmt.Sprint("b", i))...)
@@ -62,7 +62,7 @@ func BenchmarkBulk(b *testing.B) {
 				return float64(len(flows)) / time.Since(begin).Seconds()
 			}
 			for b.Loop() {
-				for range 3 {
+				for range 2 {
 					empty()
 					tools = max(tools, rate(byTool))
 					empty()
