@@ -80,7 +80,9 @@ images: ## the images tidegate/SERVICE; AIR_GAPPED=1 makes the base images too, 
 .PHONY: test-containers
 test-containers: export TIDEGATE_CONTAINERS := 1
 test-containers: export AIR_GAPPED := 1
-test-containers: images ## images and the Compose stack, once a database, on a real Docker engine
+test-containers: ## images and the Compose stack, once a database, on a real Docker engine
+	@tools/build.sh docker-compose
+	@$(MAKE) --no-print-directory images
 	@echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -run '^Test(Containers|Images?)' .
 
 .PHONY: tools
