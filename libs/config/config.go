@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 )
 
 // Exit statuses of every binary.
@@ -49,27 +51,32 @@ func ExitCode(err error) int {
 type general struct {
 	Config      string `name:"config" placeholder:"FILE" help:"YAML file; flags and environment win over it."`
 	CheckConfig bool   `name:"check-config" env:"-" help:"Check flags, environment and file, then exit with status 0, or 2 on a mistake."`
+
+	Version kong.VersionFlag `name:"version" env:"-" help:"Print version and revision, then exit."`
 }
 
 const (
-	configFlag = "config"
-	checkFlag  = "check-config"
+	configFlag  = "config"
+	checkFlag   = "check-config"
+	versionFlag = "version"
 )
 
 // Parse fills cli, a pointer to a struct of kong tags, from args (without the program's name), environment and file.
 //
 // name is the binary's, with or without the prefix "tidegate-". A flag without an env tag takes the variable
-// TIDEGATE_<NAME>_<FLAG> (TIDEGATE_<FLAG> when name is "tidegate"); env:"-" gives it none. Parse adds --config and
-// --check-config. --help and --check-config end the process with status 0. Validate methods of the structs are
+// TIDEGATE_<NAME>_<FLAG> (TIDEGATE_<FLAG> when name is "tidegate"); env:"-" gives it none. Parse adds --config,
+// --check-config and --version. --help, --check-config and --version end the process with status 0. Validate methods of the structs are
 // called as kong does. Errors of the caller are UsageErrors of one sentence; an error of another type is a mistake in the
 // tags.
 func Parse(cli any, name, description string, args []string, opts ...kong.Option) (*kong.Context, error) {
 	extra := &general{}
+	version, revision := telemetry.Build()
 	loaded := false
 	options := append([]kong.Option{
 		kong.Name(name),
 		kong.Description(description),
 		kong.Embed(extra),
+		kong.Vars{"version": name + " " + version + " " + revision},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.PostBuild(func(k *kong.Kong) error {
 			nameVariables(k.Model.Node, variablePrefix(name))
@@ -81,6 +88,12 @@ func Parse(cli any, name, description string, args []string, opts ...kong.Option
 				return nil
 			}
 			loaded = true
+			// The variables of the all-in-one begin as those of every service do.
+			if name != "tidegate" {
+				if err := checkVariables(ctx.Model.Node, variablePrefix(name)); err != nil {
+					return err
+				}
+			}
 			return load(ctx, name)
 		}),
 	}, opts...)

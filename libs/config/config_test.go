@@ -255,3 +255,25 @@ func TestExitCode(t *testing.T) {
 		}
 	}
 }
+
+func TestVersionNeedsNothingElse(t *testing.T) {
+	var out bytes.Buffer
+	ended := errors.New("ended")
+	defer func() {
+		if got := recover(); got != ended {
+			t.Fatalf("the process goes on: %v", got)
+		}
+		if got := out.String(); !strings.HasPrefix(got, "tidegate-ingest ") || strings.Count(got, "\n") != 1 {
+			t.Errorf("--version prints %q", got)
+		}
+	}()
+	var cli options // --must is not given
+	_, err := Parse(&cli, "tidegate-ingest", "test", []string{"--version"}, kong.Writers(&out, &out),
+		kong.Exit(func(code int) {
+			if code != 0 {
+				t.Errorf("status %d", code)
+			}
+			panic(ended)
+		}))
+	t.Errorf("Parse returns %v", err)
+}

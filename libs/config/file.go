@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -58,7 +60,7 @@ func parseFile(path string, data []byte, root *kong.Node, name string) (*file, e
 // so that one file can hold the sections of several binaries' worth of flags without repeating itself.
 func (f *file) collect(node *kong.Node, commands []string, name string, known map[string]*kong.Flag) {
 	for _, flag := range node.Flags {
-		if flag.Name == "help" || flag.Name == configFlag || flag.Name == checkFlag {
+		if flag.Name == "help" || flag.Name == configFlag || flag.Name == checkFlag || flag.Name == versionFlag {
 			continue
 		}
 		var keys []string
@@ -89,7 +91,11 @@ func (f *file) walk(mapping *yaml.Node, prefix, written string, known map[string
 			continue
 		}
 		if flag == nil {
-			return fmt.Errorf("configuration file %s:%d: unknown key %q: --help lists the flags that are its keys", f.path, keyNode.Line, shown)
+			hint := "--help lists the flags that are its keys"
+			if n := nearest(key, slices.Collect(maps.Keys(known))); n != "" {
+				hint = fmt.Sprintf("did you mean %q?", n)
+			}
+			return fmt.Errorf("configuration file %s:%d: unknown key %q: %s", f.path, keyNode.Line, shown, hint)
 		}
 		if earlier := f.entries[key]; earlier != nil {
 			return fmt.Errorf("configuration file %s:%d: key %q repeats key %q", f.path, keyNode.Line, shown, earlier.key)

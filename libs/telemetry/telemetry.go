@@ -220,14 +220,20 @@ func buildInfo(cfg Config) prometheus.Collector {
 	return gauge
 }
 
-// Build gives the main module's version and the VCS revision, each "unknown" when the build did not record it.
+// Version is what `make build` and the images set by the linker; empty in other builds.
+var Version string
+
+// Build gives the version, else the main module's, and the VCS revision, each "unknown" when the build did not record it.
 func Build() (version, revision string) {
 	version, revision = "unknown", "unknown"
+	if Version != "" {
+		version = Version
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return version, revision
 	}
-	if info.Main.Version != "" {
+	if Version == "" && info.Main.Version != "" {
 		version = info.Main.Version
 	}
 	for _, setting := range info.Settings {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/capability"
 	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
@@ -30,7 +31,10 @@ type cli struct {
 func (c *cli) Validate() error { return c.Enforce.Validate() }
 
 func main() {
-	err := run(os.Args[1:])
+	err := capability.Raise()
+	if err == nil {
+		err = run(os.Args[1:])
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tidegate-enforce:", err)
 	}

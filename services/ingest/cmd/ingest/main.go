@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/capability"
 	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
@@ -27,7 +28,10 @@ type cli struct {
 }
 
 func main() {
-	err := run(os.Args[1:])
+	err := capability.Raise()
+	if err == nil {
+		err = run(os.Args[1:])
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "tidegate-ingest:", err)
 	}
