@@ -15,6 +15,9 @@ MODULES := proto libs $(patsubst %/go.mod,%,$(wildcard services/*/go.mod)) e2e
 SERVICES := ingest classify enforce persist gateway
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/tidegate-mesh/tidegate/libs/telemetry.Version=$(VERSION)
+# The same in every environment, so that a binary depends on its sources only.
+BUILD_FLAGS := -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)'
+BIN ?= bin
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidegate
 TOOLS := $(CACHE)/tools
 # A test binary of each package at a time: several tests load both CPUs or own a namespace.
@@ -36,11 +39,16 @@ run: build ## the demo: real packets through XDP, an attack seen and dropped (ro
 	fi
 
 .PHONY: build
-build: ## build every binary into bin/
-	@mkdir -p bin
-	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tidegate ./services/tidegate
-	@for s in $(SERVICES); do $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tidegate-$$s ./services/$$s/cmd/$$s; done
-	@$(GO) build -trimpath -o bin/tidegate-loadgen ./e2e/loadgen
+build: ## build every binary into bin/; IN_DOCKER=1 builds the same inside the builder image
+ifdef IN_DOCKER
+	@tools/in-builder.sh make build TOOLCHAIN=local VERSION='$(VERSION)' BIN='$(BIN)'
+else
+	@mkdir -p $(BIN)
+	@$(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate ./services/tidegate
+	@for s in $(SERVICES); do $(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate-$$s ./services/$$s/cmd/$$s; done
+	@$(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate-health ./libs/cmd/tidegate-health
+	@$(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate-loadgen ./e2e/loadgen
+endif
 
 .PHONY: setup
 setup: ## install what tests and generation need (Debian, root) and the commit hook

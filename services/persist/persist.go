@@ -30,12 +30,13 @@ import (
 
 // Config is what persist can be told. The tags are for kong; DefaultConfig has the same defaults.
 type Config struct {
-	DBType         string        `name:"db-type" env:"DB_TYPE" help:"Database: postgresql or sqlite; empty: what the URL says, without a URL sqlite."`
-	DatabaseURL    string        `name:"database-url" env:"DATABASE_URL" help:"postgres:// URL, or path or file: URL of an SQLite file (default persist.db in the data directory)."`
+	DBType         string        `name:"db-type" env:"DB_TYPE" help:"Database: postgresql, mysql, mariadb, galera or sqlite; empty: what the URL says, without a URL sqlite."`
+	DatabaseURL    string        `name:"database-url" env:"DATABASE_URL" help:"postgres://, mysql:// or mariadb:// URL, or path or file: URL of an SQLite file (default persist.db in the data directory)."`
+	PasswordFile   string        `name:"database-password-file" env:"DATABASE_PASSWORD_FILE" help:"File with the password of the URL's user; read again for every new connection."`
 	DataDir        string        `name:"data-dir" env:"TIDEGATE_PERSIST_DATA_DIR" default:"/var/lib/tidegate" help:"Directory of the SQLite file."`
 	FlowRetention  time.Duration `name:"flow-retention" env:"TIDEGATE_PERSIST_FLOW_RETENTION" default:"168h" help:"How long flows are kept; negative: for ever."`
 	EventRetention time.Duration `name:"event-retention" env:"TIDEGATE_PERSIST_EVENT_RETENTION" default:"2160h" help:"How long attacks, verdicts, enforcement events and audits are kept; negative: for ever."`
-	MaxBytes       int64         `name:"max-bytes" env:"TIDEGATE_PERSIST_MAX_BYTES" default:"0" help:"Size cap of the tables in bytes, oldest flows go first; 0: 2 GiB (SQLite) or 50 GiB (PostgreSQL), negative: none."`
+	MaxBytes       int64         `name:"max-bytes" env:"TIDEGATE_PERSIST_MAX_BYTES" default:"0" help:"Size cap of the tables in bytes, oldest flows go first; 0: 2 GiB (SQLite) or 50 GiB (others), negative: none."`
 	QueryTimeout   time.Duration `name:"query-timeout" env:"TIDEGATE_PERSIST_QUERY_TIMEOUT" default:"30s" help:"Longest time of one query."`
 	Advertise      string        `name:"advertise" env:"TIDEGATE_PERSIST_ADVERTISE" help:"Address at which other services reach this one, told in heartbeats."`
 }
@@ -63,7 +64,7 @@ func (c Config) Validate() error {
 
 func (c Config) store(onPrune func(sqlstore.Table, int64, string)) sqlstore.Config {
 	return sqlstore.Config{
-		Type: c.DBType, URL: c.DatabaseURL, DataDir: c.DataDir, FlowRetention: c.FlowRetention,
+		Type: c.DBType, URL: c.DatabaseURL, PasswordFile: c.PasswordFile, DataDir: c.DataDir, FlowRetention: c.FlowRetention,
 		EventRetention: c.EventRetention, MaxBytes: c.MaxBytes, OnPrune: onPrune,
 	}
 }

@@ -15,11 +15,11 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/dbtest"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
-	"github.com/tidegate-mesh/tidegate/services/persist/internal/pgtest"
 )
 
 func TestDefaultsMatchTags(t *testing.T) {
@@ -337,7 +337,7 @@ func TestRedelivery(t *testing.T) {
 
 // TestDatabaseDown takes PostgreSQL away from before the start, and later while messages come.
 func TestDatabaseDown(t *testing.T) {
-	srv := pgtest.Start(t)
+	srv := dbtest.Start(t, dbtest.PostgreSQL)
 	srv.Stop()
 	cfg := DefaultConfig()
 	cfg.DatabaseURL = srv.URL

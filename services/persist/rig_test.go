@@ -10,11 +10,11 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/dbtest"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
-	"github.com/tidegate-mesh/tidegate/services/persist/internal/pgtest"
 )
 
 // rig is a service on a real bus, asked over gRPC.
@@ -168,7 +168,7 @@ func eachDatabase(t *testing.T, f func(t *testing.T, cfg Config)) {
 	})
 	t.Run("postgresql", func(t *testing.T) {
 		cfg := DefaultConfig()
-		cfg.DBType, cfg.DatabaseURL = "postgresql", pgtest.Start(t).URL
+		cfg.DBType, cfg.DatabaseURL = "postgresql", dbtest.Start(t, dbtest.PostgreSQL).URL
 		f(t, cfg)
 	})
 }
