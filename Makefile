@@ -104,6 +104,7 @@ gen: ## generate protobuf and BPF code again
 .PHONY: bench
 bench: build ## measure: throughput, time to first drop, the gateway, hot-path functions (root, about 20 minutes)
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 40m -run '^TestBench' -v ./bench/
+	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 10m -run '^TestTracesInJaeger$$' -v .
 	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
 	@cd services/ingest && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/pipeline/
 	@cd services/classify && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/app/

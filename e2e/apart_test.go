@@ -32,8 +32,8 @@ func newMesh(t *testing.T) *mesh {
 	return newMeshOn(t, dbtest.PostgreSQL)
 }
 
-// newMeshOn has a database of the kind.
-func newMeshOn(t *testing.T, kind string) *mesh {
+// newMeshOn has a database of the kind; the services get more environment.
+func newMeshOn(t *testing.T, kind string, more ...string) *mesh {
 	t.Helper()
 	rig.NeedRoot(t)
 	if testing.Short() {
@@ -44,6 +44,7 @@ func newMeshOn(t *testing.T, kind string) *mesh {
 	m.nats, m.natsURL = rig.NATS(t, m.certs)
 	m.database = rig.NewDatabase(t, kind)
 	env := append(m.database.Env(), "TIDEGATE_TLS_DIR="+m.certs, "NATS_URL="+m.natsURL)
+	env = append(env, more...)
 	var services []string // the gateway's flags that name them
 	start := func(name string, args ...string) (*rig.Process, string) {
 		addr := rig.FreeAddr(t)
@@ -55,7 +56,7 @@ func newMeshOn(t *testing.T, kind string) *mesh {
 	var classify string
 	m.persist, _ = start("persist")
 	m.enforce, _ = start("enforce", append(ports, "--enforce", "--node", "e2e")...)
-	m.classify, classify = start("classify", "--protected", loadgen.VictimAddr.String())
+	m.classify, classify = start("classify", "--protected", loadgen.VictimAddr.String(), "--protected", tracedTargets.String())
 	m.ingest, _ = start("ingest", append(ports, "--mode", "inline", "--sensor", "e2e", "--classify", classify)...)
 	m.gateway = rig.NewGateway(t, m.certs, pki.FilesOf(m.certs, pki.Gateway).CA)
 	m.gatewayProc = rig.Start(t, rig.Binary(t, "tidegate-gateway"), env, append(services, "--listen", m.gateway.Addr,

@@ -278,7 +278,9 @@ func (s *Service) storeEvents(ctx context.Context, msgs []bus.EventMsg) error {
 			var row sqlstore.Attack
 			if row, err = attackRow(m.Attack); err == nil {
 				c.batch.Attacks = append(c.batch.Attacks, row)
-				c.spans = append(c.spans, s.span(telemetry.AlwaysSample(parent), sqlstore.Attacks, m.StreamSeq))
+				if m.Traceparent != "" {
+					c.spans = append(c.spans, s.span(parent, sqlstore.Attacks, m.StreamSeq))
+				}
 			}
 		case m.Verdict != nil:
 			if m.Traceparent == "" {
