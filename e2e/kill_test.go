@@ -127,7 +127,7 @@ func (s *storing) progress(db *sql.DB, limit time.Duration) {
 func (s *storing) complete(db *sql.DB) {
 	s.t.Helper()
 	s.stop()
-	s.progress(db, 30*time.Second)
+	s.progress(db, 90*time.Second)
 	err := rig.Eventually(15*time.Second, func() error {
 		for _, stream := range []string{bus.StreamFlows, bus.StreamEvents} {
 			n, err := s.bus.Backlog(s.t.Context(), stream, "persist")

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -223,16 +224,19 @@ func (s *Service) resume(ctx context.Context, st *sqlstore.Store) error {
 	return nil
 }
 
-// maintain prunes and makes partitions, at once, then every minute and when the size should be looked at.
+// maintain prunes and makes partitions, at once, then every minute, soon after a failure, and when the size should be
+// looked at.
 func (s *Service) maintain(ctx context.Context) error {
-	tick := time.NewTicker(maintainEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(maintainEvery)
+	defer timer.Stop()
 	for {
 		st := s.store.Load()
 		if err := st.Maintain(ctx); err != nil && ctx.Err() == nil {
 			s.problem("maintenance", err)
+			timer.Reset(retryMax) // not ready until it succeeds
 		} else {
 			s.well("maintenance")
+			timer.Reset(maintainEvery)
 		}
 		if n, err := st.Size(ctx); err == nil {
 			s.metrics.size.Set(float64(n))
@@ -240,7 +244,7 @@ func (s *Service) maintain(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		case <-st.Full():
 		}
 	}
@@ -268,12 +272,18 @@ func (s *Service) watchBacklog(ctx context.Context) error {
 	}
 }
 
-// problem notes what is not well; it is logged when it is new.
+// problem notes what is not well, with what to do about it; it is logged when it is new.
 func (s *Service) problem(op string, err error) {
 	s.t.CountError(op)
+	err = sqlstore.Explain(err)
 	text := op + ": " + err.Error()
+	about := text // what is new about it
+	var explained *sqlstore.Explained
+	if errors.As(err, &explained) {
+		about = op + ": " + explained.Sentence // the rest may differ each time, by a port for instance
+	}
 	s.mu.Lock()
-	known := s.problems[op] == text
+	known := strings.HasPrefix(s.problems[op], about)
 	s.problems[op] = text
 	s.mu.Unlock()
 	if !known {
