@@ -115,7 +115,8 @@ bench: build ## measure: throughput, time to first drop, the gateway, hot-path f
 
 .PHONY: soak
 soak: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
-soak: build tools ## hours-long run under load with restarts: SOAK=4h
+soak: build tools ## hours-long run under load with restarts: SOAK=4h; before it an hour of fuzzing
+	@tools/fuzz.sh 3600s all
 	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^TestRestartsUnderLoad$$' -v .
 
 .PHONY: clean

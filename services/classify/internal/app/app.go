@@ -69,6 +69,7 @@ type Engine struct {
 	free     *Flow
 	buffers  [len(bufferSizes)][][]byte
 	quic     []*quicState
+	ghash    ghash // for one call
 	names    names
 	expected expectations
 	resolved resolved
