@@ -175,7 +175,7 @@ func TestKills(t *testing.T) {
 			t.Parallel()
 			s := newStoring(t, rig.NewDatabase(t, c.kind))
 			db := s.database.Open(t)
-			s.progress(db, 30*time.Second)
+			s.progress(db, 2*time.Minute) // it makes the schema first
 			for i := range c.kills {
 				// Somewhere within a batch.
 				time.Sleep(time.Duration(37*i%200) * time.Millisecond)
@@ -189,7 +189,7 @@ func TestKills(t *testing.T) {
 					s.database.Server.Run()
 				}
 				again := time.Since(begin)
-				s.progress(db, 30*time.Second)
+				s.progress(db, time.Minute)
 				t.Logf("%s killed: runs again after %v, all stored after %v", what, again.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 			}
 			s.complete(db)
@@ -209,7 +209,7 @@ func TestGaleraNodesLost(t *testing.T) {
 	for _, n := range c.Nodes {
 		dbs = append(dbs, rig.OpenServer(t, n))
 	}
-	s.progress(dbs[0], 30*time.Second)
+	s.progress(dbs[0], 2*time.Minute) // it makes the schema first
 	ways := []struct {
 		name       string
 		begin, end func(int)
