@@ -215,7 +215,8 @@ func (t *target) parseMySQL(raw string) error {
 // hostPort adds the port that MySQL listens on.
 func hostPort(s string) (string, error) {
 	bad := fmt.Errorf("DATABASE_URL has the host %q: write a name or address with an optional port, as host:3306 or [2001:db8::1]:3306", s)
-	host, port := s, "3306"
+	var host string
+	port := "3306"
 	if h, p, err := net.SplitHostPort(s); err == nil {
 		host, port = h, p
 	} else {
