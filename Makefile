@@ -68,7 +68,7 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 	@tools/check.sh lint cross newest
 	@tools/fuzz.sh 2s
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
-	@echo "== every database server"; (cd libs && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) ./dbtest) && cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -timeout 20m -p 1 ./...
+	@echo "== MySQL and Galera"; cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run 'TestConformance/(mysql|galera)|TestGaleraMoves' ./internal/sqlstore
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
 	@$(MAKE) --no-print-directory test-containers
 
