@@ -70,7 +70,6 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== MySQL and Galera"; cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run 'TestConformance/(mysql|galera)|TestGaleraMoves' ./internal/sqlstore
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
-	@$(MAKE) --no-print-directory test-containers
 
 .PHONY: images
 images: ## the images tidegate/SERVICE; AIR_GAPPED=1 makes the base images too, and those that Compose names
@@ -117,7 +116,7 @@ bench: build ## measure: throughput, time to first drop, the gateway, hot-path f
 soak: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
 soak: build tools ## hours-long run under load with restarts: SOAK=4h; before it an hour of fuzzing
 	@tools/fuzz.sh 3600s all
-	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^TestRestartsUnderLoad$$' -v .
+	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^Test(RestartsUnderLoad|GaleraNodesLost)$$' -v .
 
 .PHONY: clean
 clean: ## remove what the build made
