@@ -75,7 +75,7 @@ func parse(cfg Config) (target, error) {
 		}
 	}
 	if !slices.Contains(kinds, kind) {
-		return target{}, fmt.Errorf("unknown DB_TYPE %q: %sKnown are %s", cfg.Type, meant(kind), strings.Join(kinds, ", "))
+		return target{}, fmt.Errorf("unknown DB_TYPE %q: use postgresql, mysql, mariadb, galera or sqlite%s", cfg.Type, meant(kind))
 	}
 	fits := is == kind || kind == "sqlite" && is == ""
 	if kind == "mysql" || kind == "mariadb" || kind == "galera" {
@@ -120,7 +120,7 @@ func meant(typed string) string {
 		names[k] = k
 	}
 	if n := config.Nearest(typed, slices.Collect(maps.Keys(names))); n != "" {
-		return "did you mean " + names[n] + "? "
+		return "; did you mean " + names[n] + "?"
 	}
 	return ""
 }
