@@ -9,7 +9,6 @@ var chatProtocols = []protocol{
 	{label: "linecall", lead: "d0-df", datagram: lineDatagram, rank: loose},
 	{label: "imo", lead: "00 09 80-ff", datagram: imoDatagram, rank: loose},
 	{label: "teamspeak", lead: "01 54", datagram: teamspeakDatagram},
-	{label: "threema", stream: threemaStream, rank: guess, byPort: true},
 	{label: "mumble", datagram: mumbleDatagram, rank: loose},
 	{label: "sd_rtn", datagram: sdrtnDatagram, rank: shaped},
 	{label: "dingtalk", stream: starts("\x10\x64\x87\x80\x01\x00")},
@@ -121,23 +120,6 @@ func teamspeakDatagram(f *Flow, in *input) outcome {
 		return final
 	}
 	if len(b) == 8 && b[0] == 1 && b[3] == 1 && f.dirs[in.dir^1].first.size == 4 && at(b, 0, string(f.dirs[in.dir^1].first.data[:4])) && f.hasPort(2010) {
-		return final
-	}
-	return no
-}
-
-// threemaStream recognises Threema's handshake by its sizes on its port: a key and a cookie (48 bytes), answered by a
-// cookie and a sealed key (80). All of it looks like noise.
-func threemaStream(f *Flow, in *input) outcome {
-	const port = 5222
-	b, first := in.data, &f.dirs[in.dir^1].first
-	if !f.hasPort(port) || printable(b[:min(len(b), 16)]) {
-		return no
-	}
-	switch {
-	case f.count(in) == 1 && in.dir == 0 && len(b) == 48:
-		return more
-	case f.count(in) == 1 && in.dir == 1 && len(b) == 80 && first.size == 48 && f.dirs[0].packets == 1:
 		return final
 	}
 	return no

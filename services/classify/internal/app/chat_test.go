@@ -24,7 +24,6 @@ var chatSamples = []sample{
 	{label: "imo", port: 36535, udp: true, says: []string{">" + imoFrame("\x0d"+x(320)), "<" + imoFrame("\x0d"+x(200)), "<" + imoFrame("\x1a"+x(150))}},
 	{label: "imo", port: 57604, udp: true, says: []string{">\x09\x02abcd" + z(4), "<\x09\x03abcd" + z(4)}},
 	{label: "teamspeak", port: 2010, udp: true, says: []string{">\x01\x80\x84\x01", "<\x01\x80\x84\x01abcd"}},
-	{label: "threema", port: 5222, says: []string{">\x93\x01\xee" + x(45), "<\x82\x07\xfe" + x(77)}, whole: true},
 	{label: "mumble", port: 64738, udp: true, says: []string{">" + u32(0) + "abcdefgh", "<" + u32(0x10204) + "abcdefgh" + u32(1) + u32(2) + u32(3)}},
 	{label: "sd_rtn", port: 8130, udp: true, says: []string{">\x00\x5a\x38\x4c\x00\x00\x21" + z(5) + "\x04SNI\x00" + l16(16) + "edge.example.org" + x(20)}},
 	{label: "dingtalk", port: 443, says: []string{">\x10\x64\x87\x80\x01\x00" + x(8)}},
