@@ -44,10 +44,11 @@ func TestDefaultsMatchTags(t *testing.T) {
 
 func TestConfigProblems(t *testing.T) {
 	for want, change := range map[string]func(*Config){
-		"not available in this version": func(c *Config) { c.DBType = "mariadb" },
-		"unknown DB_TYPE":               func(c *Config) { c.DBType = "access" },
-		"at least 1 MiB":                func(c *Config) { c.MaxBytes = 5 },
-		"above 0":                       func(c *Config) { c.QueryTimeout = 0 },
+		"DATABASE_URL is empty":          func(c *Config) { c.DBType = "mariadb" },
+		"did you mean mariadb?":          func(c *Config) { c.DBType = "mariadbb" },
+		"an SQLite file has no password": func(c *Config) { c.PasswordFile = "x" },
+		"at least 1 MiB":                 func(c *Config) { c.MaxBytes = 5 },
+		"above 0":                        func(c *Config) { c.QueryTimeout = 0 },
 	} {
 		c := DefaultConfig()
 		change(&c)

@@ -434,7 +434,7 @@ func testRejected(t *testing.T, p place) {
 
 func testReopen(t *testing.T, p place) {
 	s := p.open(t, nil)
-	flows := someFlows(50, now.Add(-20*time.Minute), "reopen")
+	flows := someFlows(1500, now.Add(-20*time.Minute), "reopen")
 	insert(t, s, Batch{Flows: flows, Stream: "P", Seq: 7})
 	insert(t, s, Batch{Flows: flows, Stream: "P", Seq: 5}) // never goes back
 	before := count(t, s, Flows)
@@ -449,7 +449,7 @@ func testReopen(t *testing.T, p place) {
 		if pos, err := s.Positions(context.Background()); err != nil || pos["P"] != 7 {
 			t.Fatalf("positions %v, %v", pos, err)
 		}
-		if got := insert(t, s, Batch{Flows: flows}).Count[Flows]; got.Duplicate != 50 {
+		if got := insert(t, s, Batch{Flows: flows}).Count[Flows]; got.Duplicate != 1500 {
 			t.Fatalf("%+v", got)
 		}
 	}

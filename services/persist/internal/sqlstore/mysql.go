@@ -51,32 +51,12 @@ func openMySQL(ctx context.Context, t target, now func() time.Time) (*mysqlDiale
 
 // look finds out what the server can do.
 func (d *mysqlDialect) look(ctx context.Context) error {
-	var server struct {
-		Version string `db:"version"`
-		Local   bool   `db:"load_local"`
-	}
-	if err := d.db.GetContext(ctx, &server, "SELECT version() AS version, @@GLOBAL.local_infile AS load_local"); err != nil {
+	var local bool
+	if err := d.db.GetContext(ctx, &local, "SELECT @@GLOBAL.local_infile"); err != nil {
 		return err
 	}
-	if d.kind != "galera" {
-		var wsrep []struct {
-			Name  string `db:"Variable_name"`
-			Value string `db:"Value"`
-		}
-		if err := d.db.SelectContext(ctx, &wsrep, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'"); err != nil {
-			return err
-		}
-		if len(wsrep) > 0 && wsrep[0].Value == "ON" {
-			return fmt.Errorf("DB_TYPE is %s but the server is a Galera node: set DB_TYPE=galera", d.kind)
-		}
-	}
-	if maria := strings.Contains(server.Version, "MariaDB"); d.kind == "mysql" && maria {
-		return errors.New("DB_TYPE is mysql but the server is MariaDB: set DB_TYPE=mariadb")
-	} else if d.kind == "mariadb" && !maria {
-		return errors.New("DB_TYPE is mariadb but the server is MySQL: set DB_TYPE=mysql")
-	}
 	// On Galera LOAD DATA may be split into several transactions (wsrep_load_data_splitting).
-	d.load.Store(server.Local && d.kind != "galera")
+	d.load.Store(local && d.kind != "galera")
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -111,19 +112,34 @@ func (c *mysqlConnector) connectTo(ctx context.Context, addr, secret string) (dr
 	return conn, nil
 }
 
-// setUp refuses a Galera node that does not take queries, and sets the session.
+// setUp refuses a server of another kind and a Galera node that does not take queries, and sets the session.
 func (c *mysqlConnector) setUp(ctx context.Context, conn driver.Conn) error {
-	if c.t.kind == "galera" {
-		for name, want := range map[string]string{"wsrep_cluster_status": "Primary", "wsrep_ready": "ON"} {
-			got, err := status(ctx, conn, name)
+	version, err := pair(ctx, conn, "SELECT 'version', version()")
+	if err != nil {
+		return err
+	}
+	wsrep, err := pair(ctx, conn, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'")
+	if err != nil {
+		return err
+	}
+	maria := strings.Contains(version, "MariaDB")
+	switch kind := c.t.kind; {
+	case kind == "galera" && wsrep != "ON":
+		return errors.New("DB_TYPE is galera but the server is no Galera node: set DB_TYPE=mariadb or mysql")
+	case kind != "galera" && wsrep == "ON":
+		return fmt.Errorf("DB_TYPE is %s but the server is a Galera node: set DB_TYPE=galera", kind)
+	case kind == "mysql" && maria:
+		return errors.New("DB_TYPE is mysql but the server is MariaDB: set DB_TYPE=mariadb")
+	case kind == "mariadb" && !maria:
+		return errors.New("DB_TYPE is mariadb but the server is MySQL: set DB_TYPE=mysql")
+	case kind == "galera":
+		for _, s := range []struct{ name, want string }{{"wsrep_cluster_status", "Primary"}, {"wsrep_ready", "ON"}} {
+			got, err := pair(ctx, conn, "SHOW GLOBAL STATUS LIKE '"+s.name+"'")
 			if err != nil {
 				return err
 			}
-			if got == "" {
-				return errors.New("the server is no Galera node (it has no wsrep provider): set DB_TYPE=mariadb or mysql")
-			}
-			if got != want {
-				return fmt.Errorf("the Galera node takes no queries (%s is %s): it has lost the majority of the cluster or is joining it", name, got)
+			if got != s.want {
+				return fmt.Errorf("the Galera node takes no queries (%s is %q): it has lost the majority of the cluster or is joining it", s.name, got)
 			}
 		}
 	}
@@ -132,9 +148,10 @@ func (c *mysqlConnector) setUp(ctx context.Context, conn driver.Conn) error {
 		return errors.New("the driver cannot set up a session")
 	}
 	statements := []string{mysqlSession, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"}
-	if c.t.kind == "mysql" { // sizes of this moment instead of up to a day old ones
+	switch c.t.kind {
+	case "mysql": // sizes of this moment instead of up to a day old ones
 		statements = append(statements, "SET SESSION information_schema_stats_expiry = 0")
-	} else if c.t.kind == "mariadb" { // a warning for each duplicate of a LOAD DATA; MySQL allows 1,024, and more to administrators
+	case "mariadb": // a warning for each duplicate of a LOAD DATA; MySQL allows 1,024, and more to administrators
 		statements = append(statements, "SET SESSION max_error_count = 65535")
 	}
 	for _, q := range statements {
@@ -145,20 +162,23 @@ func (c *mysqlConnector) setUp(ctx context.Context, conn driver.Conn) error {
 	return nil
 }
 
-// status reads one of the server's status variables; "" when it does not have it.
-func status(ctx context.Context, conn driver.Conn, name string) (string, error) {
+// pair is the second column of a query's first row; "" without a row.
+func pair(ctx context.Context, conn driver.Conn, query string) (string, error) {
 	q, ok := conn.(driver.QueryerContext)
 	if !ok {
-		return "", errors.New("the driver cannot read the server's status")
+		return "", errors.New("the driver cannot ask what server it is")
 	}
-	rows, err := q.QueryContext(ctx, "SHOW GLOBAL STATUS LIKE '"+name+"'", nil)
+	rows, err := q.QueryContext(ctx, query, nil)
 	if err != nil {
-		return "", fmt.Errorf("read %s: %w", name, err)
+		return "", fmt.Errorf("ask what server it is: %w", err)
 	}
 	defer rows.Close() //nolint:errcheck // the row was read
 	row := make([]driver.Value, 2)
-	if err := rows.Next(row); err != nil {
-		return "", nil //nolint:nilerr // no row
+	switch err := rows.Next(row); {
+	case errors.Is(err, io.EOF):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("ask what server it is: %w", err)
 	}
 	switch v := row[1].(type) {
 	case []byte:
@@ -166,7 +186,7 @@ func status(ctx context.Context, conn driver.Conn, name string) (string, error) 
 	case string:
 		return v, nil
 	}
-	return "", nil
+	return "", fmt.Errorf("ask what server it is: the answer is a %T", row[1])
 }
 
 // dial makes a connection that notices within deadPeer when the other end is gone, be it cut off or unplugged,
@@ -204,6 +224,7 @@ const (
 	erNotAllowedCommand = 1148 // MariaDB: LOAD DATA LOCAL is off
 	erLocalInfile       = 3948 // MySQL: the same
 	erNoLocalPrivilege  = 3950
+	erLocalDisabled     = 4166 // MariaDB: the same, as LOAD DATA says it
 	erQueryInterrupted  = 1317
 	erServerShutdown    = 1053
 	erReadOnly          = 1290

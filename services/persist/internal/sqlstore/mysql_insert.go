@@ -36,7 +36,7 @@ func (d *mysqlDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []re
 	}
 	n, err := d.loadData(ctx, tx, t, rows)
 	switch mysqlCode(err) {
-	case erNotAllowedCommand, erLocalInfile, erNoLocalPrivilege:
+	case erNotAllowedCommand, erLocalInfile, erNoLocalPrivilege, erLocalDisabled:
 		d.load.Store(false) // the setting was changed
 	default:
 		if !errors.Is(err, errManyWarnings) {
