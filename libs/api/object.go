@@ -325,6 +325,8 @@ type Service struct {
 	StartedNs Nanos    `json:"started_ns"`
 	Ready     bool     `json:"ready"`
 	Problems  []string `json:"problems" nullable:"false" doc:"what is not well now, one sentence each"`
+
+	CertificateExpiresNs Nanos `json:"certificate_expires_ns,omitempty" doc:"end of the certificate for the other services, or of its authority if earlier; absent: plain text"`
 }
 
 // Ledger is what came in at each stage and what became of it.

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 )
 
@@ -115,6 +116,7 @@ func Connect(ctx context.Context, t *telemetry.Telemetry, name string, cfg Confi
 			return min(reconnectMin<<min(attempts, 5), reconnectMax)
 		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { b.lost(err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { b.stillLost(err) }),
 		nats.ReconnectHandler(func(*nats.Conn) { b.back() }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if errors.Is(err, nats.ErrPermissionViolation) {
@@ -145,7 +147,7 @@ func Connect(ctx context.Context, t *telemetry.Telemetry, name string, cfg Confi
 		return nil, fmt.Errorf("connect to NATS at %s: %w: the server speaks plain text: start it with the nats.conf of `tidegate certs`, or everything with --insecure", redact(url), ErrUnavailable)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w (%w): check NATS_URL and that the server runs", redact(url), ErrUnavailable, err)
+		return nil, cfg.TLS.explain(err, redact(url))
 	}
 	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(ackTimeout))
 	if err != nil {
@@ -181,8 +183,7 @@ func (b *Bus) Ready() error {
 		if b.lostAt.IsZero() {
 			return fmt.Errorf("%w: the connection to %s is being restored", ErrUnavailable, where)
 		}
-		return fmt.Errorf("%w: no connection to %s for %s (%w); check that the server runs", ErrUnavailable, where,
-			time.Since(b.lostAt).Round(time.Second), b.lastErr)
+		return fmt.Errorf("%w (connection lost %s ago)", b.cfg.TLS.explain(b.lastErr, where), time.Since(b.lostAt).Round(time.Second))
 	}
 	if b.setupErr != nil {
 		return fmt.Errorf("streams are not set up: %w", b.setupErr)
@@ -215,6 +216,13 @@ func (b *Bus) lost(err error) {
 	b.lastErr, b.lostAt = err, time.Now()
 }
 
+// stillLost notes why the connection does not come back, which may differ from why it was lost.
+func (b *Bus) stillLost(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lastErr = err
+}
+
 func (b *Bus) back() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -235,6 +243,16 @@ func (b *Bus) bad(op, subject string, err error) {
 	if b.cfg.OnBad != nil {
 		b.cfg.OnBad(subject, err)
 	}
+}
+
+// explain makes a sentence of why there is no connection; it wraps ErrUnavailable.
+func (f TLS) explain(err error, where string) error {
+	why := pki.Explain(err, "NATS at "+where, pki.Files{CA: f.CA, Cert: f.Cert, Key: f.Key})
+	var certificate *pki.HandshakeError
+	if errors.As(why, &certificate) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, why)
+	}
+	return fmt.Errorf("%w at %s (%w): check NATS_URL and that the server runs", ErrUnavailable, where, err)
 }
 
 // options reads the files at each connection.

@@ -8,6 +8,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -45,6 +46,21 @@ func ExitCode(err error) int {
 	default:
 		return ExitRuntime
 	}
+}
+
+// Report writes a main's error to w as "program: sentence" and returns the exit status. A service's own name, which its
+// group or its checks put before the sentence, is not repeated behind tidegate-NAME.
+func Report(w io.Writer, program string, err error) int {
+	if err != nil {
+		sentence := err.Error()
+		if _, name, ok := strings.Cut(program, "-"); ok {
+			for strings.HasPrefix(sentence, name+": ") {
+				sentence = strings.TrimPrefix(sentence, name+": ")
+			}
+		}
+		_, _ = fmt.Fprintf(w, "%s: %s\n", program, sentence)
+	}
+	return ExitCode(err)
 }
 
 // general are the flags that every binary has.

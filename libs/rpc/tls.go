@@ -4,11 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -63,10 +66,21 @@ func (f TLS) Resolve(service string) (TLS, error) {
 	}
 	for _, path := range []string{f.CA, f.Cert, f.Key} {
 		file, err := os.Open(path) //nolint:gosec // the operator's file
-		if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			return f, fmt.Errorf("no certificate for %s (%w): make the file readable for the user that runs %s", service, err, service)
+		case err != nil:
 			return f, fmt.Errorf("no certificate for %s (%w): run `tidegate certs --dir %s`, or start with --insecure for plain text", service, err, dir)
 		}
 		_ = file.Close() // it was only opened for the error
+	}
+	id, err := f.read()
+	if err != nil {
+		return f, err
+	}
+	// Peers would refuse every call; here the mistake still has the file's name.
+	if name := id.cert.Leaf.Subject.CommonName; name != service && name != pki.Tidegate {
+		return f, fmt.Errorf("the certificate %s is of %q and this is %s: name the files of %s", f.Cert, name, service, service)
 	}
 	return f, nil
 }
@@ -96,6 +110,7 @@ var nextProtos = []string{"h2"}
 type identity struct {
 	cert *tls.Certificate // nil: none configured
 	pool *x509.CertPool   // nil: none configured
+	ends time.Time        // the earlier of the certificate's end and the authorities' last; zero: none configured
 }
 
 // store keeps the identity current. It may be used by several goroutines.
@@ -127,6 +142,14 @@ func openStore(t *telemetry.Telemetry, files TLS) (*store, error) {
 		return nil, err
 	}
 	s.stamps = stamps
+	if s.now.ends.IsZero() {
+		return s, nil
+	}
+	t.SetExpiry(func() time.Time { return s.current().ends })
+	t.Check("certificate", func() error { return pki.Expired(files.Cert, s.current().ends, time.Now()) })
+	if time.Until(s.now.ends) < pki.RenewWithin {
+		t.Log.Warn("the certificate or its authority ends soon or has ended: run `tidegate certs`", "cert", files.Cert, "ca", files.CA, "ends", s.now.ends)
+	}
 	return s, nil
 }
 
@@ -176,19 +199,32 @@ func (f *TLS) read() (identity, error) {
 		if err != nil {
 			return id, fmt.Errorf("TLS: load certificate %s with key %s: %w", f.Cert, f.Key, err)
 		}
-		id.cert = &cert
+		id.cert, id.ends = &cert, cert.Leaf.NotAfter
 	}
 	if f.CA != "" {
-		pem, err := os.ReadFile(f.CA)
+		content, err := os.ReadFile(f.CA)
 		if err != nil {
 			return id, fmt.Errorf("TLS: read authority: %w", err)
 		}
 		id.pool = x509.NewCertPool()
-		if !id.pool.AppendCertsFromPEM(pem) {
+		if !id.pool.AppendCertsFromPEM(content) {
 			return id, fmt.Errorf("TLS: authority file %s holds no PEM certificate", f.CA)
+		}
+		if last := lastEnd(content); id.ends.IsZero() || last.Before(id.ends) {
+			id.ends = last
 		}
 	}
 	return id, nil
+}
+
+// lastEnd is the last end of the certificates in a PEM file: while an authority is exchanged, the former may end.
+func lastEnd(content []byte) (last time.Time) {
+	for block, rest := pem.Decode(content); block != nil; block, rest = pem.Decode(rest) {
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && cert.NotAfter.After(last) {
+			last = cert.NotAfter
+		}
+	}
+	return last
 }
 
 // serverCredentials takes the identity anew for each handshake.
@@ -200,7 +236,7 @@ func serverCredentials(t *telemetry.Telemetry, files TLS) (credentials.Transport
 	if err != nil {
 		return nil, err
 	}
-	return credentials.NewTLS(&tls.Config{
+	return &telling{TransportCredentials: credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: nextProtos,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -218,7 +254,36 @@ func serverCredentials(t *telemetry.Telemetry, files TLS) (credentials.Transport
 			}
 			return cfg, nil
 		},
-	}), nil
+	}), store: s, told: new(atomic.Int64)}, nil
+}
+
+// telling logs why clients are turned away: gRPC itself keeps it to itself, and over TLS 1.3 the client only learns an
+// alert's number.
+type telling struct {
+	credentials.TransportCredentials
+	store *store
+	told  *atomic.Int64 // Unix seconds of the last line: anybody can cause one
+}
+
+func (s *telling) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	secured, info, err := s.TransportCredentials.ServerHandshake(conn)
+	err = s.store.files.explain(err, "the client at "+conn.RemoteAddr().String())
+	var why *pki.HandshakeError
+	if errors.As(err, &why) {
+		s.store.t.CountError("tls_handshake")
+		if now := time.Now().Unix(); s.told.Swap(now) != now {
+			s.store.t.Log.Warn("a client is turned away", "error", why)
+		}
+	}
+	return secured, info, err
+}
+
+func (s *telling) Clone() credentials.TransportCredentials {
+	return &telling{TransportCredentials: s.TransportCredentials.Clone(), store: s.store, told: s.told}
+}
+
+func (f *TLS) explain(err error, peer string) error {
+	return pki.Explain(err, peer, pki.Files{CA: f.CA, Cert: f.Cert, Key: f.Key})
 }
 
 // clientCredentials wraps gRPC's own TLS credentials, whose authority pool is fixed once made.
@@ -253,7 +318,31 @@ func (r *reloading) fresh() credentials.TransportCredentials {
 }
 
 func (r *reloading) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return r.fresh().ClientHandshake(ctx, authority, conn)
+	peer := r.store.files.Server
+	if peer == "" {
+		peer = "the server"
+	}
+	peer += " at " + conn.RemoteAddr().String()
+	secured, info, err := r.fresh().ClientHandshake(ctx, authority, conn)
+	if err != nil {
+		return nil, nil, r.store.files.explain(err, peer)
+	}
+	return &explained{secured, func(err error) error { return r.store.files.explain(err, peer) }}, info, nil
+}
+
+// explained is a connection whose errors name the certificate: with TLS 1.3 the server's refusal arrives after the
+// handshake, at the first read.
+type explained struct {
+	net.Conn
+	explain func(error) error
+}
+
+func (c *explained) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		err = c.explain(err)
+	}
+	return n, err
 }
 
 func (r *reloading) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
@@ -36,6 +37,24 @@ func (t *Telemetry) Ready() []string {
 		}
 	}
 	return failing
+}
+
+// SetExpiry is told where to ask when the certificate in use ends; a later call replaces an earlier.
+func (t *Telemetry) SetExpiry(f func() time.Time) {
+	t.core.mu.Lock()
+	defer t.core.mu.Unlock()
+	t.core.expiry = f
+}
+
+// ExpiryNs is the end of the certificate that the process has for its peers, in Unix ns; 0 without one.
+func (t *Telemetry) ExpiryNs() int64 {
+	t.core.mu.Lock()
+	f := t.core.expiry
+	t.core.mu.Unlock()
+	if f == nil {
+		return 0
+	}
+	return f().UnixNano()
 }
 
 // Handler serves /metrics, /healthz and /readyz, and /debug/pprof when the metrics address is a loopback one: profiles

@@ -87,6 +87,7 @@ type core struct {
 
 	mu     sync.Mutex
 	checks []check
+	expiry func() time.Time // nil: no certificate
 }
 
 type check struct {
@@ -251,7 +252,7 @@ func newLogger(w io.Writer, cfg Config) (*slog.Logger, error) {
 			return nil, fmt.Errorf("log level %q: use debug, info, warn or error", cfg.LogLevel)
 		}
 	}
-	options := &slog.HandlerOptions{Level: level}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: readable}
 	var handler slog.Handler
 	switch cfg.LogFormat {
 	case "", "json":
@@ -262,6 +263,18 @@ func newLogger(w io.Writer, cfg Config) (*slog.Logger, error) {
 		return nil, fmt.Errorf("log format %q: use json or text", cfg.LogFormat)
 	}
 	return slog.New(traceHandler{handler}).With("service", cfg.Service, "instance", cfg.Instance), nil
+}
+
+// readable writes durations as "1.2s", where JSON's own form is nanoseconds.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() != slog.KindDuration {
+		return a
+	}
+	d := a.Value.Duration()
+	if d >= time.Second {
+		d = d.Round(100 * time.Millisecond)
+	}
+	return slog.String(a.Key, d.String())
 }
 
 // listen binds the metrics address.

@@ -210,7 +210,7 @@ func (s *Service) Status(context.Context, *classifyv1.StatusRequest) (*classifyv
 	version, _ := telemetry.Build()
 	st := &statusv1.ServiceStatus{
 		Service: "classify", Instance: s.t.Instance(), Version: version, StartedNs: s.started.UnixNano(), Ready: true,
-		Ledger: &statusv1.Ledger{Terms: s.Ledger()},
+		Ledger: &statusv1.Ledger{Terms: s.Ledger()}, CertificateExpiresNs: s.t.ExpiryNs(),
 	}
 	if p := s.problem.Load(); p != nil {
 		st.Ready, st.Problems = false, []string{*p}

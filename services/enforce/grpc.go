@@ -47,6 +47,7 @@ func (s *Service) Status(context.Context, *enforcev1.StatusRequest) (*enforcev1.
 		Status: &statusv1.ServiceStatus{
 			Service: "enforce", Instance: s.cfg.Node, Version: version, StartedNs: s.started.UnixNano(),
 			Ready: len(problems) == 0, Problems: problems, Ledger: &statusv1.Ledger{Terms: terms},
+			CertificateExpiresNs: s.t.ExpiryNs(),
 		},
 		Enforcing: s.cfg.anyDrops(), Panic: s.guard.panic.proto(),
 	}

@@ -94,7 +94,15 @@ func (s *Service) takePanic(c panicChange) {
 	defer s.mu.Unlock()
 	was, now := s.guard.panic, time.Now()
 	next := panicFrom(c.state)
-	s.panicRead = s.panicRead || c.shared
+	if c.shared && !s.panicRead {
+		s.panicRead = true
+		// Only now is the NATS server's address known for sure; it must be safe before the first rule.
+		if s.guard.discover(s.bus.ServerAddr()) {
+			for _, p := range s.gates() {
+				s.putNever(p)
+			}
+		}
+	}
 	if next.since.Before(was.since) {
 		return // this node was told while the bus was away, or the bucket was made again
 	}

@@ -80,7 +80,7 @@ func openPlane(s *Service) (_ *plane, err error) {
 		}
 		g, err := xdp.Open(o)
 		if err != nil {
-			return nil, fmt.Errorf("attach the XDP program to %s: %w", name, err)
+			return nil, err // it names the interface
 		}
 		q := &port{name: name, index: uint8(i), gate: g, counts: s.counts[i]} //nolint:gosec // 0 or 1
 		p.ports = append(p.ports, q)

@@ -24,6 +24,7 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 		Status: &statusv1.ServiceStatus{
 			Service: "ingest", Instance: s.cfg.Sensor, Version: version, StartedNs: s.started.UnixNano(),
 			Ready: len(problems) == 0, Problems: problems, Ledger: &statusv1.Ledger{Terms: s.Ledger()},
+			CertificateExpiresNs: s.tel.ExpiryNs(),
 		},
 	}
 	for _, c := range s.counts {

@@ -143,7 +143,7 @@ func (s *Service) Status(ctx context.Context, _ *queryv1.StatusRequest) (*queryv
 	version, _ := telemetry.Build()
 	out := &queryv1.StatusResponse{Status: &statusv1.ServiceStatus{
 		Service: "persist", Instance: s.t.Instance(), Version: version, StartedNs: s.started.UnixNano(),
-		Ledger: &statusv1.Ledger{Terms: map[string]uint64{}},
+		Ledger: &statusv1.Ledger{Terms: map[string]uint64{}}, CertificateExpiresNs: s.t.ExpiryNs(),
 	}}
 	for _, w := range []*writer{s.flows, s.events} {
 		_, _ = w.updatePending(ctx) // else the last known backlog stands

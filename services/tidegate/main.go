@@ -92,7 +92,6 @@ func told(err error) error {
 
 func main() {
 	if err := run(os.Args[1:], &terminal{in: os.Stdin, out: os.Stdout, err: os.Stderr}); err != nil {
-		fmt.Fprintln(os.Stderr, "tidegate:", err)
-		os.Exit(config.ExitCode(err))
+		os.Exit(config.Report(os.Stderr, "tidegate", err))
 	}
 }

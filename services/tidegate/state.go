@@ -12,6 +12,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/api/client"
 	"github.com/tidegate-mesh/tidegate/libs/ledger"
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 )
 
 type statusCmd struct {
@@ -42,10 +43,15 @@ func statusText(w io.Writer, s api.Status) error {
 		if !x.Ready {
 			ready = "not ready"
 		}
-		rows = append(rows, []string{x.Service, orDash(x.Instance), ready, age(x.StartedNs), orDash(strings.Join(x.Problems, "; "))})
+		rows = append(rows, []string{x.Service, orDash(x.Instance), ready, age(x.StartedNs), day(x.CertificateExpiresNs), orDash(strings.Join(x.Problems, "; "))})
 	}
-	if err := table(w, "SERVICE INSTANCE STATE UP PROBLEMS", rows); err != nil {
+	if err := table(w, "SERVICE INSTANCE STATE UP CERTIFICATE PROBLEMS", rows); err != nil {
 		return err
+	}
+	for _, x := range s.Services {
+		if left := time.Until(x.CertificateExpiresNs.Time()); x.CertificateExpiresNs != 0 && left < pki.RenewWithin {
+			_, _ = fmt.Fprintf(w, "! the certificate of %s %s ends in %d days: run tidegate certs where it was made\n", x.Service, x.Instance, max(0, int(left.Hours()/24)))
+		}
 	}
 	for _, m := range s.Missing {
 		_, _ = fmt.Fprintf(w, "! %s at %s: %s\n", m.Service, orDash(m.Address), plain(m.Problem))
@@ -69,6 +75,14 @@ func age(n api.Nanos) string {
 		return "-"
 	}
 	return time.Since(n.Time()).Round(time.Second).String()
+}
+
+// day is the date of a time.
+func day(n api.Nanos) string {
+	if n == 0 {
+		return "-"
+	}
+	return n.Time().UTC().Format(time.DateOnly)
 }
 
 type ledgerCmd struct {

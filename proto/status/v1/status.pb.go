@@ -69,16 +69,17 @@ func (x *Ledger) GetTerms() map[string]uint64 {
 }
 
 type ServiceStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
-	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
-	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	StartedNs     int64                  `protobuf:"varint,4,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
-	Ready         bool                   `protobuf:"varint,5,opt,name=ready,proto3" json:"ready,omitempty"`
-	Problems      []string               `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty"` // what is not well now, one sentence each
-	Ledger        *Ledger                `protobuf:"bytes,7,opt,name=ledger,proto3" json:"ledger,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Service              string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Instance             string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	Version              string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	StartedNs            int64                  `protobuf:"varint,4,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
+	Ready                bool                   `protobuf:"varint,5,opt,name=ready,proto3" json:"ready,omitempty"`
+	Problems             []string               `protobuf:"bytes,6,rep,name=problems,proto3" json:"problems,omitempty"` // what is not well now, one sentence each
+	Ledger               *Ledger                `protobuf:"bytes,7,opt,name=ledger,proto3" json:"ledger,omitempty"`
+	CertificateExpiresNs int64                  `protobuf:"varint,8,opt,name=certificate_expires_ns,json=certificateExpiresNs,proto3" json:"certificate_expires_ns,omitempty"` // end of the certificate for its peers, or of its authority if earlier; 0: none in use
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *ServiceStatus) Reset() {
@@ -160,6 +161,13 @@ func (x *ServiceStatus) GetLedger() *Ledger {
 	return nil
 }
 
+func (x *ServiceStatus) GetCertificateExpiresNs() int64 {
+	if x != nil {
+		return x.CertificateExpiresNs
+	}
+	return 0
+}
+
 var File_status_v1_status_proto protoreflect.FileDescriptor
 
 const file_status_v1_status_proto_rawDesc = "" +
@@ -170,7 +178,7 @@ const file_status_v1_status_proto_rawDesc = "" +
 	"\n" +
 	"TermsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xe4\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x9a\x02\n" +
 	"\rServiceStatus\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x18\n" +
@@ -179,7 +187,8 @@ const file_status_v1_status_proto_rawDesc = "" +
 	"started_ns\x18\x04 \x01(\x03R\tstartedNs\x12\x14\n" +
 	"\x05ready\x18\x05 \x01(\bR\x05ready\x12\x1a\n" +
 	"\bproblems\x18\x06 \x03(\tR\bproblems\x122\n" +
-	"\x06ledger\x18\a \x01(\v2\x1a.tidegate.status.v1.LedgerR\x06ledgerB<Z:github.com/tidegate-mesh/tidegate/proto/status/v1;statusv1b\x06proto3"
+	"\x06ledger\x18\a \x01(\v2\x1a.tidegate.status.v1.LedgerR\x06ledger\x124\n" +
+	"\x16certificate_expires_ns\x18\b \x01(\x03R\x14certificateExpiresNsB<Z:github.com/tidegate-mesh/tidegate/proto/status/v1;statusv1b\x06proto3"
 
 var (
 	file_status_v1_status_proto_rawDescOnce sync.Once

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"time"
 
@@ -27,11 +26,7 @@ type cli struct {
 }
 
 func main() {
-	err := run(os.Args[1:])
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "tidegate-classify:", err)
-	}
-	os.Exit(config.ExitCode(err))
+	os.Exit(config.Report(os.Stderr, "tidegate-classify", run(os.Args[1:])))
 }
 
 func run(args []string) error {

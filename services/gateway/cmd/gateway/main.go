@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"time"
 
@@ -29,11 +28,7 @@ type cli struct {
 func (c *cli) Validate() error { return c.Gateway.Validate() }
 
 func main() {
-	err := run(os.Args[1:])
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "tidegate-gateway:", err)
-	}
-	os.Exit(config.ExitCode(err))
+	os.Exit(config.Report(os.Stderr, "tidegate-gateway", run(os.Args[1:])))
 }
 
 func run(args []string) error {

@@ -148,7 +148,7 @@ func newTalker(t *ingestv1.TopTalker) api.Talker {
 func newService(s *statusv1.ServiceStatus) api.Service {
 	return api.Service{
 		Service: s.GetService(), Instance: s.GetInstance(), Version: s.GetVersion(), StartedNs: api.Nanos(s.GetStartedNs()),
-		Ready: s.GetReady(), Problems: append([]string{}, s.GetProblems()...),
+		Ready: s.GetReady(), Problems: append([]string{}, s.GetProblems()...), CertificateExpiresNs: api.Nanos(s.GetCertificateExpiresNs()),
 	}
 }
 

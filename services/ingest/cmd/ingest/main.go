@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"time"
 
@@ -32,10 +31,7 @@ func main() {
 	if err == nil {
 		err = run(os.Args[1:])
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "tidegate-ingest:", err)
-	}
-	os.Exit(config.ExitCode(err))
+	os.Exit(config.Report(os.Stderr, "tidegate-ingest", err))
 }
 
 func run(args []string) error {

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"time"
 
@@ -28,11 +27,7 @@ type cli struct {
 func (c *cli) Validate() error { return c.Persist.Validate() }
 
 func main() {
-	err := run(os.Args[1:])
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "tidegate-persist:", err)
-	}
-	os.Exit(config.ExitCode(err))
+	os.Exit(config.Report(os.Stderr, "tidegate-persist", run(os.Args[1:])))
 }
 
 func run(args []string) error {
