@@ -61,7 +61,8 @@ func Explain(err error, peer string, own Files) error {
 }
 
 func explainVerification(v *tls.CertificateVerificationError, peer string, own Files, say func(string, ...any) error) error {
-	leaf := v.UnverifiedCertificates[0]
+	// The name is a stranger's text, and gRPC quotes the whole once more.
+	name := "'" + strings.Trim(fmt.Sprintf("%.64q", v.UnverifiedCertificates[0].Subject.CommonName), `"`) + "'"
 	authority := own.CA
 	if authority == "" {
 		authority = "the system's authorities"
@@ -71,17 +72,17 @@ func explainVerification(v *tls.CertificateVerificationError, peer string, own F
 	var host x509.HostnameError
 	switch {
 	case errors.As(v.Err, &invalid) && invalid.Reason == x509.Expired && time.Now().Before(invalid.Cert.NotBefore):
-		return say("the certificate %q of %s is valid only from %s: set the clocks of both machines", leaf.Subject.CommonName, peer, invalid.Cert.NotBefore.UTC().Format(time.RFC3339))
+		return say("the certificate %s of %s is valid only from %s: set the clocks of both machines", name, peer, invalid.Cert.NotBefore.UTC().Format(time.RFC3339))
 	case errors.As(v.Err, &invalid) && invalid.Reason == x509.Expired:
-		return say("the certificate %q of %s expired %s: renew it there with `tidegate certs`", leaf.Subject.CommonName, peer, invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
+		return say("the certificate %s of %s expired %s: renew it there with `tidegate certs`", name, peer, invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
 	case errors.As(v.Err, &unknown) && strings.Contains(unknown.Error(), "has expired"):
-		return say("the authority %s, which signed the certificate %q of %s, has expired: move it away and run `tidegate certs` for all services", authority, leaf.Subject.CommonName, peer)
+		return say("the authority %s, which signed the certificate %s of %s, has expired: move it away and run `tidegate certs` for all services", authority, name, peer)
 	case errors.As(v.Err, &unknown):
-		return say("the certificate %q of %s is not signed by %s: both sides need certificates of one `tidegate certs`", leaf.Subject.CommonName, peer, authority)
+		return say("the certificate %s of %s is not signed by %s: both sides need certificates of one `tidegate certs`", name, peer, authority)
 	case errors.As(v.Err, &host):
-		return say("the certificate %q of %s is not good for the name %s: add it with `tidegate certs --host %s`", leaf.Subject.CommonName, peer, host.Host, host.Host)
+		return say("the certificate %s of %s is not good for the name %s: add it with `tidegate certs --host %s`", name, peer, host.Host, host.Host)
 	}
-	return say("the certificate %q of %s is not accepted: %v", leaf.Subject.CommonName, peer, v.Err)
+	return say("the certificate %s of %s is not accepted: %v", name, peer, v.Err)
 }
 
 // RenewWithin is the time before its end from which on `tidegate certs` makes a certificate anew, and a warning is due.

@@ -188,7 +188,9 @@ func TestResolve(t *testing.T) {
 		t.Errorf("resolved to %+v, %v", got, err)
 	}
 	other := filepath.Join(t.TempDir(), "other.pem")
-	if err := os.WriteFile(other, nil, 0o600); err != nil {
+	if ca, err := os.ReadFile(filepath.Join(dir, "ca.pem")); err != nil {
+		t.Fatal(err)
+	} else if err := os.WriteFile(other, ca, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if got, err = (TLS{Dir: dir, CA: other}).Resolve(pki.Persist); err != nil || got.CA != other || got.Cert != filepath.Join(dir, "persist.pem") {
@@ -197,7 +199,11 @@ func TestResolve(t *testing.T) {
 	if got, err = (TLS{Dir: dir, Insecure: true}).Resolve(pki.Persist); err != nil || got != (TLS{Insecure: true}) {
 		t.Errorf("insecure: %+v, %v", got, err)
 	}
-	for _, bad := range []TLS{{Insecure: true, CA: other}, {Dir: dir, Cert: other}} {
+	ingest := identityFiles(t, dir, pki.Ingest)
+	if _, err = ingest.Resolve(pki.Persist); err == nil || !strings.Contains(err.Error(), `ingest.pem is of "ingest" and this is persist`) {
+		t.Errorf("the files of another service: %v", err)
+	}
+	for _, bad := range []TLS{{Insecure: true, CA: other}, {Dir: dir, Cert: other}, {Dir: dir, Cert: ingest.Cert, Key: got.Key}} {
 		if _, err := bad.Resolve(pki.Persist); err == nil {
 			t.Errorf("%+v was taken", bad)
 		}

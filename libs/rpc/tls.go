@@ -327,20 +327,49 @@ func (r *reloading) ClientHandshake(ctx context.Context, authority string, conn 
 	if err != nil {
 		return nil, nil, r.store.files.explain(err, peer)
 	}
-	return &explained{secured, func(err error) error { return r.store.files.explain(err, peer) }}, info, nil
+	return &explained{
+		Conn: secured, explain: func(err error) error { return r.store.files.explain(err, peer) }, broken: make(chan struct{}),
+	}, info, nil
 }
 
+// refusalWait is how long a failed write waits for what the server had to say.
+const refusalWait = 200 * time.Millisecond
+
 // explained is a connection whose errors name the certificate: with TLS 1.3 the server's refusal arrives after the
-// handshake, at the first read.
+// handshake, at the first read, while a write may already find the connection closed.
 type explained struct {
 	net.Conn
 	explain func(error) error
+
+	once   sync.Once
+	broken chan struct{} // closed after why is set by the first failed read
+	why    error
 }
 
 func (c *explained) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if err != nil {
 		err = c.explain(err)
+		c.once.Do(func() {
+			c.why = err
+			close(c.broken)
+		})
+	}
+	return n, err
+}
+
+func (c *explained) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err == nil {
+		return n, nil
+	}
+	select {
+	case <-c.broken:
+		var why *pki.HandshakeError
+		if errors.As(c.why, &why) {
+			return n, why
+		}
+	case <-time.After(refusalWait):
 	}
 	return n, err
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -59,6 +60,11 @@ func newAuthority(t *testing.T) *authority {
 // issue writes a certificate, its key and the authority to the files and returns the serial number.
 func (a *authority) issue(t *testing.T, files TLS) int64 {
 	t.Helper()
+	return a.issueFor(t, files, time.Now().Add(time.Hour), net.IPv4(127, 0, 0, 1))
+}
+
+func (a *authority) issueFor(t *testing.T, files TLS, until time.Time, address net.IP) int64 {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -66,8 +72,8 @@ func (a *authority) issue(t *testing.T, files TLS) int64 {
 	serial++
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "test peer"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
+		IPAddresses: []net.IP{address},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
@@ -183,6 +189,76 @@ func TestMutualTLS(t *testing.T) {
 	if conn, err := tls.Dial("tcp", addr, old); err == nil {
 		conn.Close()
 		t.Error("TLS 1.1 was accepted")
+	}
+}
+
+// TestHandshakeSentences: both sides say whose certificate is at fault.
+func TestHandshakeSentences(t *testing.T) {
+	ca, stranger := newAuthority(t), newAuthority(t)
+	good, expired, future, foreign := pemFiles(t), pemFiles(t), pemFiles(t), pemFiles(t)
+	ca.issue(t, good)
+	ca.issueFor(t, expired, time.Now().Add(-time.Minute), net.IPv4(127, 0, 0, 1))
+	ca.issueFor(t, future, time.Now().Add(time.Hour), net.IPv4(192, 0, 2, 1))
+	stranger.issue(t, foreign)
+	foreign.CA = good.CA
+
+	for _, c := range []struct {
+		name           string
+		server, client TLS
+		clientSays     []string
+		serverSays     string // empty: it cannot know
+	}{
+		{"the server's has expired", expired, good, []string{`the certificate 'test peer' of the server at 127.0.0.1:`, "expired 20", "tidegate certs"}, ""},
+		{"the server's is of another authority", foreign, good, []string{"is not signed by " + good.CA}, ""},
+		{"the server's has another name", future, good, []string{"not good for the name 127.0.0.1", "--host 127.0.0.1"}, ""},
+		{"the client's has expired", good, expired, []string{"refuses the certificate " + expired.Cert, "has expired"}, `the certificate 'test peer' of the client at 127.0.0.1:`},
+		{"the client's is of another authority", good, foreign, []string{"refuses the certificate " + foreign.Cert}, "is not signed by " + good.CA},
+		{"the client has none", good, TLS{CA: good.CA}, []string{"demands a certificate and this side has none"}, ""},
+		{"the client speaks plain text", good, TLS{}, []string{""}, "speaks plain text"},
+		{"the server speaks plain text", TLS{}, good, []string{"speaks plain text"}, ""},
+	} {
+		tel := telemetry.Discard("persist")
+		var log strings.Builder
+		tel.Log = slog.New(slog.NewTextHandler(&log, nil))
+		t.Run(c.name, func(t *testing.T) {
+			addr := serveTLS(t, tel, c.server)
+			var sentence string
+			says := func(part string) bool { return strings.Contains(sentence, part) }
+			// A server that closes with data unread resets the connection, and then its alert is lost now and then.
+			for try := 0; try == 0 || try < 20 && !says(c.clientSays[0]); try++ {
+				_, err := check(t, telemetry.Discard("gateway"), addr, c.client)
+				if err == nil {
+					t.Fatal("the handshake succeeded")
+				}
+				sentence = Sentence(err)
+			}
+			for _, part := range c.clientSays {
+				if !says(part) {
+					t.Errorf("the client does not say %q: %s", part, sentence)
+				}
+			}
+		})
+		if !strings.Contains(log.String(), c.serverSays) {
+			t.Errorf("%s: the server does not say %q: %s", c.name, c.serverSays, log.String())
+		}
+	}
+}
+
+// TestExpiry: a certificate that ended is not ready, in a sentence, until it is renewed.
+func TestExpiry(t *testing.T) {
+	ca, files := newAuthority(t), pemFiles(t)
+	ca.issueFor(t, files, time.Now().Add(-time.Minute), net.IPv4(127, 0, 0, 1))
+	tel := telemetry.Discard("persist")
+	serveTLS(t, tel, files)
+	if got := strings.Join(tel.Ready(), ""); !strings.HasPrefix(got, "certificate: the certificate "+files.Cert) || !strings.Contains(got, "expired 20") {
+		t.Errorf("an expired certificate: %q", got)
+	}
+	ca.issueFor(t, files, time.Now().Add(48*time.Hour), net.IPv4(127, 0, 0, 1))
+	if got := tel.Ready(); len(got) != 0 {
+		t.Errorf("a renewed certificate: %q", got)
+	}
+	if got := time.Unix(0, tel.ExpiryNs()); !got.Equal(ca.cert.NotAfter) {
+		t.Errorf("ends %v, want the authority's end %v", got, ca.cert.NotAfter)
 	}
 }
 

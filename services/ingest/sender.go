@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 )
@@ -41,23 +42,24 @@ type sender struct {
 // run sends until ctx ends.
 func (s *sender) run(ctx context.Context) {
 	wait := backoffBase
-	for told := false; ctx.Err() == nil; {
+	told := "" // the sentence in the log
+	for ctx.Err() == nil {
 		begun := time.Now()
 		err := s.session(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		if s.connected.Swap(false) {
-			told = false
+			told = ""
 		}
 		s.fail(err)
 		s.tel.CountError("classify_stream")
 		if time.Since(begun) > backoffMax {
 			wait = backoffBase
 		}
-		if !told {
-			told = true
-			s.tel.Log.Warn("there is no stream to classify; batches wait in memory until there is", "error", err)
+		if why := rpc.Sentence(err); why != told {
+			told = why
+			s.tel.Log.Warn("there is no stream to classify; batches wait in memory until there is", "error", why)
 		}
 		jitter := time.Duration(rand.Int64N(int64(wait)/2 + 1)) //nolint:gosec // spreads retries, no secret
 		select {
@@ -84,7 +86,7 @@ func (s *sender) check() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.last != nil {
-		return fmt.Errorf("no stream to classify: %w", s.last)
+		return errors.New("no stream to classify: " + rpc.Sentence(s.last))
 	}
 	return errors.New("no stream to classify yet")
 }

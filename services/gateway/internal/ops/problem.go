@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/caller"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
 )
@@ -99,6 +100,10 @@ func translateStatus(peer mesh.Peer, st *status.Status) *api.Problem {
 		}
 		return problem(http.StatusServiceUnavailable, "%s is overloaded, or the answer is too large: ask for less", who)
 	case codes.Unavailable:
+		// Of the transport's reasons only this one asks for the operator.
+		if said := sentence(rpc.Sentence(st.Err())); strings.Contains(said, "certificate") {
+			return problem(http.StatusServiceUnavailable, "%s does not answer: %s", who, said)
+		}
 		if peer.Service == servicePersist {
 			return problem(http.StatusServiceUnavailable, "%s does not answer, or its database does not", who)
 		}
