@@ -46,9 +46,11 @@ func TestServiceBadInput(t *testing.T) {
 			exit, stderr := endBinary(t, bin, nil, args...)
 			checkEnd(t, name+": "+c.mistake, exit, c.exit, stderr, c.says)
 		}
-		t.Setenv(variable+"LOG_LEVL", "info")
-		exit, stderr := endBinary(t, bin, nil, append([]string{"--insecure", "--check-config"}, flags...)...)
-		checkEnd(t, name+": unknown variable", exit, 2, stderr, []string{variable + "LOG_LEVL", variable + "LOG_LEVEL"})
+		t.Run(name, func(t *testing.T) { // the variable is this test's own
+			t.Setenv(variable+"LOG_LEVL", "info")
+			exit, stderr := endBinary(t, bin, nil, append([]string{"--insecure", "--check-config"}, flags...)...)
+			checkEnd(t, name+": unknown variable", exit, 2, stderr, []string{variable + "LOG_LEVL", variable + "LOG_LEVEL"})
+		})
 	}
 	for _, name := range []string{"classify", "persist"} {
 		args := append([]string{"--insecure", "--listen", busy.Addr().String(), "--metrics-listen", ""}, needs[name]...)
@@ -63,8 +65,6 @@ func TestServiceBadInput(t *testing.T) {
 	}{
 		{"unknown database", []string{"--db-type", "postgresq"}, []string{"postgresq", "did you mean postgresql"}},
 		{"malformed URL", []string{"--db-type", "postgresql", "--database-url", "postgres://u:p w@h:x/d"}, []string{"DATABASE_URL", "%XX"}},
-		{"no password file", []string{"--db-type", "postgresql", "--database-url", "postgres://u@127.0.0.1:1/d", "--database-password-file", "/nonexistent/secret"},
-			[]string{"/nonexistent/secret", "no such file"}},
 	} {
 		exit, stderr := endBinary(t, persist, nil, append([]string{"--insecure", "--metrics-listen", ""}, c.args...)...)
 		checkEnd(t, "persist: "+c.mistake, exit, 2, stderr, c.says)
@@ -87,11 +87,11 @@ func checkEnd(t *testing.T, what string, exit, want int, stderr string, says []s
 	}
 }
 
-// TestServiceNotReady: a service that waits for NATS says so in /readyz, as its log does, and lives on.
+// TestServiceNotReady: a service that waits for NATS, or for a secret, says so in /readyz and lives on.
 func TestServiceNotReady(t *testing.T) {
 	for name, flags := range map[string][]string{
 		"classify": nil,
-		"persist":  {"--db-type", "sqlite", "--data-dir", t.TempDir()},
+		"persist":  {"--db-type", "postgresql", "--database-url", "postgres://u@127.0.0.1:1/d", "--database-password-file", "/nonexistent/secret"},
 	} {
 		metrics := rig.FreeAddr(t)
 		p := rig.Start(t, rig.Binary(t, "tidegate-"+name), nil, append([]string{"--insecure", "--nats-url", "nats://127.0.0.1:1",
@@ -117,6 +117,9 @@ func TestServiceNotReady(t *testing.T) {
 			if !strings.Contains(body, part) {
 				t.Errorf("%s: /readyz lacks %q: %s", name, part, body)
 			}
+		}
+		if name == "persist" {
+			sayUntil(t, p, metrics, "DATABASE_PASSWORD_FILE", "/nonexistent/secret", "no such file")
 		}
 		if err := p.Stop(10 * time.Second); err != nil {
 			t.Errorf("%s: %v", name, err)

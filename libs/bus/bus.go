@@ -13,6 +13,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -250,7 +251,11 @@ func (f TLS) explain(err error, where string) error {
 	why := pki.Explain(err, "NATS at "+where, pki.Files{CA: f.CA, Cert: f.Cert, Key: f.Key})
 	var certificate *pki.HandshakeError
 	if errors.As(why, &certificate) {
-		return fmt.Errorf("%w: %w", ErrUnavailable, why)
+		return fmt.Errorf("%w (%w)", ErrUnavailable, why)
+	}
+	if f.Cert != "" && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
+		// A server that closes with data unread resets the connection, and then its alert is lost.
+		return fmt.Errorf("%w at %s (%w): it may refuse the certificate %s, its log says", ErrUnavailable, where, err, f.Cert)
 	}
 	return fmt.Errorf("%w at %s (%w): check NATS_URL and that the server runs", ErrUnavailable, where, err)
 }

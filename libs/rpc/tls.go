@@ -145,9 +145,9 @@ func openStore(t *telemetry.Telemetry, files TLS) (*store, error) {
 	if s.now.ends.IsZero() {
 		return s, nil
 	}
-	t.SetExpiry(func() time.Time { return s.current().ends })
+	first := t.SetExpiry(func() time.Time { return s.current().ends })
 	t.Check("certificate", func() error { return pki.Expired(files.Cert, s.current().ends, time.Now()) })
-	if time.Until(s.now.ends) < pki.RenewWithin {
+	if first && time.Until(s.now.ends) < pki.RenewWithin {
 		t.Log.Warn("the certificate or its authority ends soon or has ended: run `tidegate certs`", "cert", files.Cert, "ca", files.CA, "ends", s.now.ends)
 	}
 	return s, nil

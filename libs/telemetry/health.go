@@ -39,11 +39,14 @@ func (t *Telemetry) Ready() []string {
 	return failing
 }
 
-// SetExpiry is told where to ask when the certificate in use ends; a later call replaces an earlier.
-func (t *Telemetry) SetExpiry(f func() time.Time) {
+// SetExpiry is told where to ask when the certificate in use ends; a later call replaces an earlier. first tells whether
+// there was none.
+func (t *Telemetry) SetExpiry(f func() time.Time) (first bool) {
 	t.core.mu.Lock()
 	defer t.core.mu.Unlock()
+	first = t.core.expiry == nil
 	t.core.expiry = f
+	return first
 }
 
 // ExpiryNs is the end of the certificate that the process has for its peers, in Unix ns; 0 without one.

@@ -164,8 +164,8 @@ var (
 	}
 	statusOne = api.Status{
 		Services: []api.Service{
-			{Service: "ingest", Instance: "edge1", Ready: true, Problems: []string{}},
-			{Service: "enforce", Instance: "edge1", Problems: []string{"NATS is not connected"}},
+			{Service: "ingest", Instance: "edge1", Ready: true, Problems: []string{}, CertificateExpiresNs: 4_102_444_800_000_000_000},
+			{Service: "enforce", Instance: "edge1", Problems: []string{"NATS is not connected"}, CertificateExpiresNs: 1_577_836_800_000_000_000},
 		},
 		Missing: []api.Missing{{Service: "persist", Address: "127.0.0.1:50054", Problem: "connection refused"}},
 		Interfaces: []api.Interface{{

@@ -50,7 +50,11 @@ func statusText(w io.Writer, s api.Status) error {
 	}
 	for _, x := range s.Services {
 		if left := time.Until(x.CertificateExpiresNs.Time()); x.CertificateExpiresNs != 0 && left < pki.RenewWithin {
-			_, _ = fmt.Fprintf(w, "! the certificate of %s %s ends in %d days: run tidegate certs where it was made\n", x.Service, x.Instance, max(0, int(left.Hours()/24)))
+			ends := "has ended"
+			if left > 0 {
+				ends = fmt.Sprintf("ends in %d days", int(left.Hours()/24))
+			}
+			_, _ = fmt.Fprintf(w, "! the certificate of %s %s %s: run tidegate certs where it was made\n", x.Service, orDash(x.Instance), ends)
 		}
 	}
 	for _, m := range s.Missing {
