@@ -8,6 +8,7 @@ import (
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/app"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
 )
 
 // Unknown is the label of flows whose payload names no application.
@@ -29,6 +30,9 @@ type flowState struct {
 	final   bool  // the label is final
 	said    bool  // … and was told in Enough
 	good    bool  // noted as good peers
+	stalled bool  // its request is noted as unfinished
+	denied  bool  // the server refused a log-in
+	head    detect.Head
 }
 
 // labeller reads a flow's payload; see internal/app.
@@ -134,6 +138,7 @@ func (e *Engine) evictFlow() {
 			break
 		}
 	}
+	e.over(oldest, found)
 	found.close()
 	delete(e.flows, oldest)
 	e.flowsEvicted++
@@ -154,6 +159,7 @@ func (e *Engine) segment(id flowID, direction uint8, offset uint32, timeNs int64
 	}
 	f.lastNs = max(f.lastNs, timeNs)
 	f.payload |= 1 << direction
+	e.dialogue(id, f, direction, offset, timeNs, data)
 	if f.payload == 3 {
 		e.good(f)
 	}
@@ -213,8 +219,10 @@ func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch) *eventv1.FlowR
 				f.result = f.label.result()
 			}
 		} else {
+			e.over(id, f)
 			f.close()
 			delete(e.flows, id)
+			e.session(f, x)
 		}
 		r.App, r.Alpn, r.Host, r.HostSource = f.result.app, f.result.alpn, f.result.host, f.result.hostSource
 		r.Ja3, r.Ja4, r.Hassh = f.result.ja3, f.result.ja4, f.result.hassh

@@ -19,7 +19,8 @@ var icmpFlood = Flood{
 			Limits:   map[string]float64{"icmp": t.ICMP},
 		}
 	},
-	Kind: isICMPFlood,
+	Spread: [2]float64{4, 50},
+	Kind:   isICMPFlood,
 }
 
 // isICMPFlood: ICMP echo request and destination unreachable (RFC 792), ICMPv6 echo request and destination

@@ -62,6 +62,7 @@ type Scanner struct {
 	hosts                     [hostSlots]scannedHost
 	fastPorts, fastHosts      second
 	fastTop                   [16]byte
+	opens                     rates
 	ports                     [8]flowPort
 	portTotal                 uint64
 	answers, sampled          uint32
@@ -133,6 +134,7 @@ func (s *Scanner) host(w *flowv1.Source, startNs int64) {
 		*slot = scannedHost{addr: addr}
 	}
 	slot.attempts += max(1, w.GetTopHostAttempts())
+	s.opens.add(startNs, w.GetTopHostAttempts())
 	slot.ports.Merge(w.GetTopHostPorts())
 	slot.failed.Merge(w.GetTopHostFailedPorts())
 	if s.fastTop != addr {
@@ -223,6 +225,9 @@ type Scan struct {
 	Measure          Measure
 	Fast             bool // found by what was tried within a second
 	Packets, Sources uint64
+	FirstNs          int64  // 0: when the source was first seen
+	Alert            bool   // nothing is to be blocked
+	What             string // how the attack was done, for people, with a verb for the source and one for the host; empty for scans
 }
 
 // PortScan judges ports of one host:

@@ -25,7 +25,8 @@ var synFlood = Flood{
 			Limits: map[string]float64{"excess_syn": t.SYN},
 		}
 	},
-	Kind: isSYN,
+	Spread: [2]float64{4, 50},
+	Kind:   isSYN,
 }
 
 func isSYN(f *header.Facts) bool {

@@ -32,5 +32,6 @@ var udpFlood = Flood{
 		}
 		return m
 	},
-	Kind: func(f *header.Facts) bool { return f.Protocol == 17 },
+	Spread: [2]float64{2, 4},
+	Kind:   func(f *header.Facts) bool { return f.Protocol == 17 },
 }

@@ -1,0 +1,24 @@
+package detect
+
+import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
+
+// dnsFlood: queries = packets · share of DNS queries among the samples ≥ DNSQueries, or those for ever new names of one
+// zone (random subdomains) ≥ DNSNames while they are four fifths of all.
+var dnsFlood = Flood{
+	Type: DNSFlood,
+	Measure: func(s *Sums, t *Thresholds) Measure {
+		c := &s.Samples
+		n := float64(s.Packets) * ratio(c.DNS, c.All, 0)
+		fresh := ratio(c.DNSNew, c.DNS, 0)
+		level := n / t.DNSQueries
+		if fresh >= 0.8 {
+			level = max(level, n*fresh/t.DNSNames)
+		}
+		return Measure{
+			Level: level, Packets: uint64(n), Bytes: scaled(s.Bytes, ratio(c.DNS, c.All, 0)),
+			Features: map[string]float64{"dns_queries": n, "new_names": n * fresh, "sources": s.Sources},
+			Limits:   map[string]float64{"dns_queries": t.DNSQueries, "new_names": t.DNSNames},
+		}
+	},
+	Kind: func(f *header.Facts) bool { return f.Asks == header.DNS },
+}
