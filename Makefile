@@ -15,6 +15,9 @@ MODULES := proto libs $(patsubst %/go.mod,%,$(wildcard services/*/go.mod)) e2e
 SERVICES := ingest classify enforce persist gateway
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/tidegate-mesh/tidegate/libs/telemetry.Version=$(VERSION)
+# The same in every environment, so that a binary depends on its sources only.
+BUILD_FLAGS := -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)'
+BIN ?= bin
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidegate
 TOOLS := $(CACHE)/tools
 # A test binary of each package at a time: several tests load both CPUs or own a namespace.
@@ -36,11 +39,16 @@ run: build ## the demo: real packets through XDP, an attack seen and dropped (ro
 	fi
 
 .PHONY: build
-build: ## build every binary into bin/
-	@mkdir -p bin
-	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tidegate ./services/tidegate
-	@for s in $(SERVICES); do $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tidegate-$$s ./services/$$s/cmd/$$s; done
-	@$(GO) build -trimpath -o bin/tidegate-loadgen ./e2e/loadgen
+build: ## build every binary into bin/; IN_DOCKER=1 builds the same inside the builder image
+ifdef IN_DOCKER
+	@tools/in-builder.sh make build TOOLCHAIN=local VERSION='$(VERSION)' BIN='$(BIN)'
+else
+	@mkdir -p $(BIN)
+	@$(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate ./services/tidegate
+	@for s in $(SERVICES); do $(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate-$$s ./services/$$s/cmd/$$s; done
+	@$(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate-health ./libs/cmd/tidegate-health
+	@$(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate-loadgen ./e2e/loadgen
+endif
 
 .PHONY: setup
 setup: ## install what tests and generation need (Debian, root) and the commit hook
@@ -58,9 +66,23 @@ test: setup build ## quick tests: unit, real XDP, embedded and apt-installed ser
 test-full: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
 test-full: setup build tools ## everything: the quick tests' slower siblings, lint, newest toolchain, fuzzing, end to end
 	@tools/check.sh lint cross newest
-	@tools/fuzz.sh 5s
+	@tools/fuzz.sh 2s
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
+	@echo "== every database server"; (cd libs && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) ./dbtest) && cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -timeout 20m -p 1 ./...
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
+
+	@$(MAKE) --no-print-directory test-containers
+
+.PHONY: images
+images: ## the images tidegate/SERVICE; AIR_GAPPED=1 makes the base images too, and those that Compose names
+	@tools/images.sh
+	@[ -z "$(AIR_GAPPED)" ] || deploy/air-gapped/build.sh
+
+.PHONY: test-containers
+test-containers: export TIDEGATE_CONTAINERS := 1
+test-containers: export AIR_GAPPED := 1
+test-containers: images ## images and the Compose stack, once a database, on a real Docker engine
+	@echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -run '^Test(Containers|Images?)' .
 
 .PHONY: tools
 tools: ## build the pinned tools into the cache outside the checkout
@@ -83,6 +105,7 @@ gen: ## generate protobuf and BPF code again
 .PHONY: bench
 bench: build ## measure: throughput, time to first drop, the gateway, hot-path functions (root, about 20 minutes)
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 40m -run '^TestBench' -v ./bench/
+	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 10m -run '^TestTracesInJaeger$$' -v .
 	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
 	@cd services/ingest && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/pipeline/
 	@cd services/classify && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/app/

@@ -32,8 +32,8 @@ func newMesh(t *testing.T) *mesh {
 	return newMeshOn(t, dbtest.PostgreSQL)
 }
 
-// newMeshOn has a database of the kind.
-func newMeshOn(t *testing.T, kind string) *mesh {
+// newMeshOn has a database of the kind; the services get more environment.
+func newMeshOn(t *testing.T, kind string, more ...string) *mesh {
 	t.Helper()
 	rig.NeedRoot(t)
 	if testing.Short() {
@@ -44,6 +44,7 @@ func newMeshOn(t *testing.T, kind string) *mesh {
 	m.nats, m.natsURL = rig.NATS(t, m.certs)
 	m.database = rig.NewDatabase(t, kind)
 	env := append(m.database.Env(), "TIDEGATE_TLS_DIR="+m.certs, "NATS_URL="+m.natsURL)
+	env = append(env, more...)
 	var services []string // the gateway's flags that name them
 	start := func(name string, args ...string) (*rig.Process, string) {
 		addr := rig.FreeAddr(t)
@@ -55,7 +56,7 @@ func newMeshOn(t *testing.T, kind string) *mesh {
 	var classify string
 	m.persist, _ = start("persist")
 	m.enforce, _ = start("enforce", append(ports, "--enforce", "--node", "e2e")...)
-	m.classify, classify = start("classify", "--protected", loadgen.VictimAddr.String())
+	m.classify, classify = start("classify", "--protected", loadgen.VictimAddr.String(), "--protected", tracedTargets.String())
 	m.ingest, _ = start("ingest", append(ports, "--mode", "inline", "--sensor", "e2e", "--classify", classify)...)
 	m.gateway = rig.NewGateway(t, m.certs, pki.FilesOf(m.certs, pki.Gateway).CA)
 	m.gatewayProc = rig.Start(t, rig.Binary(t, "tidegate-gateway"), env, append(services, "--listen", m.gateway.Addr,
@@ -98,50 +99,8 @@ func TestServicesApart(t *testing.T) {
 	client := m.link.Client(60, 7)
 	stop := background(client)
 	time.Sleep(3 * time.Second)
-	sender, err := m.link.Sender()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer sender.Close()
 	for _, kind := range []string{loadgen.SYNFlood, loadgen.AmpDNS, loadgen.PortScan} {
-		frames, err := m.link.Attack(kind, 11)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pps := 50000
-		if kind == loadgen.PortScan {
-			pps = 5000
-		}
-		// The first second is for detecting; what is sent after it must not arrive.
-		if _, err := sender.Send(t.Context(), frames.Next, pps, uint64(pps)); err != nil {
-			t.Fatal(err)
-		}
-		before, err := m.link.Counter.Counts()
-		if err != nil {
-			t.Fatal(err)
-		}
-		mark := client.SetMark()
-		sent, err := sender.Send(t.Context(), frames.Next, pps, uint64(4*pps))
-		if err != nil {
-			t.Fatal(err)
-		}
-		client.ClearMark()
-		time.Sleep(300 * time.Millisecond)
-		after, err := m.link.Counter.Counts()
-		if err != nil {
-			t.Fatal(err)
-		}
-		arrived := after.Attack - before.Attack
-		t.Logf("%s: %d of %d attack packets arrived after detection", kind, arrived, sent.Frames)
-		if float64(arrived) > 0.01*float64(sent.Frames) {
-			t.Errorf("%s: %d of %d attack packets arrived after detection, want at most 1%%", kind, arrived, sent.Frames)
-		}
-		time.Sleep(3500 * time.Millisecond) // the longest a benign exchange may take
-		st := mark.Stats()
-		t.Logf("%s: %d of %d benign connections begun after detection completed", kind, st.Completed, st.Begun)
-		if st.Begun < 50 || float64(st.Completed) < 0.95*float64(st.Begun) {
-			t.Errorf("%s: %d of %d benign connections completed, want at least 95%% of at least 50", kind, st.Completed, st.Begun)
-		}
+		stopsAttack(t, m.link, client, kind)
 		if n := count(t, db, "SELECT count(*) FROM attacks WHERE type = $1", kind); n == 0 {
 			t.Errorf("no row of the %s", kind)
 		}

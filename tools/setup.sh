@@ -9,7 +9,7 @@ declare -A need=(
   [/usr/include/linux/bpf.h]=linux-libc-dev [/usr/lib/postgresql/15/bin/postgres]=postgresql-15
   [ip]=iproute2 [ping]=iputils-ping [chromium]=chromium
   [/usr/sbin/mariadbd]=mariadb-server [/usr/lib/galera/libgalera_smm.so]=galera-4 [rsync]=rsync
-  [zsh]=zsh [fish]=fish [promtool]=prometheus
+  [zsh]=zsh [fish]=fish [systemd-analyze]=systemd [promtool]=prometheus
   [/usr/sbin/dockerd]=docker.io [debootstrap]=debootstrap [qemu-aarch64-static]=qemu-user-static
 )
 missing=()

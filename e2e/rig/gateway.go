@@ -124,7 +124,12 @@ func (g *Gateway) WaitReady(t testing.TB, want int, limit time.Duration) {
 // WaitBalanced waits until the ledger's difference is 0 and returns the status then.
 func (g *Gateway) WaitBalanced(t testing.TB, limit time.Duration) api.Status {
 	t.Helper()
-	c := g.Client(t, "viewer")
+	return WaitBalanced(t, g.Client(t, "viewer"), limit)
+}
+
+// WaitBalanced is the method of the same name for any client.
+func WaitBalanced(t testing.TB, c *client.Client, limit time.Duration) api.Status {
+	t.Helper()
 	var s api.Status
 	err := Eventually(limit, func() (err error) {
 		if s, err = c.Status(t.Context()); err != nil {

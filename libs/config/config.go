@@ -88,6 +88,12 @@ func Parse(cli any, name, description string, args []string, opts ...kong.Option
 				return nil
 			}
 			loaded = true
+			// The variables of the all-in-one begin as those of every service do.
+			if name != "tidegate" {
+				if err := checkVariables(ctx.Model.Node, variablePrefix(name)); err != nil {
+					return err
+				}
+			}
 			return load(ctx, name)
 		}),
 	}, opts...)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -89,7 +91,11 @@ func (f *file) walk(mapping *yaml.Node, prefix, written string, known map[string
 			continue
 		}
 		if flag == nil {
-			return fmt.Errorf("configuration file %s:%d: unknown key %q: --help lists the flags that are its keys", f.path, keyNode.Line, shown)
+			hint := "--help lists the flags that are its keys"
+			if n := nearest(key, slices.Collect(maps.Keys(known))); n != "" {
+				hint = fmt.Sprintf("did you mean %q?", n)
+			}
+			return fmt.Errorf("configuration file %s:%d: unknown key %q: %s", f.path, keyNode.Line, shown, hint)
 		}
 		if earlier := f.entries[key]; earlier != nil {
 			return fmt.Errorf("configuration file %s:%d: key %q repeats key %q", f.path, keyNode.Line, shown, earlier.key)

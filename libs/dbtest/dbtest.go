@@ -17,6 +17,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -38,8 +39,8 @@ const (
 	Password = "tidegate-test"
 )
 
-// startLimit bounds how long a server may take until it answers.
-const startLimit = 60 * time.Second
+// startLimit bounds how long a server may take until it answers, on a machine that is busy with other things.
+const startLimit = 2 * time.Minute
 
 // Server is one database server. Its methods are for one goroutine.
 type Server struct {
@@ -78,7 +79,9 @@ type engine interface {
 	sql(ctx context.Context, s *Server, statements string) (string, error)
 	// reload is the statement by which a running server reads its certificate again; empty: it has to be restarted.
 	reload() string
-	readOnly(on bool) string
+	setReadOnly(s *Server, on bool) error
+	// create makes a further database of User's.
+	create(name string) string
 }
 
 // Option changes how Start sets a server up.
@@ -265,11 +268,25 @@ func (s *Server) SQL(statements string) string {
 	return out
 }
 
-// SetReadOnly makes the running server refuse, or take again, the writes of all but its administrator.
-// PostgreSQL ends their sessions for that.
+// NewDatabase makes a further empty database, which belongs to User as the first does, and returns its URL.
+func (s *Server) NewDatabase(name string) string {
+	s.t.Helper()
+	s.SQL(s.e.create(name))
+	return s.Named(name)
+}
+
+// Named is the URL of a database, which need not be there.
+func (s *Server) Named(name string) string {
+	return strings.Replace(s.URL, "/"+Database+"?", "/"+name+"?", 1)
+}
+
+// SetReadOnly makes the running server refuse, or take again, the writes of all but its administrator. PostgreSQL is
+// restarted as a standby, which refuses everyone, and promoted again.
 func (s *Server) SetReadOnly(on bool) {
 	s.t.Helper()
-	s.SQL(s.e.readOnly(on))
+	if err := s.e.setReadOnly(s, on); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // Certify gives a running server with TLS a new certificate of the same authority, valid from an hour ago until
@@ -341,6 +358,7 @@ func credential(t testing.TB, name string) *syscall.Credential {
 // closed to other users, and its name can be longer than a Unix socket's address may be.
 func tempDir(t testing.TB, base string, as *syscall.Credential) string {
 	t.Helper()
+	sweep(base)
 	dir, err := os.MkdirTemp(base, "tidegate-db-"+strconv.Itoa(os.Getpid())+"-")
 	if err != nil {
 		t.Fatal(err)
@@ -357,6 +375,20 @@ func tempDir(t testing.TB, base string, as *syscall.Credential) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// sweep removes what killed tests have left.
+func sweep(base string) {
+	if base == "" {
+		base = os.TempDir()
+	}
+	left, _ := filepath.Glob(filepath.Join(base, "tidegate-db-*"))
+	for _, dir := range left {
+		fields := strings.Split(filepath.Base(dir), "-")
+		if pid, err := strconv.Atoi(fields[2]); err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			_ = os.RemoveAll(dir) // another test may be at it
+		}
+	}
 }
 
 func chown(path string, as *syscall.Credential) error {

@@ -22,6 +22,9 @@ func TestServers(t *testing.T) {
 			if err != nil || u.User.Username() != User || u.Path != "/"+Database {
 				t.Fatalf("URL %s: %v", s.URL, err)
 			}
+			if u, err := url.Parse(s.NewDatabase("further")); err != nil || u.Path != "/further" {
+				t.Errorf("URL of a further database: %v, %v", u, err)
+			}
 			s.SQL("CREATE TABLE kept (id INT PRIMARY KEY)")
 			s.SQL("INSERT INTO kept VALUES (1), (2), (3)")
 			s.Kill()
@@ -32,7 +35,11 @@ func TestServers(t *testing.T) {
 			s.Stop()
 			s.Run()
 			s.SetReadOnly(true)
+			if s.Kind == PostgreSQL && s.SQL("SELECT pg_is_in_recovery()") != "t\n" || s.Kind != PostgreSQL && s.SQL("SELECT @@read_only") != "1\n" {
+				t.Error("not read-only")
+			}
 			s.SetReadOnly(false)
+			s.SQL("INSERT INTO kept VALUES (4)")
 			s.Certify(-time.Minute)
 		})
 	}

@@ -56,19 +56,7 @@ func findMySQL(t testing.TB) (*mysqld, *syscall.Credential) {
 		out, err := exec.Command(script, m.root, "sid", "mysql-server").CombinedOutput() //nolint:gosec // our own script
 		need(t, err == nil, fmt.Sprintf("MySQL cannot be fetched: %v: %s", err, out))
 	}
-	m.sweep()
 	return m, m.credential(t)
-}
-
-// sweep removes what killed tests have left in the root.
-func (m *mysqld) sweep() {
-	left, _ := filepath.Glob(filepath.Join(m.root, "var", "lib", "tidegate-db-*"))
-	for _, dir := range left {
-		fields := strings.Split(filepath.Base(dir), "-")
-		if pid, err := strconv.Atoi(fields[2]); err == nil && syscall.Kill(pid, 0) == syscall.ESRCH {
-			_ = os.RemoveAll(dir) // the next sweep tries again
-		}
-	}
 }
 
 // credential is of the user mysql inside the root.
@@ -202,9 +190,17 @@ func (m *mysqld) reload() string {
 	return ""
 }
 
-func (m *mysqld) readOnly(on bool) string {
+func (m *mysqld) setReadOnly(s *Server, on bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
+	defer cancel()
+	value := "OFF"
 	if on {
-		return "SET GLOBAL read_only = ON"
+		value = "ON"
 	}
-	return "SET GLOBAL read_only = OFF"
+	_, err := m.sql(ctx, s, "SET GLOBAL read_only = "+value)
+	return err
+}
+
+func (m *mysqld) create(name string) string {
+	return fmt.Sprintf("CREATE DATABASE %s; GRANT %s ON %s.* TO %s@'%%'", name, rights, name, User)
 }

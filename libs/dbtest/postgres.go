@@ -102,8 +102,25 @@ func (p postgres) sql(ctx context.Context, s *Server, statements string) (string
 
 func (p postgres) reload() string { return "SELECT pg_reload_conf()" }
 
-// readOnly is for the role, and ends its sessions: a session keeps the setting it began with.
-func (p postgres) readOnly(on bool) string {
-	return fmt.Sprintf("ALTER ROLE %s SET default_transaction_read_only = %t;\nSELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '%s'",
-		User, on, User)
+func (p postgres) setReadOnly(s *Server, on bool) error {
+	if !on {
+		ctx, cancel := context.WithTimeout(context.Background(), startLimit)
+		defer cancel()
+		_, err := p.sql(ctx, s, "SELECT pg_promote()") // waits until it is done
+		return err
+	}
+	s.Stop()
+	signal := filepath.Join(s.dir, "data", "standby.signal")
+	if err := os.WriteFile(signal, nil, 0o600); err != nil {
+		return err
+	}
+	if err := chown(signal, s.as); err != nil {
+		return err
+	}
+	s.Run()
+	return nil
+}
+
+func (p postgres) create(name string) string {
+	return fmt.Sprintf("CREATE DATABASE %s OWNER %s", name, User)
 }

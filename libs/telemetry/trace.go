@@ -81,7 +81,7 @@ func (s sampler) Description() string { return "TidegateSampler{" + s.fallback.D
 // localProvider gives spans ids and sampling decisions, without an exporter: verdicts carry a trace id even when
 // nobody collects traces.
 func localProvider(cfg Config) trace.TracerProvider {
-	return sdktrace.NewTracerProvider(sdktrace.WithSampler(newSampler(cfg.SampleRatio)))
+	return sdktrace.NewTracerProvider(sdktrace.WithSampler(newSampler(cfg.SampleRatio)), sdktrace.WithIDGenerator(randomIDs{}))
 }
 
 // exportEndpoint is the configured receiver, or that of the standard environment variables.
@@ -94,6 +94,10 @@ func exportEndpoint(cfg Config) string {
 	}
 	return os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT")
 }
+
+// spanQueue is how many finished spans may wait for the receiver. An attack on many targets at once leaves thousands
+// within a second; a span takes about 1 KiB.
+const spanQueue = 16_384
 
 // newProvider exports in batches to an OTLP gRPC receiver; plain text unless the endpoint begins with https://.
 func newProvider(ctx context.Context, cfg Config, endpoint string, t *Telemetry) (*sdktrace.TracerProvider, error) {
@@ -122,9 +126,11 @@ func newProvider(ctx context.Context, cfg Config, endpoint string, t *Telemetry)
 	)
 	return sdktrace.NewTracerProvider(
 		sdktrace.WithSampler(newSampler(cfg.SampleRatio)),
+		sdktrace.WithIDGenerator(randomIDs{}),
 		sdktrace.WithResource(described),
 		sdktrace.WithBatcher(&countingExporter{SpanExporter: exporter, t: t, endpoint: endpoint, giveUp: giveUp},
 			sdktrace.WithBatchTimeout(time.Second),
+			sdktrace.WithMaxQueueSize(spanQueue),
 			sdktrace.WithExportTimeout(10*time.Second)),
 	), nil
 }

@@ -72,7 +72,7 @@ type Service struct {
 	stopOnce sync.Once
 	base     context.Context // of what outlives a sensor's connection; ends drain after stopping
 	cancel   context.CancelFunc
-	traces   sync.Map // attack id → trace id of its newest verdict, while it is on
+	traces   sync.Map // attack id → *eventv1.Verdict with the trace of its newest verdict, while it is on
 	streams  sync.WaitGroup
 	problem  atomic.Pointer[string] // why NATS cannot be used, nil when it can
 	ready    atomic.Bool            // streams exist and rules were read

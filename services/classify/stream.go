@@ -176,7 +176,8 @@ func (x *stream) batch(b *flowv1.FlowBatch) error {
 
 // records publishes flow records in parts. ok is false when the stream ended before all were acknowledged.
 func (x *stream) records(b *flowv1.FlowBatch, records []*eventv1.FlowRecord) (published, unpublished uint64, ok bool) {
-	ctx := x.s.batchContext(x.ctx, b)
+	ctx, span := x.s.batchSpan(x.ctx, b)
+	defer span.End()
 	part := uint32(0)
 	size := partRecords
 	for len(records) > 0 {
@@ -227,8 +228,9 @@ func (x *stream) window(w *flowv1.Window) error {
 		x.s.t.CountError("malformed_window")
 		return x.send(&classifyv1.StreamResponse{Window: w.GetSequence()})
 	}
+	judged := time.Now()
 	for _, v := range j.result.Verdicts {
-		j.rules = append(j.rules, x.s.decide(w, v, j.received))
+		j.rules = append(j.rules, x.s.decide(w, v, j.received, judged))
 	}
 	select {
 	case x.jobs <- j:
@@ -242,7 +244,7 @@ func (x *stream) window(w *flowv1.Window) error {
 func (x *stream) publish(j *job) {
 	for _, d := range j.rules {
 		<-d.stored
-		x.s.traces.Store(d.verdict.GetAttackId(), d.verdict.GetTraceId())
+		x.s.traces.Store(d.verdict.GetAttackId(), &eventv1.Verdict{TraceId: d.verdict.GetTraceId(), Traceparent: d.verdict.GetTraceparent()})
 		if err := x.s.bus.PublishVerdict(d.ctx, d.verdict); err != nil {
 			x.s.t.CountError("publish_verdict")
 			x.s.t.Log.Error("a verdict is not recorded", "verdict", d.verdict.GetId(), "error", err)
@@ -250,8 +252,7 @@ func (x *stream) publish(j *job) {
 		d.end()
 	}
 	for _, a := range j.result.Attacks {
-		x.s.traceAttack(a)
-		if err := x.s.bus.PublishAttack(x.s.base, a); err != nil {
+		if err := x.s.bus.PublishAttack(x.s.traceAttack(a), a); err != nil {
 			x.s.t.CountError("publish_attack")
 			x.s.t.Log.Error("an attack's state is not recorded", "attack", a.GetId(), "state", a.GetState().String(), "error", err)
 			return
@@ -261,7 +262,11 @@ func (x *stream) publish(j *job) {
 	if err := x.s.bus.PublishWindow(x.s.base, j.window.GetSensor(), j.window); err != nil {
 		x.s.t.CountError("publish_window") // live view only, it may be lost
 	}
-	if err := x.send(&classifyv1.StreamResponse{Window: j.window.GetSequence()}); err == nil {
+	ack := &classifyv1.StreamResponse{Window: j.window.GetSequence()}
+	for _, d := range j.rules {
+		ack.Verdicts = append(ack.Verdicts, d.root)
+	}
+	if err := x.send(ack); err == nil {
 		x.s.metrics.latency.Observe(time.Since(j.received).Seconds())
 	}
 }

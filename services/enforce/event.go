@@ -14,9 +14,9 @@ import (
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 )
 
-// event waits to be published under its trace.
+// event waits to be published.
 type event struct {
-	ctx context.Context
+	ctx context.Context // of the verdict's trace, if the event is a step of it
 	e   *eventv1.Enforcement
 }
 
@@ -42,6 +42,9 @@ func (s *Service) reportIn(ctx context.Context, r *ruleState, state eventv1.Enfo
 		name := strings.ToLower(strings.TrimPrefix(state.String(), "ENFORCEMENT_STATE_"))
 		e.Id = fmt.Sprintf("%s/%s/%s/%d", s.cfg.Node, e.RuleId, name, e.TimeNs)
 	}
+	if state == eventv1.EnforcementState_ENFORCEMENT_STATE_HITS || state == eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED {
+		ctx = context.Background() // an attack of hours would make a trace of thousands of spans
+	}
 	queue := s.events[r.number%publishers]
 	if state == eventv1.EnforcementState_ENFORCEMENT_STATE_HITS && len(queue) > eventQueue/2 {
 		s.lost.Add(1) // the next one has the total; leave the room for what happens once
@@ -56,10 +59,24 @@ func (s *Service) reportIn(ctx context.Context, r *ruleState, state eventv1.Enfo
 	}
 }
 
+// span is a finished span below parent, a traceparent; without one there is no trace and no span. It returns its context.
+func (s *Service) span(r *ruleState, parent, name string, begin, end time.Time, facts ...attribute.KeyValue) context.Context {
+	ctx := telemetry.Extract(context.Background(), parent)
+	if parent == "" {
+		return ctx
+	}
+	ctx, span := s.t.Tracer.Start(telemetry.AlwaysSample(ctx), name, trace.WithTimestamp(begin), trace.WithAttributes(facts...),
+		trace.WithAttributes(attribute.String("tidegate.rule", r.rule.ID), attribute.String("tidegate.attack.id", r.rule.AttackID),
+			attribute.String("tidegate.node", s.cfg.Node), attribute.String("tidegate.action", r.rule.Action.String())))
+	span.End(trace.WithTimestamp(end))
+	return ctx
+}
+
 // reportApplied ends the way from the watch to the map.
 func (s *Service) reportApplied(r *ruleState, now time.Time) {
 	s.m.apply.Observe(now.Sub(r.received).Seconds())
-	ctx := s.span(r, "enforce apply", r.received, now)
+	ctx := s.span(r, r.rule.Traceparent, "enforce apply", r.received, now, attribute.Bool("tidegate.shadow", r.state == shadow))
+	r.appliedSpan = telemetry.Inject(ctx)
 	s.reportIn(ctx, r, eventv1.EnforcementState_ENFORCEMENT_STATE_APPLIED, func(e *eventv1.Enforcement) {
 		e.TimeNs, e.ApplyNs = now.UnixNano(), now.Sub(r.received).Nanoseconds()
 	})
@@ -77,17 +94,15 @@ func (s *Service) reportFirstDrop(r *ruleState) {
 	if since > 0 && at.After(s.started) && r.state == active {
 		s.m.firstDrop.Observe(since.Seconds())
 	}
-	ctx := telemetry.Extract(context.Background(), r.rule.Traceparent)
-	if r.rule.Traceparent != "" {
-		begin := r.received
-		if begin.After(at) {
-			begin = at
-		}
-		var span trace.Span
-		ctx, span = s.t.Tracer.Start(telemetry.AlwaysSample(ctx), "first drop", trace.WithTimestamp(begin),
-			trace.WithAttributes(attribute.String("tidegate.rule", r.rule.ID), attribute.Int64("tidegate.time_to_first_drop_ns", int64(since))))
-		span.End(trace.WithTimestamp(at))
+	// From the entry in the map on; the program may use it before this process is told so.
+	begin, parent := r.applied, r.appliedSpan
+	if begin.After(at) || begin.IsZero() {
+		begin = at
 	}
+	if parent == "" { // applied by an earlier run
+		parent = r.rule.Traceparent
+	}
+	ctx := s.span(r, parent, "first drop", begin, at, attribute.Int64("tidegate.time_to_first_drop_ns", int64(since)))
 	s.reportIn(ctx, r, eventv1.EnforcementState_ENFORCEMENT_STATE_FIRST_DROP, func(e *eventv1.Enforcement) {
 		// The entry's own time makes the id: told again after a restart, it is stored once.
 		e.Id = fmt.Sprintf("%s/%s/first_drop/%d", s.cfg.Node, r.rule.ID, r.stat.FirstDropNs)

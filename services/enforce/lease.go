@@ -7,11 +7,8 @@ import (
 	"slices"
 	"time"
 
-	"go.opentelemetry.io/otel/trace"
-
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
-	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
@@ -374,15 +371,4 @@ func (s *Service) settle(d jobResult) {
 		return // what a held rule does is not news, and it was not hit
 	}
 	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED, nil)
-}
-
-// span is a finished span of the verdict's trace; it returns its context.
-func (s *Service) span(r *ruleState, name string, begin, end time.Time) context.Context {
-	ctx := telemetry.Extract(context.Background(), r.rule.Traceparent)
-	if r.rule.Traceparent == "" {
-		return ctx
-	}
-	ctx, span := s.t.Tracer.Start(telemetry.AlwaysSample(ctx), name, trace.WithTimestamp(begin))
-	span.End(trace.WithTimestamp(end))
-	return ctx
 }

@@ -40,6 +40,8 @@ func newMetrics(s *Service) (*metrics, error) {
 
 var (
 	rulesDesc   = prometheus.NewDesc("tidegate_enforce_rules", "Rules on this node.", []string{"action", "state"}, nil)
+	bytesDesc   = prometheus.NewDesc("tidegate_xdp_bytes_total", "Bytes of the frames behind tidegate_xdp_packets_total, Ethernet header included.", []string{"iface", "action"}, nil)
+	panicDesc   = prometheus.NewDesc("tidegate_enforce_panic", "1 while panic is on at this node, else 0.", nil, nil)
 	packetsDesc = prometheus.NewDesc("tidegate_xdp_packets_total", "Packets of the XDP program by what happened to them; count overlaps the others.", []string{"iface", "action"}, nil)
 )
 
@@ -49,6 +51,8 @@ type collector struct{ s *Service }
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- rulesDesc
 	ch <- packetsDesc
+	ch <- bytesDesc
+	ch <- panicDesc
 }
 
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
@@ -62,6 +66,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for k, n := range rules {
 		ch <- prometheus.MustNewConstMetric(rulesDesc, prometheus.GaugeValue, float64(n), k.action, k.state)
 	}
+	panicking := 0.0
+	if c.s.guard.panic.on {
+		panicking = 1
+	}
+	ch <- prometheus.MustNewConstMetric(panicDesc, prometheus.GaugeValue, panicking)
 	for _, p := range c.s.gates() {
 		n, err := p.gate.Counters()
 		if err != nil {
@@ -69,13 +78,15 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			continue
 		}
 		for _, v := range []struct {
-			action string
-			n      uint64
+			action         string
+			packets, bytes uint64
 		}{
-			{"drop", n.Drop}, {"rate_limited", n.RateLimited}, {"count", n.Count}, {"pass", n.Pass},
-			{"forward", n.Forward}, {"redirect", n.Redirect}, {"no_reader", n.NoReader},
+			{"drop", n.Drop, n.Bytes.Drop}, {"rate_limited", n.RateLimited, n.Bytes.RateLimited},
+			{"count", n.Count, n.Bytes.Count}, {"pass", n.Pass, n.Bytes.Pass}, {"forward", n.Forward, n.Bytes.Forward},
+			{"redirect", n.Redirect, n.Bytes.Redirect}, {"no_reader", n.NoReader, n.Bytes.NoReader},
 		} {
-			ch <- prometheus.MustNewConstMetric(packetsDesc, prometheus.CounterValue, float64(v.n), p.name, v.action)
+			ch <- prometheus.MustNewConstMetric(packetsDesc, prometheus.CounterValue, float64(v.packets), p.name, v.action)
+			ch <- prometheus.MustNewConstMetric(bytesDesc, prometheus.CounterValue, float64(v.bytes), p.name, v.action)
 		}
 	}
 }

@@ -77,6 +77,7 @@ func (s *Service) stale(revision, known uint64) bool {
 // keep carries over what belongs to the entry, not to the version of the rule.
 func (r *ruleState) keep(old *ruleState) {
 	r.applied, r.stat, r.told, r.leaseHits, r.dropTold = old.applied, old.stat, old.told, old.leaseHits, old.dropTold
+	r.appliedSpan = old.appliedSpan
 	same := old.rule
 	same.Expires = r.rule.Expires
 	if same != r.rule {

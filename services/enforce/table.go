@@ -39,8 +39,10 @@ type ruleState struct {
 	renewing  bool
 	renewFrom time.Time // not before, after a failed renewal
 	revoked   bool      // by panic: its key is being deleted
-	dropTold  bool      // first drop was published
-	silent    bool      // only the deadline changes, or the entry was there already: no event
+	// Traceparent of the span that put the entry into the map; empty if an earlier run did.
+	appliedSpan string
+	dropTold    bool // first drop was published
+	silent      bool // only the deadline changes, or the entry was there already: no event
 }
 
 func (r *ruleState) inForce() bool { return r.state == active || r.state == shadow }

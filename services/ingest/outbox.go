@@ -228,8 +228,8 @@ func (o *outbox) ackBatch(number, published, unpublished uint64, now time.Time) 
 	return true
 }
 
-// ackWindow takes an acknowledged window out.
-func (o *outbox) ackWindow(number uint64, now time.Time) bool {
+// ackWindow takes an acknowledged window out and returns its parcel, nil if it is not there any more.
+func (o *outbox) ackWindow(number uint64, now time.Time) *parcel {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for i, p := range o.windows {
@@ -239,10 +239,10 @@ func (o *outbox) ackWindow(number uint64, now time.Time) bool {
 			}
 			o.windows = slices.Delete(o.windows, i, i+1)
 			o.counts.WindowsAcked++
-			return true
+			return p
 		}
 	}
-	return false
+	return nil
 }
 
 // rewind makes everything unacknowledged wait again, for a new stream.

@@ -10,6 +10,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 )
@@ -168,9 +171,32 @@ func (s *sender) acknowledged(r *classifyv1.StreamResponse) {
 		s.box.ackBatch(r.GetBatch(), r.GetPublished(), r.GetUnpublished(), now)
 	}
 	if r.GetWindow() != 0 {
-		s.box.ackWindow(r.GetWindow(), now)
+		if p := s.box.ackWindow(r.GetWindow(), now); p != nil {
+			s.trace(p, r.GetVerdicts())
+		}
 	}
 	if ids := r.GetEnough(); len(ids) >= 8 {
 		s.enough(ids)
 	}
+}
+
+// trace makes the root span of each verdict that a window led to: from the window's start until it was ready to send.
+func (s *sender) trace(p *parcel, verdicts []string) {
+	for _, traceparent := range verdicts {
+		w := p.window
+		span := telemetry.StartRoot(s.tel.Tracer, traceparent, "window close", trace.WithTimestamp(time.Unix(0, w.GetStartNs())),
+			trace.WithAttributes(attribute.String("tidegate.sensor", w.GetSensor()),
+				attribute.Int64("tidegate.window", int64(w.GetSequence())))) //nolint:gosec // below 2^63
+		span.End(trace.WithTimestamp(p.made))
+	}
+}
+
+// sampled makes a span and returns its W3C trace context when the sampler picked it, else "".
+func sampled(tel *telemetry.Telemetry, name string) string {
+	ctx, span := tel.Tracer.Start(context.Background(), name)
+	defer span.End()
+	if !span.SpanContext().IsSampled() {
+		return ""
+	}
+	return telemetry.Inject(ctx)
 }

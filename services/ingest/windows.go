@@ -116,19 +116,8 @@ func (w *windows) emit(builders []*window.Builder) {
 		b.Reset()
 		w.giveBack(b)
 	}
-	m.Traceparent = sampled(w.tel, "ingest.window")
 	w.recent.add(m)
 	w.box.putWindow(m, time.Now())
-}
-
-// sampled makes a span and returns its W3C trace context when the sampler picked it, else "".
-func sampled(tel *telemetry.Telemetry, name string) string {
-	ctx, span := tel.Tracer.Start(context.Background(), name)
-	defer span.End()
-	if !span.SpanContext().IsSampled() {
-		return ""
-	}
-	return telemetry.Inject(ctx)
 }
 
 // talkerSpan is how much of the past the top talkers cover.

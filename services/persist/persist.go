@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,19 +24,22 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
 	"github.com/tidegate-mesh/tidegate/services/persist/internal/sqlstore"
 )
 
 // Config is what persist can be told. The tags are for kong; DefaultConfig has the same defaults.
 type Config struct {
-	DBType         string        `name:"db-type" env:"DB_TYPE" help:"Database: postgresql or sqlite; empty: what the URL says, without a URL sqlite."`
-	DatabaseURL    string        `name:"database-url" env:"DATABASE_URL" help:"postgres:// URL, or path or file: URL of an SQLite file (default persist.db in the data directory)."`
+	DBType         string        `name:"db-type" env:"DB_TYPE" help:"Database: postgresql, mysql, mariadb, galera or sqlite; empty: what the URL says, without a URL sqlite."`
+	DatabaseURL    string        `name:"database-url" env:"DATABASE_URL" help:"postgres://, mysql:// or mariadb:// URL, or path or file: URL of an SQLite file (default persist.db in the data directory)."`
+	PasswordFile   string        `name:"database-password-file" env:"DATABASE_PASSWORD_FILE" help:"File with the password of the URL's user; read again for every new connection."`
 	DataDir        string        `name:"data-dir" env:"TIDEGATE_PERSIST_DATA_DIR" default:"/var/lib/tidegate" help:"Directory of the SQLite file."`
 	FlowRetention  time.Duration `name:"flow-retention" env:"TIDEGATE_PERSIST_FLOW_RETENTION" default:"168h" help:"How long flows are kept; negative: for ever."`
 	EventRetention time.Duration `name:"event-retention" env:"TIDEGATE_PERSIST_EVENT_RETENTION" default:"2160h" help:"How long attacks, verdicts, enforcement events and audits are kept; negative: for ever."`
-	MaxBytes       int64         `name:"max-bytes" env:"TIDEGATE_PERSIST_MAX_BYTES" default:"0" help:"Size cap of the tables in bytes, oldest flows go first; 0: 2 GiB (SQLite) or 50 GiB (PostgreSQL), negative: none."`
+	MaxBytes       int64         `name:"max-bytes" env:"TIDEGATE_PERSIST_MAX_BYTES" default:"0" help:"Size cap of the tables in bytes, oldest flows go first; 0: 2 GiB (SQLite) or 50 GiB (others), negative: none."`
 	QueryTimeout   time.Duration `name:"query-timeout" env:"TIDEGATE_PERSIST_QUERY_TIMEOUT" default:"30s" help:"Longest time of one query."`
+	Advertise      string        `name:"advertise" env:"TIDEGATE_PERSIST_ADVERTISE" help:"Address at which other services reach this one, told in heartbeats."`
 }
 
 // DefaultConfig is an SQLite file under /var/lib/tidegate.
@@ -61,7 +65,7 @@ func (c Config) Validate() error {
 
 func (c Config) store(onPrune func(sqlstore.Table, int64, string)) sqlstore.Config {
 	return sqlstore.Config{
-		Type: c.DBType, URL: c.DatabaseURL, DataDir: c.DataDir, FlowRetention: c.FlowRetention,
+		Type: c.DBType, URL: c.DatabaseURL, PasswordFile: c.PasswordFile, DataDir: c.DataDir, FlowRetention: c.FlowRetention,
 		EventRetention: c.EventRetention, MaxBytes: c.MaxBytes, OnPrune: onPrune,
 	}
 }
@@ -73,6 +77,7 @@ type Bus interface {
 	ConsumeEvents(ctx context.Context, durable string, subjects []string, h func(context.Context, []bus.EventMsg) error) error
 	Backlog(ctx context.Context, stream, durable string) (uint64, error)
 	State(ctx context.Context, stream string) (bus.StreamState, error)
+	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
 }
 
 // Deps are what persist works with. Registrar may be nil: then there is no QueryService.
@@ -200,6 +205,10 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 	start("maintain", s.maintain)
 	start("watch the backlog", s.watchBacklog)
+	start("heartbeat", func(ctx context.Context) error {
+		bus.Beat(ctx, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "persist", Instance: s.t.Instance(), Address: s.cfg.Advertise})
+		return nil
+	})
 	wg.Wait()
 	return first
 }
@@ -215,16 +224,19 @@ func (s *Service) resume(ctx context.Context, st *sqlstore.Store) error {
 	return nil
 }
 
-// maintain prunes and makes partitions, at once, then every minute and when the size should be looked at.
+// maintain prunes and makes partitions, at once, then every minute, soon after a failure, and when the size should be
+// looked at.
 func (s *Service) maintain(ctx context.Context) error {
-	tick := time.NewTicker(maintainEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(maintainEvery)
+	defer timer.Stop()
 	for {
 		st := s.store.Load()
 		if err := st.Maintain(ctx); err != nil && ctx.Err() == nil {
 			s.problem("maintenance", err)
+			timer.Reset(retryMax) // not ready until it succeeds
 		} else {
 			s.well("maintenance")
+			timer.Reset(maintainEvery)
 		}
 		if n, err := st.Size(ctx); err == nil {
 			s.metrics.size.Set(float64(n))
@@ -232,7 +244,7 @@ func (s *Service) maintain(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		case <-st.Full():
 		}
 	}
@@ -260,12 +272,18 @@ func (s *Service) watchBacklog(ctx context.Context) error {
 	}
 }
 
-// problem notes what is not well; it is logged when it is new.
+// problem notes what is not well, with what to do about it; it is logged when it is new.
 func (s *Service) problem(op string, err error) {
 	s.t.CountError(op)
+	err = sqlstore.Explain(err)
 	text := op + ": " + err.Error()
+	about := text // what is new about it
+	var explained *sqlstore.Explained
+	if errors.As(err, &explained) {
+		about = op + ": " + explained.Sentence // the rest may differ each time, by a port for instance
+	}
 	s.mu.Lock()
-	known := s.problems[op] == text
+	known := strings.HasPrefix(s.problems[op], about)
 	s.problems[op] = text
 	s.mu.Unlock()
 	if !known {

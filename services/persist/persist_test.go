@@ -15,11 +15,11 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/dbtest"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
-	"github.com/tidegate-mesh/tidegate/services/persist/internal/pgtest"
 )
 
 func TestDefaultsMatchTags(t *testing.T) {
@@ -44,10 +44,11 @@ func TestDefaultsMatchTags(t *testing.T) {
 
 func TestConfigProblems(t *testing.T) {
 	for want, change := range map[string]func(*Config){
-		"not available in this version": func(c *Config) { c.DBType = "mariadb" },
-		"unknown DB_TYPE":               func(c *Config) { c.DBType = "access" },
-		"at least 1 MiB":                func(c *Config) { c.MaxBytes = 5 },
-		"above 0":                       func(c *Config) { c.QueryTimeout = 0 },
+		"DATABASE_URL is empty":          func(c *Config) { c.DBType = "mariadb" },
+		"did you mean mariadb?":          func(c *Config) { c.DBType = "mariadbb" },
+		"an SQLite file has no password": func(c *Config) { c.PasswordFile = "x" },
+		"at least 1 MiB":                 func(c *Config) { c.MaxBytes = 5 },
+		"above 0":                        func(c *Config) { c.QueryTimeout = 0 },
 	} {
 		c := DefaultConfig()
 		change(&c)
@@ -337,7 +338,7 @@ func TestRedelivery(t *testing.T) {
 
 // TestDatabaseDown takes PostgreSQL away from before the start, and later while messages come.
 func TestDatabaseDown(t *testing.T) {
-	srv := pgtest.Start(t)
+	srv := dbtest.Start(t, dbtest.PostgreSQL)
 	srv.Stop()
 	cfg := DefaultConfig()
 	cfg.DatabaseURL = srv.URL

@@ -3,6 +3,8 @@ package persist
 import (
 	"context"
 	"fmt"
+	"io"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -10,11 +12,11 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/dbtest"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
-	"github.com/tidegate-mesh/tidegate/services/persist/internal/pgtest"
 )
 
 // rig is a service on a real bus, asked over gRPC.
@@ -28,9 +30,15 @@ type rig struct {
 	client queryv1.QueryServiceClient
 	stop   func()
 	spans  *tracetest.InMemoryExporter
+	log    io.Writer // the service's
 }
 
 func newRig(t *testing.T, cfg Config) *rig {
+	t.Helper()
+	return newRigLogging(t, cfg, io.Discard)
+}
+
+func newRigLogging(t *testing.T, cfg Config, log io.Writer) *rig {
 	t.Helper()
 	ctx := context.Background()
 	e, err := bus.StartEmbedded(ctx, t.TempDir(), bus.Listen{Addr: "127.0.0.1:0", Insecure: true})
@@ -46,7 +54,7 @@ func newRig(t *testing.T, cfg Config) *rig {
 	if err := b.EnsureStreams(ctx); err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, nats: e, bus: b, cfg: cfg}
+	r := &rig{t: t, nats: e, bus: b, cfg: cfg, log: log}
 	r.start()
 	return r
 }
@@ -55,6 +63,7 @@ func newRig(t *testing.T, cfg Config) *rig {
 func (r *rig) start() {
 	r.t.Helper()
 	r.tel = telemetry.Discard("persist")
+	r.tel.Log = slog.New(slog.NewTextHandler(r.log, nil))
 	r.spans = tracetest.NewInMemoryExporter()
 	tp := sdktrace.NewTracerProvider(sdktrace.WithSyncer(r.spans))
 	r.tel.Tracer = tp.Tracer("test")
@@ -168,7 +177,7 @@ func eachDatabase(t *testing.T, f func(t *testing.T, cfg Config)) {
 	})
 	t.Run("postgresql", func(t *testing.T) {
 		cfg := DefaultConfig()
-		cfg.DBType, cfg.DatabaseURL = "postgresql", pgtest.Start(t).URL
+		cfg.DBType, cfg.DatabaseURL = "postgresql", dbtest.Start(t, dbtest.PostgreSQL).URL
 		f(t, cfg)
 	})
 }

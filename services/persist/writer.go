@@ -16,13 +16,16 @@ import (
 )
 
 const (
-	// chunkRows ends a transaction: large enough for COPY, small enough to be repeated.
+	// chunkRows bounds a transaction: large enough for COPY, small enough to be repeated. One message may be larger;
+	// where the database allows fewer rows the store shares it out.
 	chunkRows = 20_000
 	// attemptTimeout bounds one attempt to commit a chunk, so that a database that hangs counts as one that
 	// is down.
 	attemptTimeout = 30 * time.Second
 	// stopGrace is how long an attempt may go on after the service was told to stop.
 	stopGrace = 3 * time.Second
+	// quietConflicts is how often in a row transactions may meet before it is a problem: on a cluster they do.
+	quietConflicts = 3
 	// rememberDone bounds the set of committed sequences that may come again.
 	rememberDone = 1 << 16
 )
@@ -122,6 +125,7 @@ func (w *writer) commit(ctx context.Context, c *chunk) error {
 	}
 	op := "insert_" + w.name
 	var res sqlstore.Result
+	conflicts := 0
 	err := lifecycle.Retry(ctx, retryMin, retryMax, func(ctx context.Context) error {
 		begin := time.Now()
 		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
@@ -133,7 +137,14 @@ func (w *writer) commit(ctx context.Context, c *chunk) error {
 			w.s.metrics.insert.Observe(time.Since(begin).Seconds())
 		}
 		return err
-	}, func(err error, _ time.Duration) { w.s.problem(op, err) })
+	}, func(err error, _ time.Duration) {
+		if conflicts < quietConflicts && w.s.store.Load().Conflict(err) {
+			conflicts++
+			w.s.t.CountError(op)
+			return
+		}
+		w.s.problem(op, err)
+	})
 	for _, span := range c.spans {
 		if err != nil {
 			span.SetStatus(codes.Error, err.Error())
@@ -224,10 +235,19 @@ func (s *Service) storeFlows(ctx context.Context, msgs []bus.FlowMsg) error {
 		c = &chunk{}
 		return err
 	}
+	limit := chunkRows
+	if n := s.store.Load().BatchRows(); n > 0 {
+		limit = min(limit, n)
+	}
 	for i := range msgs {
 		m := &msgs[i]
 		if w.arrive(ctx, m.StreamSeq, m.Redelivered) {
 			continue
+		}
+		if n := len(c.batch.Flows); n > 0 && n+len(m.Records.GetRecords()) > limit {
+			if err := flush(); err != nil {
+				return err
+			}
 		}
 		if old := w.isOld(m.StreamSeq); old != c.old {
 			if err := flush(); err != nil {
@@ -247,11 +267,6 @@ func (s *Service) storeFlows(ctx context.Context, msgs []bus.FlowMsg) error {
 			c.batch.Flows = append(c.batch.Flows, row)
 		}
 		c.seqs = append(c.seqs, m.StreamSeq)
-		if len(c.batch.Flows) >= chunkRows {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
 	}
 	return flush()
 }
@@ -278,7 +293,9 @@ func (s *Service) storeEvents(ctx context.Context, msgs []bus.EventMsg) error {
 			var row sqlstore.Attack
 			if row, err = attackRow(m.Attack); err == nil {
 				c.batch.Attacks = append(c.batch.Attacks, row)
-				c.spans = append(c.spans, s.span(telemetry.AlwaysSample(parent), sqlstore.Attacks, m.StreamSeq))
+				if m.Traceparent != "" {
+					c.spans = append(c.spans, s.span(parent, sqlstore.Attacks, m.StreamSeq))
+				}
 			}
 		case m.Verdict != nil:
 			if m.Traceparent == "" {

@@ -37,6 +37,8 @@ func (*fakeBus) ConsumeEvents(ctx context.Context, _ string, _ []string, _ func(
 	<-ctx.Done()
 	return nil
 }
+func (*fakeBus) Heartbeat(context.Context, *eventv1.NodeHeartbeat) error { return nil }
+
 func (*fakeBus) Backlog(context.Context, string, string) (uint64, error) { return 3, nil }
 func (f *fakeBus) State(context.Context, string) (bus.StreamState, error) {
 	return bus.StreamState{FirstSeq: f.first}, f.stateErr

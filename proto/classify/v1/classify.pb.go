@@ -112,7 +112,10 @@ type StreamResponse struct {
 	Published   uint64                 `protobuf:"varint,3,opt,name=published,proto3" json:"published,omitempty"`     // records of this batch that were published
 	Unpublished uint64                 `protobuf:"varint,4,opt,name=unpublished,proto3" json:"unpublished,omitempty"` // records that could not be, counted
 	// Flows whose label is final and which may be forwarded in the kernel: uint64 little-endian.
-	Enough        []byte `protobuf:"bytes,5,opt,name=enough,proto3" json:"enough,omitempty"`
+	Enough []byte `protobuf:"bytes,5,opt,name=enough,proto3" json:"enough,omitempty"`
+	// W3C traceparents of the verdicts that this window led to, whose traces begin at its close. The sensor makes these
+	// spans: only it knows when it closed the window.
+	Verdicts      []string `protobuf:"bytes,6,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -178,6 +181,13 @@ func (x *StreamResponse) GetUnpublished() uint64 {
 func (x *StreamResponse) GetEnough() []byte {
 	if x != nil {
 		return x.Enough
+	}
+	return nil
+}
+
+func (x *StreamResponse) GetVerdicts() []string {
+	if x != nil {
+		return x.Verdicts
 	}
 	return nil
 }
@@ -419,13 +429,14 @@ const file_classify_v1_classify_proto_rawDesc = "" +
 	"\rStreamRequest\x123\n" +
 	"\x05batch\x18\x01 \x01(\v2\x1b.tidegate.flow.v1.FlowBatchH\x00R\x05batch\x122\n" +
 	"\x06window\x18\x02 \x01(\v2\x18.tidegate.flow.v1.WindowH\x00R\x06windowB\x06\n" +
-	"\x04item\"\x96\x01\n" +
+	"\x04item\"\xb2\x01\n" +
 	"\x0eStreamResponse\x12\x14\n" +
 	"\x05batch\x18\x01 \x01(\x04R\x05batch\x12\x16\n" +
 	"\x06window\x18\x02 \x01(\x04R\x06window\x12\x1c\n" +
 	"\tpublished\x18\x03 \x01(\x04R\tpublished\x12 \n" +
 	"\vunpublished\x18\x04 \x01(\x04R\vunpublished\x12\x16\n" +
-	"\x06enough\x18\x05 \x01(\fR\x06enough\"\x0f\n" +
+	"\x06enough\x18\x05 \x01(\fR\x06enough\x12\x1a\n" +
+	"\bverdicts\x18\x06 \x03(\tR\bverdicts\"\x0f\n" +
 	"\rStatusRequest\"K\n" +
 	"\x0eStatusResponse\x129\n" +
 	"\x06status\x18\x01 \x01(\v2!.tidegate.status.v1.ServiceStatusR\x06status\"\x13\n" +

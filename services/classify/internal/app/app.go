@@ -65,13 +65,14 @@ type Facts struct {
 // goroutine uses a second Engine.
 type Engine struct {
 	free     *Flow
-	buffers  [][]byte
+	buffers  [len(bufferSizes)][][]byte
 	quic     []*quicState
 	names    names
 	expected expectations
 	resolved resolved
 	numbers  [MaxBytes / 2]uint16 // for fingerprints
 	text     []byte               // a fingerprint's text before it is hashed
+	joined   [MaxBytes]byte       // for one call: a stream\'s kept beginning and the segment behind it
 	scratch  [MaxBytes]byte       // for one call: a message without record headers, a packet without protection, a name
 	name     [256]byte            // a name under construction
 	in       input                // the argument of the protocol being asked; here so that it is not allocated
@@ -84,8 +85,9 @@ func NewEngine() *Engine {
 	return e
 }
 
-// Flow is the state of one flow. It comes from Engine.Open and goes back by Release; in between it holds at
-// most one buffer of MaxBytes a direction, and none once it is final.
+// Flow is the state of one flow. It comes from Engine.Open and goes back by Release; in between it holds at most one
+// buffer a direction: of maxUndecided bytes while it has no label, of up to MaxBytes while its protocol reads on, and
+// none once it is final.
 type Flow struct {
 	engine     *Engine
 	next       *Flow
@@ -98,7 +100,7 @@ type Flow struct {
 	confidence Confidence
 	notes      uint16 // bits of the protocol at work; see the note constants
 	app        string // "" = unknown
-	alias      string // the label that the protocol being asked wants instead of its own
+	alias      string // the label that the protocol being asked wants instead of its own, else ""
 	host       string
 	named      string // what the client had asked its resolver for
 	alpn       string
@@ -214,6 +216,7 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 		// What came before may have been a probe whether the other side is still there (RFC 9293 3.8.4): one byte, one too
 		// early. Only a protocol that leaves no doubt is believed then.
 		in, alive := &f.engine.in, exactStreams
+		alive.and(&streamsBy[data[0]])
 		*in = input{dir: dir, data: data}
 		f.ask(&alive, in)
 		in.forget()
@@ -234,9 +237,14 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 // look puts what a direction has with the new segment to the protocols.
 func (f *Flow) look(dir uint8, offset uint32, data []byte) {
 	d := &f.dirs[dir]
-	view := data
-	if d.buf != nil || offset != 0 {
-		d.insert(f.engine, offset, data)
+	view, kept := data, false
+	switch {
+	case d.buf == nil && offset == 0:
+	case d.pieces.continues(offset):
+		view = append(append(f.engine.joined[:0], d.prefix()...), data[:min(len(data), MaxBytes-int(offset))]...)
+	default:
+		d.insert(f, offset, data)
+		kept = true
 		view = d.prefix()
 		if len(view) == 0 {
 			return
@@ -249,6 +257,7 @@ func (f *Flow) look(dir uint8, offset uint32, data []byte) {
 	if f.at >= 0 {
 		f.run(int(f.at), in)
 	} else {
+		d.alive.and(&streamsBy[view[0]])
 		f.ask(&d.alive, in)
 		if f.at < 0 && d.alive.none() {
 			d.drop(f.engine)
@@ -258,19 +267,26 @@ func (f *Flow) look(dir uint8, offset uint32, data []byte) {
 	switch {
 	case d.done:
 		d.drop(f.engine)
-	case !f.final && d.buf == nil:
-		d.insert(f.engine, offset, data)
+	case !f.final && !kept:
+		d.insert(f, offset, data)
 	}
 }
 
 // ask asks the protocols that are still possible for a direction, until one is sure.
 func (f *Flow) ask(alive *protocolSet, in *input) {
+	match := &streamMatch
+	if f.proto == packet.ProtoUDP {
+		match = &datagramMatch
+	}
 	for w := range alive {
 		for rest := alive[w]; rest != 0; rest &= rest - 1 {
 			i := w*64 + bits.TrailingZeros64(rest)
-			if f.run(i, in) == no {
+			o := match[i&(len(match)-1)](f, in)
+			if o == no {
 				alive[w] &^= 1 << (i & 63)
+				continue
 			}
+			f.record(i, o)
 			if f.at >= 0 || f.final {
 				return
 			}
@@ -287,22 +303,27 @@ func (f *Flow) datagram(dir uint8, data []byte) {
 		f.run(int(f.at), in)
 		return
 	}
-	alive := datagramProtocols
+	alive := datagramsBy[data[0]]
 	f.ask(&alive, in)
 }
 
 // run asks one protocol and records its answer.
 func (f *Flow) run(i int, in *input) outcome {
-	p := &protocols[i]
-	match := p.stream
+	match := streamMatch[i]
 	if f.proto == packet.ProtoUDP {
-		match = p.datagram
+		match = datagramMatch[i]
 	}
 	if match == nil {
 		return no
 	}
-	f.alias = ""
 	o := match(f, in)
+	f.record(i, o)
+	return o
+}
+
+// record takes what a protocol answered.
+func (f *Flow) record(i int, o outcome) {
+	p := &protocols[i]
 	switch o {
 	case label, final:
 		f.at = int16(i) //nolint:gosec // the table is short
@@ -324,7 +345,7 @@ func (f *Flow) run(i int, in *input) outcome {
 		f.at, f.app, f.confidence = -1, "", NoLabel
 		f.final = true
 	}
-	return o
+	f.alias = ""
 }
 
 // giveUp ends a flow whose directions are both used up. One alone is not enough for TCP: a download may show

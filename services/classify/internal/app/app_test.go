@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
@@ -309,6 +311,59 @@ func TestNoAllocation(t *testing.T) {
 		}
 		if n := testing.AllocsPerRun(200, func() { run(e) }); n > limit {
 			t.Errorf("%s: %v allocations a flow", name, n)
+		}
+	}
+}
+
+// TestMemory holds both directions of an unknown flow in every kind of wait, and counts what it keeps.
+func TestMemory(t *testing.T) {
+	const limit = 2048
+	waits := map[string][]part{
+		"beginnings":   {{0, 0, []byte("GE")}, {1, 0, []byte("HT")}},
+		"long":         {{0, 0, bytes.Repeat([]byte("a line "), 200)}, {1, 0, bytes.Repeat([]byte("no line "), 180)}},
+		"gap":          {{0, 1400, make([]byte, 1400)}, {1, 100, make([]byte, 1400)}},
+		"many":         {{0, 0, []byte("abc")}, {0, 3, make([]byte, 1400)}, {0, 1403, make([]byte, 1400)}, {1, 7, []byte("x")}, {1, 0, []byte("12345")}},
+		"out of order": {{0, 300, []byte("abc")}, {0, 200, []byte("abc")}, {0, 100, []byte("abc")}, {1, 5000, []byte("abc")}},
+	}
+	for name, parts := range waits {
+		e := NewEngine()
+		f := e.Open(key(packet.ProtoTCP, 40000, 9999))
+		for _, p := range parts {
+			f.Segment(p.dir, p.at, p.data)
+		}
+		if r := f.Result(); r.App != Unknown || r.Final {
+			t.Fatalf("%s: %+v", name, r)
+		}
+		size := int(unsafe.Sizeof(*f)) + len(f.dirs[0].buf) + len(f.dirs[1].buf)
+		if f.quic != nil {
+			size += int(unsafe.Sizeof(*f.quic))
+		}
+		if size > limit {
+			t.Errorf("%s: %d bytes, want at most %d", name, size, limit)
+		}
+		f.Release()
+		pooled := 0
+		for _, pool := range e.buffers {
+			for _, b := range pool {
+				pooled += len(b)
+			}
+		}
+		if pooled > 2*maxUndecided {
+			t.Errorf("%s: %d bytes in the pools", name, pooled)
+		}
+	}
+}
+
+// TestGrows wants a labelled flow to keep what its protocol reads on for, whatever the order.
+func TestGrows(t *testing.T) {
+	request := []byte("GET /" + strings.Repeat("a", 3000) + " HTTP/1.1\r\nHost: example.org\r\n\r\n")
+	for _, n := range []int{600, 1000, 1400, 3003} {
+		var parts []part
+		for at := 0; at < len(request); at += n {
+			parts = append(parts, part{0, uint32(at), request[at:min(at+n, len(request))]})
+		}
+		if r := play(NewEngine(), key(packet.ProtoTCP, 40000, 80), parts...); r.App != "http" || r.Host != "example.org" {
+			t.Errorf("in pieces of %d: %+v", n, r)
 		}
 	}
 }

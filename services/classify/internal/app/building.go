@@ -4,13 +4,13 @@ import "bytes"
 
 // buildingProtocols run buildings, meters, vehicles and instruments.
 var buildingProtocols = []protocol{
-	{label: "bacnet", datagram: bacnetDatagram, rank: shaped},
-	{label: "knxnet_ip", datagram: knxDatagram, stream: knxDatagram},
-	{label: "iec62056", stream: dlmsStream, datagram: dlmsStream, rank: shaped},
-	{label: "ansi_c1222", datagram: c1222Message, stream: c1222Message, rank: shaped},
+	{label: "bacnet", lead: "81", datagram: bacnetDatagram, rank: shaped},
+	{label: "knxnet_ip", lead: "06", datagram: knxDatagram, stream: knxDatagram},
+	{label: "iec62056", lead: "00 7e", stream: dlmsStream, datagram: dlmsStream, rank: shaped},
+	{label: "ansi_c1222", lead: "60", datagram: c1222Message, stream: c1222Message, rank: shaped},
 	{label: "trdp", stream: trdpMessage, datagram: trdpMessage, rank: shaped},
 	{label: "someip", datagram: someIPMessage, stream: someIPMessage, rank: shaped},
-	{label: "controller_area_network", datagram: starts("ISO11898"), stream: starts("ISO11898")}, // CAN over UDP of Ixxat and others: the standard's number
+	{label: "controller_area_network", lead: "49", datagram: starts("ISO11898"), stream: starts("ISO11898")}, // CAN over UDP of Ixxat and others: the standard's number
 	{label: "hislip", stream: hislipStream, rank: shaped},
 	{label: "atg", stream: atgStream},
 	{label: "cnp_ip", datagram: cnpDatagram, rank: loose, byPort: true},

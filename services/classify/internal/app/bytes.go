@@ -14,7 +14,7 @@ func le32(b []byte) int { return int(binary.LittleEndian.Uint32(b)) }
 func begins(b []byte, s string) outcome {
 	n := min(len(b), len(s))
 	switch {
-	case string(b[:n]) != s[:n]:
+	case n > 0 && b[0] != s[0], string(b[:n]) != s[:n]: // the first alone decides nearly always
 		return no
 	case n < len(s):
 		return more

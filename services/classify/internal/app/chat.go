@@ -4,15 +4,15 @@ package app
 var chatProtocols = []protocol{
 	{label: "whatsapp", stream: starts("ED\x00\x01", "WA\x01", "WA\x02", "WA\x03", "WA\x04", "WA\x05", "WA\x06")},
 	{label: "telegram", stream: telegramStream, datagram: telegramDatagram, rank: loose},
-	{label: "zoom", datagram: zoomDatagram, rank: shaped},
-	{label: "discord", datagram: discordDatagram, rank: shaped},
-	{label: "linecall", datagram: lineDatagram, rank: loose},
-	{label: "imo", datagram: imoDatagram, rank: loose},
-	{label: "teamspeak", datagram: teamspeakDatagram},
+	{label: "zoom", lead: "01-02 05", datagram: zoomDatagram, rank: shaped},
+	{label: "discord", lead: "00 13", datagram: discordDatagram, rank: shaped},
+	{label: "linecall", lead: "d0-df", datagram: lineDatagram, rank: loose},
+	{label: "imo", lead: "00 09 80-ff", datagram: imoDatagram, rank: loose},
+	{label: "teamspeak", lead: "01 54", datagram: teamspeakDatagram},
 	{label: "mumble", datagram: mumbleDatagram, rank: loose},
 	{label: "sd_rtn", datagram: sdrtnDatagram, rank: shaped},
 	{label: "dingtalk", stream: starts("\x10\x64\x87\x80\x01\x00")},
-	{label: "oicq", datagram: oicqDatagram, rank: loose, byPort: true},
+	{label: "oicq", lead: "02", datagram: oicqDatagram, rank: loose, byPort: true},
 }
 
 // telegramStream recognises MTProto's transports (core.telegram.org, MTProto transports): the abbreviated and the

@@ -2,13 +2,13 @@ package app
 
 // directoryProtocols are directories, logins and management.
 var directoryProtocols = []protocol{
-	{label: "ldap", stream: ldapMessage, datagram: ldapMessage, rank: shaped},
-	{label: "kerberos", stream: kerberosStream, datagram: kerberosDatagram, rank: shaped},
-	{label: "snmp", datagram: snmpDatagram, rank: shaped},
-	{label: "radius", datagram: radiusDatagram, rank: shaped},
+	{label: "ldap", lead: "30", stream: ldapMessage, datagram: ldapMessage, rank: shaped},
+	{label: "kerberos", lead: "6a-7e", stream: kerberosStream, datagram: kerberosDatagram, rank: shaped},
+	{label: "snmp", lead: "30", datagram: snmpDatagram, rank: shaped},
+	{label: "radius", lead: "01-05 0b-0d 28-2d", datagram: radiusDatagram, rank: shaped},
 	{label: "diameter", stream: diameterStream, rank: shaped},
-	{label: "dcerpc", stream: dcerpcStream, datagram: dcerpcDatagram, rank: shaped},
-	{label: "rmcp", datagram: rmcpDatagram},
+	{label: "dcerpc", lead: "04", stream: dcerpcStream, datagram: dcerpcDatagram, rank: shaped},
+	{label: "rmcp", lead: "06", datagram: rmcpDatagram},
 }
 
 // ldapMessage recognises LDAP (RFC 4511 4.1.1): a sequence of a message id and an operation.

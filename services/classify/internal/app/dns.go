@@ -15,16 +15,16 @@ const (
 
 // nameProtocols find names, addresses, services and the time.
 var nameProtocols = []protocol{
-	{label: "dhcp", datagram: dhcpDatagram},
-	{label: "ssdp", datagram: ssdpDatagram},
-	{label: "wsd", datagram: wsdDatagram},
+	{label: "dhcp", lead: "01-02", datagram: dhcpDatagram},
+	{label: "ssdp", lead: "48 4d-4e", datagram: ssdpDatagram},
+	{label: "wsd", lead: "3c", datagram: wsdDatagram},
 	{label: "netbios", datagram: netbiosDatagram, stream: netbiosStream},
 	{label: "mdns", datagram: mdnsDatagram, rank: shaped, byPort: true},
 	{label: "llmnr", datagram: llmnrDatagram, rank: shaped, byPort: true},
-	{label: "dhcpv6", datagram: dhcpv6Datagram, rank: shaped, byPort: true},
-	{label: "slp", datagram: slpDatagram, stream: slpDatagram, rank: shaped, byPort: true},
-	{label: "nat_pmp", datagram: natPMPDatagram, rank: loose, byPort: true},
-	{label: "ntp", datagram: ntpDatagram, rank: shaped},
+	{label: "dhcpv6", lead: "01-24", datagram: dhcpv6Datagram, rank: shaped, byPort: true},
+	{label: "slp", lead: "01-02", datagram: slpDatagram, stream: slpDatagram, rank: shaped, byPort: true},
+	{label: "nat_pmp", lead: "00-02", datagram: natPMPDatagram, rank: loose, byPort: true},
+	{label: "ntp", lead: "08-27 48-67 88-a7 c8-e7", datagram: ntpDatagram, rank: shaped},
 	{label: "dns", stream: dnsStream, datagram: dnsDatagram, rank: shaped},
 }
 

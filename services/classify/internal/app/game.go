@@ -5,16 +5,16 @@ import "bytes"
 // gameProtocols are games and their engines.
 var gameProtocols = []protocol{
 	{label: "raknet", datagram: raknetDatagram},
-	{label: "steam", datagram: starts("\xff\xff\xff\xff\x21\x4c\x5f\xa0"), stream: steamStream}, // Steam's in-home discovery
+	{label: "steam", lead: "ff", datagram: starts("\xff\xff\xff\xff\x21\x4c\x5f\xa0"), stream: steamStream}, // Steam's in-home discovery
 	{label: "steamdatagramrelay", datagram: steamRelayDatagram},
-	{label: "source_engine", datagram: sourceDatagram, rank: shaped},
+	{label: "source_engine", lead: "ff", datagram: sourceDatagram, rank: shaped},
 	{label: "worldofwarcraft", stream: wowStream},
-	{label: "amongus", datagram: amongDatagram, rank: loose},
+	{label: "amongus", lead: "08", datagram: amongDatagram, rank: loose},
 	{label: "cod_mobile", datagram: pingDatagram, rank: guess},
-	{label: "yojimbo", datagram: starts("\x00NETCODE 1.")},
+	{label: "yojimbo", lead: "00", datagram: starts("\x00NETCODE 1.")},
 	{label: "kcp", datagram: kcpDatagram, rank: loose},
 	{label: "tes_online", stream: tesStream, rank: loose},
-	{label: "gaijinentertainment", datagram: gaijinDatagram},
+	{label: "gaijinentertainment", lead: "09-0d 20-7e", datagram: gaijinDatagram},
 }
 
 // raknetMagic marks messages outside of a connection (RakNet, OFFLINE_MESSAGE_DATA_ID).

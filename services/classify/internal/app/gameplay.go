@@ -5,10 +5,10 @@ import "bytes"
 // playProtocols are the sessions of games whose owners publish no description. What is checked is a constant beside
 // fields that have to fit: a length, a counter that goes up, an identifier that the other side repeats.
 var playProtocols = []protocol{
-	{label: "crynetwork", datagram: cryDatagram},
-	{label: "halflife2", datagram: challengeDatagram},
+	{label: "crynetwork", lead: "87", datagram: cryDatagram},
+	{label: "halflife2", lead: "ff", datagram: challengeDatagram},
 	{label: "heroes_of_the_storm", datagram: stormDatagram, rank: loose},
-	{label: "lolwildrift", datagram: riftDatagram, rank: shaped},
+	{label: "lolwildrift", lead: "01 10", datagram: riftDatagram, rank: shaped},
 	{label: "neteasegames", datagram: neteaseDatagram, rank: guess},
 	{label: "riotgames", datagram: riotDatagram, rank: shaped},
 	{label: "starcraft", stream: starcraftStream},

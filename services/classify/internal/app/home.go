@@ -2,16 +2,16 @@ package app
 
 // homeProtocols are devices of a home, players and the services of a phone.
 var homeProtocols = []protocol{
-	{label: "dropbox", datagram: dropboxDatagram},
-	{label: "spotify", datagram: starts("SpotUdp0"), stream: spotifyStream},
+	{label: "dropbox", lead: "7b", datagram: dropboxDatagram},
+	{label: "spotify", lead: "53", datagram: starts("SpotUdp0"), stream: spotifyStream},
 	{label: "avast", stream: starts("NOSA")},
 	{label: "hp_virtgrp", stream: pushStream, rank: loose},
-	{label: "eaq", datagram: eaqDatagram, rank: loose},
+	{label: "eaq", lead: "00", datagram: eaqDatagram, rank: loose},
 	{label: "sonos", datagram: sonosDatagram, rank: loose},
 	{label: "iqiyi", datagram: iqiyiDatagram, rank: shaped},
-	{label: "coap", datagram: coapDatagram, rank: loose, byPort: true},
-	{label: "tuyalp", datagram: tuyaDatagram},
-	{label: "tplink_shp", datagram: tplinkDatagram, stream: tplinkStream, rank: loose},
+	{label: "coap", lead: "40-48 50-58 60-68 70-78", datagram: coapDatagram, rank: loose, byPort: true},
+	{label: "tuyalp", lead: "00", datagram: tuyaDatagram},
+	{label: "tplink_shp", lead: "d0", datagram: tplinkDatagram, stream: tplinkStream, rank: loose},
 }
 
 // dropboxDatagram recognises Dropbox's discovery in the local network: JSON with its fields.

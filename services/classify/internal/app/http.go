@@ -38,8 +38,8 @@ func httpStream(f *Flow, in *input) outcome {
 				return no
 			}
 		}
-		if len(b) >= MaxBytes || f.dirs[in.dir].exhausted() {
-			return label // a request target longer than what we keep
+		if len(b) >= maxUndecided || f.dirs[in.dir].exhausted() {
+			return label // a request target longer than what is kept of an unknown flow
 		}
 		return more
 	}

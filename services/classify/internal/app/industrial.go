@@ -3,19 +3,19 @@ package app
 // industrialProtocols run plants, buildings, vehicles and power networks.
 var industrialProtocols = []protocol{
 	{label: "modbus", stream: modbusStream, rank: shaped},
-	{label: "dnp3", stream: dnp3Message, datagram: dnp3Message},
+	{label: "dnp3", lead: "05", stream: dnp3Message, datagram: dnp3Message},
 	{label: "opc_ua", stream: opcStream},
 	{label: "iso9506_1_mms", stream: isoStream, also: []string{"s7comm", "s7commplus"}, rank: shaped},
 	{label: "iec60870", stream: iec104Stream, rank: shaped},
-	{label: "ethernetip", stream: ethernetIPMessage, datagram: ethernetIPMessage, rank: shaped},
-	{label: "cip", datagram: cipDatagram, rank: shaped},
-	{label: "fins", datagram: finsDatagram, stream: starts("FINS\x00\x00\x00"), rank: shaped},
-	{label: "hart_ip", datagram: hartMessage, stream: hartMessage, rank: shaped},
-	{label: "ethernetglobaldata", datagram: egdDatagram, rank: shaped},
-	{label: "ieee_c37118", stream: synchrophasor, datagram: synchrophasor, rank: shaped},
+	{label: "ethernetip", lead: "04 63-66 6f-70 72-73", stream: ethernetIPMessage, datagram: ethernetIPMessage, rank: shaped},
+	{label: "cip", lead: "02", datagram: cipDatagram, rank: shaped},
+	{label: "fins", lead: "80-81 c0-c1", datagram: finsDatagram, stream: starts("FINS\x00\x00\x00"), rank: shaped},
+	{label: "hart_ip", lead: "01-02", datagram: hartMessage, stream: hartMessage, rank: shaped},
+	{label: "ethernetglobaldata", lead: "0d", datagram: egdDatagram, rank: shaped},
+	{label: "ieee_c37118", lead: "aa", stream: synchrophasor, datagram: synchrophasor, rank: shaped},
 	{label: "beckhoffads", stream: adsStream, rank: shaped},
-	{label: "ether_s_bus", datagram: etherSBusDatagram, rank: loose},
-	{label: "rtps", datagram: starts("RTPS\x01", "RTPS\x02"), stream: starts("RTPS\x01", "RTPS\x02")}, // OMG DDSI-RTPS 2.5, 9.4.4
+	{label: "ether_s_bus", lead: "00", datagram: etherSBusDatagram, rank: loose},
+	{label: "rtps", lead: "52", datagram: starts("RTPS\x01", "RTPS\x02"), stream: starts("RTPS\x01", "RTPS\x02")}, // OMG DDSI-RTPS 2.5, 9.4.4
 }
 
 // modbusStream recognises Modbus/TCP (Messaging on TCP/IP Implementation Guide, 3.1.3): protocol 0, a length
@@ -287,7 +287,7 @@ func finsDatagram(f *Flow, in *input) outcome {
 func hartMessage(f *Flow, in *input) outcome {
 	b := in.data
 	if len(b) < 8 {
-		if f.proto == 6 && b[0] == 1 {
+		if f.proto == 6 && (b[0] == 1 || b[0] == 2) {
 			return more
 		}
 		return no

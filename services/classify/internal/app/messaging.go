@@ -25,9 +25,9 @@ var messagingProtocols = []protocol{
 	{label: "hl7", stream: hl7Stream},
 	{label: "fix", stream: fixStream},
 	{label: "smpp", stream: smppStream, rank: shaped},
-	{label: "collectd", datagram: collectdDatagram, rank: shaped},
+	{label: "collectd", lead: "00 02", datagram: collectdDatagram, rank: shaped},
 	{label: "protobuf", datagram: protobufMessage, stream: protobufMessage, rank: guess},
-	{label: "syslog", datagram: syslogMessage, stream: syslogMessage, rank: shaped},
+	{label: "syslog", lead: "3c", datagram: syslogMessage, stream: syslogMessage, rank: shaped},
 }
 
 // kafkaStream recognises a request (Kafka protocol guide, Headers): length, key, version, correlation, a client
@@ -35,7 +35,7 @@ var messagingProtocols = []protocol{
 func kafkaStream(_ *Flow, in *input) outcome {
 	b := in.data
 	if len(b) < 14 {
-		if b[0] != 0 {
+		if b[0] > 6 {
 			return no
 		}
 		return more

@@ -4,14 +4,14 @@ import "bytes"
 
 // peerProtocols are file sharing, ledgers and synchronisation between peers.
 var peerProtocols = []protocol{
-	{label: "bittorrent", stream: bittorrentStream, datagram: bittorrentDatagram, rank: shaped},
+	{label: "bittorrent", lead: "00-01 11 21 31 41-42 64", stream: bittorrentStream, datagram: bittorrentDatagram, rank: shaped},
 	{label: "bitcoin", stream: starts("\xf9\xbe\xb4\xd9", "\x0b\x11\x09\x07", "\xfa\xbf\xb5\xda")}, // Bitcoin developer reference, network magics
 	{label: "ethereum", datagram: ethereumDatagram, stream: rlpxStream, rank: loose},
 	{label: "monero", stream: starts("\x01\x21\x01\x01\x01\x01\x01\x01")}, // Levin protocol, bucket head signature
 	{label: "gnutella", stream: starts("GNUTELLA CONNECT/", "GNUTELLA/0.", "GET /uri-res/")},
-	{label: "edonkey", stream: edonkeyStream, datagram: edonkeyDatagram, rank: shaped},
-	{label: "syncthing", datagram: starts("\x2e\xa7\xd9\x0b"), stream: starts("\x2e\xa7\xd9\x0b")}, // Local Discovery Protocol v4
-	{label: "nano", stream: starts("RA\x13\x12", "RC\x13\x12", "RA\x12\x12"), datagram: starts("RA\x13\x12", "RC\x13\x12")},
+	{label: "edonkey", lead: "e3-e4", stream: edonkeyStream, datagram: edonkeyDatagram, rank: shaped},
+	{label: "syncthing", lead: "2e", datagram: starts("\x2e\xa7\xd9\x0b"), stream: starts("\x2e\xa7\xd9\x0b")}, // Local Discovery Protocol v4
+	{label: "nano", lead: "52", stream: starts("RA\x13\x12", "RC\x13\x12", "RA\x12\x12"), datagram: starts("RA\x13\x12", "RC\x13\x12")},
 	{label: "zug", datagram: zugDatagram, rank: shaped},
 }
 

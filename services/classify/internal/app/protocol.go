@@ -3,7 +3,10 @@ package app
 import (
 	"cmp"
 	"slices"
+	"strconv"
+	"strings"
 
+	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
 
@@ -42,9 +45,12 @@ type protocol struct {
 	label    string
 	stream   func(f *Flow, in *input) outcome // TCP; nil = never on TCP
 	datagram func(f *Flow, in *input) outcome // UDP; nil = never on UDP
-	rank     rank
-	byPort   bool     // the bytes have the shape of several, and the functions ask for the port too
-	also     []string // labels that the functions may give instead
+	// lead are the values that a datagram's first byte can have, in hexadecimal: "04 63-66"; "" = any. Streams need none:
+	// what they cannot begin with is asked when the table is made.
+	lead   string
+	rank   rank
+	byPort bool     // the bytes have the shape of several, and the functions ask for the port too
+	also   []string // labels that the functions may give instead
 }
 
 // protocols is the table of all families, in the order in which protocols are asked.
@@ -56,7 +62,20 @@ type protocolSet [4]uint64
 func (s *protocolSet) add(i int)  { s[i>>6] |= 1 << (i & 63) }
 func (s *protocolSet) none() bool { return s[0]|s[1]|s[2]|s[3] == 0 }
 
-var streamProtocols, exactStreams, datagramProtocols protocolSet
+func (s *protocolSet) and(t *protocolSet) {
+	for i := range s {
+		s[i] &= t[i]
+	}
+}
+
+var streamProtocols, exactStreams protocolSet
+
+// streamMatch and datagramMatch are the functions of protocols by index, close together.
+var streamMatch, datagramMatch [256]func(f *Flow, in *input) outcome
+
+// streamsBy and datagramsBy have the protocols that are possible by the first byte, so that bytes of no protocol are put
+// to a few instead of all.
+var streamsBy, datagramsBy [256]protocolSet
 
 func init() { //nolint:gochecknoinits // the entries refer back to the table
 	for _, family := range [][]protocol{
@@ -67,17 +86,70 @@ func init() { //nolint:gochecknoinits // the entries refer back to the table
 		protocols = append(protocols, family...)
 	}
 	slices.SortStableFunc(protocols, func(a, b protocol) int { return cmp.Compare(a.rank, b.rank) })
+	e := NewEngine()
 	for i, p := range protocols {
+		streamMatch[i], datagramMatch[i] = p.stream, p.datagram
 		if p.stream != nil {
 			streamProtocols.add(i)
 			if p.rank == exact {
 				exactStreams.add(i)
 			}
+			for c, possible := range p.streamLead(e) {
+				if possible {
+					streamsBy[c].add(i)
+				}
+			}
 		}
 		if p.datagram != nil {
-			datagramProtocols.add(i)
+			for c, possible := range p.datagramLead() {
+				if possible {
+					datagramsBy[c].add(i)
+				}
+			}
 		}
 	}
+}
+
+// streamLead asks about every single byte: no to the beginning of a stream is no whatever follows. A protocol that says
+// no to all of them wants a message in one piece and may begin with any.
+func (p *protocol) streamLead(e *Engine) (lead [256]bool) {
+	none := true
+	for c := range lead {
+		f := e.Open(flow.Key{Protocol: packet.ProtoTCP})
+		f.dirs[0].packets = 1
+		if p.stream(f, &input{data: []byte{byte(c)}}) != no { //nolint:gosec // below 256
+			lead[c], none = true, false
+		}
+		f.Release()
+	}
+	for c := range lead {
+		lead[c] = lead[c] || none
+	}
+	return lead
+}
+
+// datagramLead reads the lead of the table.
+func (p *protocol) datagramLead() (lead [256]bool) {
+	for _, span := range strings.Fields(p.lead) {
+		from, to, ranged := strings.Cut(span, "-")
+		if !ranged {
+			to = from
+		}
+		first, err := strconv.ParseUint(from, 16, 8)
+		last, err2 := strconv.ParseUint(to, 16, 8)
+		if err != nil || err2 != nil {
+			panic("app: the lead of " + p.label + " is no list of bytes in hexadecimal")
+		}
+		for c := first; c <= last; c++ {
+			lead[c] = true
+		}
+	}
+	if p.lead == "" {
+		for c := range lead {
+			lead[c] = true
+		}
+	}
+	return lead
 }
 
 // LabelOf is the label that an IP protocol number is enough for, "" = none.

@@ -6,26 +6,26 @@ import "bytes"
 var remoteProtocols = []protocol{
 	{label: "rdp", stream: rdpStream, also: []string{"tls"}},
 	{label: "vnc", stream: starts("RFB 003.", "RFB 004.", "RFB 005.")}, // RFC 6143 7.1.1
-	{label: "teamviewer", stream: teamviewerStream, datagram: teamviewerDatagram, rank: shaped},
+	{label: "teamviewer", lead: "00", stream: teamviewerStream, datagram: teamviewerDatagram, rank: shaped},
 	{label: "telnet", stream: telnetStream, rank: shaped},
 	{label: "rsh", stream: rshStream, rank: loose},
-	{label: "nomachine", stream: starts("NXSH-", "NXD-"), datagram: nomachineDatagram, rank: shaped},
-	{label: "xdmcp", datagram: xdmcpDatagram, rank: loose, byPort: true},
+	{label: "nomachine", lead: "00-03", stream: starts("NXSH-", "NXD-"), datagram: nomachineDatagram, rank: shaped},
+	{label: "xdmcp", lead: "00", datagram: xdmcpDatagram, rank: loose, byPort: true},
 	{label: "radmin", stream: starts("\x01\x00\x00\x00\x01\x00\x00\x00\x08\x08"), rank: exact},
 	{label: "citrix", stream: starts("\x7f\x7fICA\x00", "CGP/01")},
 	{label: "rsync", stream: starts("@RSYNCD: ")}, // rsync, csprotocol.txt
 	{label: "git", stream: gitStream},
 	{label: "afp", stream: afpStream, rank: shaped},
-	{label: "tftp", datagram: tftpDatagram, rank: shaped},
-	{label: "uftp", datagram: uftpDatagram, rank: loose, byPort: true},
+	{label: "tftp", lead: "00", datagram: tftpDatagram, rank: shaped},
+	{label: "uftp", lead: "40 50", datagram: uftpDatagram, rank: loose, byPort: true},
 	{label: "nfs", stream: rpcStream, datagram: rpcDatagram},
 	{label: "whois_das", stream: whoisStream, rank: loose},
 	{label: "z3950", stream: z3950Stream, rank: loose},
 	{label: "kismet", stream: starts("*KISMET: ", "*SERVERINFO: ", "*PROTOCOLS: ")},
 	{label: "ookla", stream: ooklaStream},
-	{label: "bjnp", datagram: starts("BJNP\x01", "BJNP\x02", "BJNP\x81", "BJNP\x82", "BJNB\x01", "BJNB\x81", "MFNP\x01", "MFNP\x81")},
+	{label: "bjnp", lead: "42 4d", datagram: starts("BJNP\x01", "BJNP\x02", "BJNP\x81", "BJNP\x82", "BJNB\x01", "BJNB\x81", "MFNP\x01", "MFNP\x81")},
 	{label: "rx", datagram: rxDatagram, rank: loose, byPort: true},
-	{label: "tivoconnect", datagram: starts("TiVoConnect=", "tivoconnect=")},
+	{label: "tivoconnect", lead: "54 74", datagram: starts("TiVoConnect=", "tivoconnect=")},
 }
 
 // rdpStream recognises RDP (MS-RDPBCGR 2.2.1.1): a connection request or its confirm in TPKT (RFC 1006), with a
@@ -225,12 +225,12 @@ func xdmcpDatagram(f *Flow, in *input) outcome {
 // gitStream recognises git's daemon (pack-protocol): a packet line with its length in hex and a service.
 func gitStream(f *Flow, in *input) outcome {
 	b := in.data
-	if len(b) < 8 {
-		for _, c := range b[:min(len(b), 4)] {
-			if !digit(c) && (c < 'a' || c > 'f') {
-				return no
-			}
+	for _, c := range b[:min(len(b), 4)] {
+		if !digit(c) && (c < 'a' || c > 'f') {
+			return no
 		}
+	}
+	if len(b) < 8 {
 		return more
 	}
 	if at(b, 4, "git-upload-pack ") || at(b, 4, "git-receive-pack ") || at(b, 4, "git-upload-archive ") {

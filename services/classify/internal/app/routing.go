@@ -3,22 +3,22 @@ package app
 // routingProtocols keep networks running: routes, redundancy, time, flow export, access points, mobile cores.
 var routingProtocols = []protocol{
 	{label: "bgp", stream: starts("\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")}, // RFC 4271 4.1
-	{label: "ldp", datagram: ldpMessage, stream: ldpMessage, rank: shaped},
-	{label: "hsrp", datagram: hsrpDatagram, rank: shaped, byPort: true},
-	{label: "bfd", datagram: bfdDatagram, rank: loose, byPort: true},
+	{label: "ldp", lead: "00", datagram: ldpMessage, stream: ldpMessage, rank: shaped},
+	{label: "hsrp", lead: "00-04", datagram: hsrpDatagram, rank: shaped, byPort: true},
+	{label: "bfd", lead: "20-3f", datagram: bfdDatagram, rank: loose, byPort: true},
 	{label: "lisp", datagram: lispDatagram, rank: loose, byPort: true},
-	{label: "capwap", datagram: capwapDatagram, rank: loose, byPort: true},
-	{label: "gtp", datagram: gtpDatagram, rank: loose, byPort: true},
-	{label: "pfcp", datagram: pfcpDatagram, rank: loose, byPort: true},
-	{label: "netflow", datagram: netflowDatagram, rank: shaped},
-	{label: "sflow", datagram: sflowDatagram, rank: shaped},
+	{label: "capwap", lead: "00-01", datagram: capwapDatagram, rank: loose, byPort: true},
+	{label: "gtp", lead: "00-5f", datagram: gtpDatagram, rank: loose, byPort: true},
+	{label: "pfcp", lead: "20-27", datagram: pfcpDatagram, rank: loose, byPort: true},
+	{label: "netflow", lead: "00", datagram: netflowDatagram, rank: shaped},
+	{label: "sflow", lead: "00", datagram: sflowDatagram, rank: shaped},
 	{label: "ptpv2", datagram: ptpDatagram, rank: shaped, byPort: true},
-	{label: "dlep", datagram: starts("DLEP\x00"), stream: dlepStream},
+	{label: "dlep", lead: "44", datagram: starts("DLEP\x00"), stream: dlepStream},
 	{label: "openflow", stream: openflowStream, rank: shaped},
-	{label: "roughtime", datagram: starts("ROUGHTIM")},
-	{label: "cpha", datagram: cphaDatagram, rank: shaped},
-	{label: "merakicloud", datagram: starts("\xfe\xf7\x28\x91")},
-	{label: "ubntac2", datagram: ubiquitiDatagram, rank: loose, byPort: true},
+	{label: "roughtime", lead: "52", datagram: starts("ROUGHTIM")},
+	{label: "cpha", lead: "1a", datagram: cphaDatagram, rank: shaped},
+	{label: "merakicloud", lead: "fe", datagram: starts("\xfe\xf7\x28\x91")},
+	{label: "ubntac2", lead: "01-02", datagram: ubiquitiDatagram, rank: loose, byPort: true},
 }
 
 // ldpMessage recognises LDP (RFC 5036 3.1): version 1, a length that fits, a label space, a known message.

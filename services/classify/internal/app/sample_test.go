@@ -204,6 +204,56 @@ func askAll(t *testing.T, e *Engine, port uint16, dir uint8, data, answer []byte
 	}
 }
 
+// TestLeads puts every first byte before every message: none may be kept from a protocol that would not have said no.
+func TestLeads(t *testing.T) {
+	e := NewEngine()
+	for i := range protocols {
+		p := &protocols[i]
+		for _, proto := range []uint8{packet.ProtoTCP, packet.ProtoUDP} {
+			match, lead := p.stream, p.streamLead
+			if proto == packet.ProtoUDP {
+				match, lead = p.datagram, func(*Engine) [256]bool { return p.datagramLead() }
+			}
+			if match == nil {
+				continue
+			}
+			possible := lead(e)
+			for _, samples := range families {
+				for j := range samples {
+					s := &samples[j]
+					parts := s.parts()
+					for _, m := range parts {
+						data := append([]byte{}, m.data...)
+						for c := 0; c < 256 && len(data) > 0; c++ {
+							if possible[c] {
+								continue
+							}
+							data[0] = byte(c)
+							f := e.Open(key(proto, 40000, s.port))
+							d, other := &f.dirs[m.dir], &f.dirs[m.dir^1]
+							for again := range 2 {
+								d.packets = uint8(again + 1)
+								if o := match(f, &input{dir: m.dir, data: data}); o != no {
+									t.Errorf("%s: %v to % x, which its lead excludes", p.label, o, data[:min(len(data), 16)])
+								}
+								d.previous.keep(m.data)
+								d.first.keep(parts[0].data)
+								for _, answer := range parts {
+									if answer.dir != m.dir {
+										other.first.keep(answer.data)
+										other.previous.keep(answer.data)
+									}
+								}
+							}
+							f.Release()
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 // FuzzProtocols asks every protocol, so that none hides behind one that is asked before.
 func FuzzProtocols(f *testing.F) {
 	for _, samples := range families {

@@ -10,7 +10,7 @@ var storeProtocols = []protocol{
 	{label: "raft", stream: raftStream, rank: loose},
 	{label: "ceph", stream: starts("ceph v0", "ceph v2\n")},
 	{label: "lustre", stream: lustreStream},
-	{label: "thrift", stream: thriftStream, rank: shaped, datagram: thriftDatagram},
+	{label: "thrift", lead: "82", stream: thriftStream, rank: shaped, datagram: thriftDatagram},
 }
 
 var (

@@ -20,14 +20,19 @@ func (p *pieces) prefix() int {
 	return int(p.list[0].to)
 }
 
-// insert copies the bytes of data that are new at offset into buf, which has MaxBytes; a byte that arrived
-// before stays. Bytes beyond MaxBytes, and pieces beyond maxPieces, are ignored.
+// continues tells whether a segment at offset follows what has arrived, and nothing behind it did.
+func (p *pieces) continues(offset uint32) bool {
+	return p.n == 1 && p.list[0].from == 0 && uint32(p.list[0].to) == offset
+}
+
+// insert copies the bytes of data that are new at offset into buf, of at most MaxBytes; a byte that arrived before
+// stays. Bytes beyond buf, and pieces beyond maxPieces, are ignored.
 func (p *pieces) insert(buf []byte, offset uint32, data []byte) {
-	if offset >= MaxBytes {
+	if uint64(offset) >= uint64(len(buf)) {
 		return
 	}
 	from := int(offset)
-	data = data[:min(len(data), MaxBytes-from)]
+	data = data[:min(len(data), len(buf)-from)]
 	to := from + len(data)
 	if from == to {
 		return
@@ -102,10 +107,27 @@ func (h *head) bytes() []byte { return h.data[:min(h.size, len(h.data))] }
 
 func (d *direction) exhausted() bool { return d.packets >= MaxPackets || d.bytes >= MaxBytes }
 
-// insert keeps a segment for later.
-func (d *direction) insert(e *Engine, offset uint32, data []byte) {
-	if d.buf == nil {
-		d.buf = e.buffer()
+// bufferSizes are the sizes of buffers, each twice the one before. A flow without a label has one of the first.
+var bufferSizes = [...]int{maxUndecided, 2 * maxUndecided, 4 * maxUndecided, MaxBytes}
+
+// maxUndecided is what is kept of each direction of a flow that has no label yet, in bytes. Of a segment at hand a
+// protocol sees all.
+const maxUndecided = 512
+
+// insert keeps a segment for later, as far as the flow may.
+func (d *direction) insert(f *Flow, offset uint32, data []byte) {
+	need := uint64(offset) + uint64(len(data))
+	class := 0
+	for f.at >= 0 && class < len(bufferSizes)-1 && need > uint64(bufferSizes[class]) { //nolint:gosec // sizes are positive
+		class++
+	}
+	if have := len(d.buf); have < bufferSizes[class] {
+		buf := f.engine.buffer(class)
+		copy(buf, d.buf)
+		if d.buf != nil {
+			f.engine.giveBack(d.buf)
+		}
+		d.buf = buf
 	}
 	d.pieces.insert(d.buf, offset, data)
 }
@@ -115,18 +137,27 @@ func (d *direction) prefix() []byte { return d.buf[:d.pieces.prefix()] }
 
 func (d *direction) drop(e *Engine) {
 	if d.buf != nil {
-		e.buffers = append(e.buffers, d.buf)
+		e.giveBack(d.buf)
 		d.buf = nil
 		d.pieces.n = 0
 	}
 }
 
-// buffer takes a buffer of MaxBytes from the pool.
-func (e *Engine) buffer() []byte {
-	if n := len(e.buffers); n > 0 {
-		b := e.buffers[n-1]
-		e.buffers = e.buffers[:n-1]
+// buffer takes a buffer from the pool of its size.
+func (e *Engine) buffer(class int) []byte {
+	pool := &e.buffers[class]
+	if n := len(*pool); n > 0 {
+		b := (*pool)[n-1]
+		*pool = (*pool)[:n-1]
 		return b
 	}
-	return make([]byte, MaxBytes)
+	return make([]byte, bufferSizes[class])
+}
+
+func (e *Engine) giveBack(b []byte) {
+	for class, size := range bufferSizes {
+		if len(b) == size {
+			e.buffers[class] = append(e.buffers[class], b)
+		}
+	}
 }

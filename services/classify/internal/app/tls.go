@@ -5,9 +5,9 @@ import "encoding/binary"
 // secureProtocols are those whose payload is encrypted behind a handshake in clear.
 var secureProtocols = []protocol{
 	{label: "tls", stream: tlsStream, also: []string{"imaps", "pop3s", "smtps", "ftps", "applepush", "gnutella"}},
-	{label: "dtls", datagram: dtlsDatagram},
+	{label: "dtls", lead: "14-18", datagram: dtlsDatagram},
 	{label: "ssh", stream: sshStream},
-	{label: "quic", datagram: quicDatagram},
+	{label: "quic", lead: "08-3f 80-ff", datagram: quicDatagram},
 }
 
 // TLS record content types (RFC 8446 B.1, RFC 6520).
@@ -100,9 +100,9 @@ func tlsStream(f *Flow, in *input) outcome {
 }
 
 // tlsRecords accepts a stream that begins inside a connection: every record in it must have a header that
-// fits, and one must be complete.
+// fits, and one must be complete or longer than what is kept of an unknown flow.
 func tlsRecords(b []byte) outcome {
-	whole := 0
+	whole, seen := 0, len(b)
 	for len(b) >= 5 {
 		size := int(binary.BigEndian.Uint16(b[3:]))
 		if b[0] < recordChangeCipher || b[0] > recordHeartbeat || b[1] != 3 || b[2] > 4 || size == 0 || size > 1<<14+2048 {
@@ -114,8 +114,8 @@ func tlsRecords(b []byte) outcome {
 		whole++
 		b = b[5+size:]
 	}
-	if whole == 0 {
-		return more
+	if whole == 0 && seen < maxUndecided {
+		return more // the first is not complete, and may be chance
 	}
 	return label
 }

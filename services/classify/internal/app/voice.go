@@ -4,20 +4,20 @@ import "bytes"
 
 // voiceProtocols are calls: signalling, media, and finding a way through address translation.
 var voiceProtocols = []protocol{
-	{label: "stun", datagram: stunDatagram, stream: stunStream, also: []string{"srtp", "dtls", "rtp", "zoom", "discord"}},
-	{label: "sip", datagram: sipMessage, stream: sipMessage},
-	{label: "rtsp", stream: rtspStream, datagram: rtspStream},
-	{label: "mgcp", datagram: mgcpDatagram},
-	{label: "megaco", datagram: megacoMessage, stream: megacoMessage},
+	{label: "stun", lead: "00-3f", datagram: stunDatagram, stream: stunStream, also: []string{"srtp", "dtls", "rtp", "zoom", "discord"}},
+	{label: "sip", lead: "0a 0d 41-43 49 4d-50 52-53 55", datagram: sipMessage, stream: sipMessage},
+	{label: "rtsp", lead: "41 44 47 4f-50 52-54", stream: rtspStream, datagram: rtspStream},
+	{label: "mgcp", lead: "30-39 41-7a", datagram: mgcpDatagram},
+	{label: "megaco", lead: "21 4d", datagram: megacoMessage, stream: megacoMessage},
 	{label: "h323", stream: h323Stream, datagram: h323Datagram, rank: shaped},
 	{label: "ciscoskinny", stream: skinnyStream, rank: shaped},
-	{label: "iax", datagram: iaxDatagram, rank: loose},
-	{label: "bfcp", datagram: bfcpMessage, stream: bfcpMessage, rank: loose},
-	{label: "rtcp", datagram: rtcpDatagram, rank: shaped},
-	{label: "rtp", datagram: rtpDatagram, rank: loose},
+	{label: "iax", lead: "80-ff", datagram: iaxDatagram, rank: loose},
+	{label: "bfcp", lead: "20-5f", datagram: bfcpMessage, stream: bfcpMessage, rank: loose},
+	{label: "rtcp", lead: "80-bf", datagram: rtcpDatagram, rank: shaped},
+	{label: "rtp", lead: "80-bf", datagram: rtpDatagram, rank: loose},
 	{label: "rtmp", stream: rtmpStream, rank: loose},
-	{label: "mpeg_ts", datagram: mpegDatagram},
-	{label: "flute", datagram: fluteDatagram, rank: loose},
+	{label: "mpeg_ts", lead: "47", datagram: mpegDatagram},
+	{label: "flute", lead: "10-1f", datagram: fluteDatagram, rank: loose},
 }
 
 // Notes of a STUN flow: what was seen beside it.
@@ -95,7 +95,7 @@ func stunDatagram(f *Flow, in *input) outcome {
 func stunStream(_ *Flow, in *input) outcome {
 	b := in.data
 	if len(b) < 22 {
-		if b[0] > 5 {
+		if b[0] > 0x3F {
 			return no
 		}
 		return more

@@ -4,15 +4,15 @@ import "bytes"
 
 // vpnProtocols are tunnels and the relays that people use like them.
 var vpnProtocols = []protocol{
-	{label: "wireguard", datagram: wireguardDatagram},
-	{label: "cloudflarewarp", datagram: warpDatagram},
-	{label: "openvpn", datagram: openvpnDatagram, stream: openvpnStream, rank: loose},
+	{label: "wireguard", lead: "01-04", datagram: wireguardDatagram},
+	{label: "cloudflarewarp", lead: "c4", datagram: warpDatagram},
+	{label: "openvpn", lead: "08 10 20-2f 38 40 50", datagram: openvpnDatagram, stream: openvpnStream, rank: loose},
 	{label: "ipsec", datagram: ikeDatagram, rank: shaped},
-	{label: "softether", datagram: softEtherDatagram, rank: loose},
+	{label: "softether", lead: "49", datagram: softEtherDatagram, rank: loose},
 	{label: "pptp", stream: pptpStream},
-	{label: "tailscale", datagram: tailscaleDatagram},
+	{label: "tailscale", lead: "54", datagram: tailscaleDatagram},
 	{label: "tinc", stream: tincStream},
-	{label: "teredo", datagram: teredoDatagram, rank: loose},
+	{label: "teredo", lead: "00 60-6f", datagram: teredoDatagram, rank: loose},
 	{label: "dnscrypt", datagram: dnscryptDatagram, rank: shaped},
 	{label: "socks", stream: socksStream, rank: loose},
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
 // lateBus is the bus from the moment on at which NATS is reached: the service registers and answers before.
@@ -82,4 +83,11 @@ func (l *lateBus) State(ctx context.Context, stream string) (bus.StreamState, er
 		return b.State(ctx, stream)
 	}
 	return bus.StreamState{}, errNoBus
+}
+
+func (l *lateBus) Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error {
+	if b := l.bus.Load(); b != nil {
+		return b.Heartbeat(ctx, n)
+	}
+	return errNoBus
 }

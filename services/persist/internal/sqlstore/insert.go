@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"github.com/jmoiron/sqlx"
 )
 
 // Batch is what one Insert commits: rows, and with them how far the stream they came from has been read.
@@ -80,17 +78,24 @@ func (s *Store) Insert(ctx context.Context, b Batch) (Result, error) {
 			return res, fmt.Errorf("prepare %s: %w", g.table, err)
 		}
 	}
-	err := s.commit(ctx, groups, b.Stream, b.Seq, &res)
-	if err != nil && s.d.invalid(err) {
-		for _, g := range groups {
-			if err = s.split(ctx, g, &res); err != nil {
-				return res, err
-			}
+	parts := s.parts(groups)
+	for i, part := range parts {
+		stream := ""
+		if i == len(parts)-1 { // the position says that everything before it is there
+			stream = b.Stream
 		}
-		err = s.commit(ctx, nil, b.Stream, b.Seq, &res)
-	}
-	if err != nil {
-		return res, err
+		err := s.commit(ctx, part, stream, b.Seq, &res)
+		if err != nil && s.d.invalid(err) {
+			for _, g := range part {
+				if err = s.split(ctx, g, &res); err != nil {
+					return res, err
+				}
+			}
+			err = s.commit(ctx, nil, stream, b.Seq, &res)
+		}
+		if err != nil {
+			return res, err
+		}
 	}
 	var inserted int64
 	for _, c := range res.Count {
@@ -110,11 +115,36 @@ func (s *Store) Insert(ctx context.Context, b Batch) (Result, error) {
 	return res, nil
 }
 
+// parts shares groups out among transactions of at most the dialect's number of rows; there is at least one.
+func (s *Store) parts(groups []group) [][]group {
+	limit := s.d.maxRows()
+	if limit <= 0 {
+		return [][]group{groups}
+	}
+	parts, room := [][]group{nil}, limit
+	for _, g := range groups {
+		for len(g.rows) > 0 {
+			if room == 0 {
+				parts, room = append(parts, nil), limit
+			}
+			n := min(room, len(g.rows))
+			parts[len(parts)-1] = append(parts[len(parts)-1], group{g.table, g.rows[:n]})
+			g.rows, room = g.rows[n:], room-n
+		}
+	}
+	return parts
+}
+
 // commit inserts groups in one transaction.
-func (s *Store) commit(ctx context.Context, groups []group, stream string, seq uint64, res *Result) error {
+func (s *Store) commit(ctx context.Context, groups []group, stream string, seq uint64, res *Result) (err error) {
 	if len(groups) == 0 && stream == "" {
 		return nil
 	}
+	defer func() {
+		if err != nil {
+			s.d.failed(err)
+		}
+	}()
 	tx, err := s.d.writer().BeginTxx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
@@ -129,8 +159,8 @@ func (s *Store) commit(ctx context.Context, groups []group, stream string, seq u
 		counts[i] = Count{Committed: n, Duplicate: int64(len(g.rows)) - n}
 	}
 	if stream != "" {
-		if err := raise(ctx, tx, stream, seq); err != nil {
-			return err
+		if _, err := tx.ExecContext(ctx, tx.Rebind(s.d.positionSQL()), stream, int64(seq)); err != nil { //nolint:gosec // sequences stay far below 2^63
+			return fmt.Errorf("store the position of %s: %w", stream, err)
 		}
 	}
 	if err := tx.Commit(); err != nil {
@@ -142,15 +172,9 @@ func (s *Store) commit(ctx context.Context, groups []group, stream string, seq u
 	return nil
 }
 
-func raise(ctx context.Context, tx *sqlx.Tx, stream string, seq uint64) error {
-	_, err := tx.ExecContext(ctx, tx.Rebind(`INSERT INTO stream_positions (stream, seq) VALUES (?, ?)
-		ON CONFLICT (stream) DO UPDATE SET seq = excluded.seq WHERE excluded.seq > stream_positions.seq`),
-		stream, int64(seq)) //nolint:gosec // sequences stay far below 2^63
-	if err != nil {
-		return fmt.Errorf("store the position of %s: %w", stream, err)
-	}
-	return nil
-}
+// raisePosition is positionSQL where ON CONFLICT is known.
+const raisePosition = `INSERT INTO stream_positions (stream, seq) VALUES (?, ?)
+	ON CONFLICT (stream) DO UPDATE SET seq = excluded.seq WHERE excluded.seq > stream_positions.seq`
 
 // split commits a group by halves until the rejected rows stand alone.
 func (s *Store) split(ctx context.Context, g group, res *Result) error {
@@ -176,10 +200,15 @@ func (s *Store) split(ctx context.Context, g group, res *Result) error {
 	return nil
 }
 
-// multiRow is an INSERT of n rows that leaves existing rows alone.
+// multiRow is an INSERT of n rows that leaves existing rows alone, where ON CONFLICT is known.
 func multiRow(t Table, n int) string {
+	return insertRows(t, n) + " ON CONFLICT (" + conflict[t] + ") DO NOTHING"
+}
+
+// insertRows is an INSERT of n rows with parameters.
+func insertRows(t Table, n int) string {
 	cols := columns[t]
 	one := "(" + strings.TrimSuffix(strings.Repeat("?, ", len(cols)), ", ") + ")"
-	return fmt.Sprintf("INSERT INTO %s (%s) VALUES %s ON CONFLICT (%s) DO NOTHING", t, strings.Join(cols, ", "),
-		strings.TrimSuffix(strings.Repeat(one+", ", n), ", "), conflict[t])
+	return fmt.Sprintf("INSERT INTO %s (%s) VALUES %s", t, strings.Join(cols, ", "),
+		strings.TrimSuffix(strings.Repeat(one+", ", n), ", "))
 }

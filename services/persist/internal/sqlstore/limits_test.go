@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tidegate-mesh/tidegate/services/persist/internal/pgtest"
+	"github.com/tidegate-mesh/tidegate/libs/dbtest"
 )
 
 func between(t *testing.T, s *Store, from, to int64) int64 {
@@ -151,7 +151,7 @@ func testSizeCap(t *testing.T, p place) {
 
 // TestKilledMidBatch kills PostgreSQL again and again while rows go in; afterwards each is there once.
 func TestKilledMidBatch(t *testing.T) {
-	srv := pgtest.Start(t)
+	srv := dbtest.Start(t, dbtest.PostgreSQL)
 	s := openStore(t, Config{Type: "postgresql", URL: srv.URL}, nil)
 	const batches, size = 60, 500
 	done := make(chan error, 1)
@@ -269,13 +269,36 @@ func TestParse(t *testing.T) {
 		{"sqlite", ":memory:", "", "must name a file"},
 		{"sqlite", "file:x.db?mode=ro", "", "no options"},
 		{"sqlite", "postgres://h/d", "", "DB_TYPE=postgresql"},
+		{"sqlite", "mariadb://h/d", "", "DB_TYPE=mariadb"},
+		{"mysql", "mysql://u:p@h/d", "mysql u@h:3306/d", ""},
+		{"mysql", "mariadb://u:p@h/d?sslmode=disable", "mysql u@h:3306/d", ""},
+		{"", "mysql://u@h:3307/d", "mysql u@h:3307/d", ""},
+		{"", "mariadb://u:p%40%2F@[::1]/d", "mariadb u@[::1]:3306/d", ""},
+		{"galera", "mysql://u:p@a,b:3307,[2001:db8::1]:3308/d?connect_timeout=2", "galera u@a:3306,b:3307,[2001:db8::1]:3308/d", ""},
+		{"mysql", "mysql://u:p@a,b/d", "", "DB_TYPE=galera"},
+		{"mysql", "postgres://u:p@a/d", "", "does not begin with mysql://"},
+		{"postgresql", "mysql://u:p@a/d", "", "does not begin with postgres://"},
+		{"mysql", "mysql://h/d", "", "names no user"},
+		{"mysql", "mysql://u:p@h", "", "names no database"},
+		{"mysql", "mysql://u:p@h:99999/d", "", "the host"},
+		{"mysql", "mysql://u:p@/d", "", "the host"},
+		{"mysql", "mysql://u:p%zz@h/d", "", "escape special characters"},
+		{"mysql", "mysql://u:p@h/d?ssl=1", "", "not known"},
+		{"mysql", "mysql://u:p@h/d?sslmode=always", "", "not known"},
+		{"mysql", "mysql://u:p@h/d?sslmode=verify-full", "", "needs sslrootcert"},
+		{"mysql", "mysql://u:p@h/d?sslcert=x", "", "belong together"},
+		{"mysql", "mysql://u:p@h/d?connect_timeout=soon", "", "1 to 600"},
 		{"postgresql", "", "", "DATABASE_URL is empty"},
 		{"postgresql", "x.db", "", "does not begin with postgres://"},
 		{"postgresql", "postgres://u:p%zz@h/d", "", "escape special characters"},
-		{"", "mysql://h/d", "", "not supported"},
-		{"mysql", "", "", "not available in this version"},
-		{"galera", "", "", "not available in this version"},
-		{"oracle", "", "", "unknown DB_TYPE"},
+		{"", "oracle://u:p@h/d", "", "not supported"},
+		{"mysql", "", "", "DATABASE_URL is empty"},
+		{"galera", "", "", "mysql://user:password@host1:3306"},
+		{"postgres", "", "", "did you mean postgresql?"},
+		{"postgress", "", "", "did you mean postgresql?"},
+		{"mariab", "", "", "did you mean mariadb?"},
+		{"SQL Lite", "", "", "did you mean sqlite?"},
+		{"glaera", "", "", "did you mean galera?"},
 	} {
 		got, err := parse(Config{Type: c.kind, URL: c.url, DataDir: "data"})
 		switch {
@@ -318,11 +341,11 @@ func writeFile(t *testing.T, path, content string) {
 
 // BenchmarkInsert reports rows a second in batches as persist makes them.
 func BenchmarkInsert(b *testing.B) {
-	for _, kind := range []string{"sqlite", "postgresql"} {
+	for _, kind := range append([]string{"sqlite"}, servers()...) {
 		b.Run(kind, func(b *testing.B) {
 			cfg := Config{DataDir: b.TempDir()}
-			if kind == "postgresql" {
-				cfg = Config{Type: kind, URL: pgtest.Start(b).URL}
+			if kind != "sqlite" {
+				cfg = Config{Type: kind, URL: dbtest.Start(b, kind).URL}
 			}
 			s := openStore(b, cfg, nil)
 			const size = 10_000

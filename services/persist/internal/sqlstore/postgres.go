@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -55,12 +56,31 @@ func postgresURL(raw string) (string, error) {
 	return u.String(), nil
 }
 
-func openPostgres(ctx context.Context, dsn string, now func() time.Time) (*postgresDialect, error) {
-	c, err := pq.NewConnector(dsn)
+// postgresConnector makes each connection with the password of that moment.
+type postgresConnector struct {
+	dsn      string
+	password password
+}
+
+// Driver implements driver.Connector.
+func (c postgresConnector) Driver() driver.Driver { return &pq.Driver{} }
+
+// Connect implements driver.Connector.
+func (c postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	dsn, secret, err := c.password.inURL(c.dsn)
 	if err != nil {
-		return nil, fmt.Errorf("open PostgreSQL: %w", err)
+		return nil, err
 	}
-	db := sqlx.NewDb(sql.OpenDB(c), "postgres")
+	connector, err := pq.NewConnector(dsn)
+	if err != nil {
+		return nil, hide(err, secret)
+	}
+	conn, err := connector.Connect(ctx)
+	return conn, hide(err, secret)
+}
+
+func openPostgres(ctx context.Context, dsn string, pw password, now func() time.Time) (*postgresDialect, error) {
+	db := sqlx.NewDb(sql.OpenDB(postgresConnector{dsn, pw}), "postgres")
 	db.SetMaxOpenConns(8)
 	db.SetMaxIdleConns(4)
 	db.SetConnMaxIdleTime(5 * time.Minute)
@@ -85,13 +105,18 @@ func (d *postgresDialect) reader() *sqlx.DB       { return d.db }
 func (d *postgresDialect) close() error           { return d.db.Close() }
 func (d *postgresDialect) defaultMaxBytes() int64 { return 50 << 30 }
 
-func (d *postgresDialect) migration() (string, goose.Dialect, lock.SessionLocker) {
+func (d *postgresDialect) maxRows() int              { return 0 }
+func (d *postgresDialect) positionSQL() string       { return raisePosition }
+func (d *postgresDialect) failed(error)              {}
+func (d *postgresDialect) bigint(expr string) string { return "CAST(" + expr + " AS BIGINT)" }
+
+func (d *postgresDialect) migration() (string, goose.Dialect, []goose.ProviderOption) {
+	options := []goose.ProviderOption{goose.WithTableName(versionTable)}
 	// Two instances that start at once must not migrate at once.
-	l, err := lock.NewPostgresSessionLocker()
-	if err != nil {
-		l = nil // only invalid options fail, and there are none
+	if l, err := lock.NewPostgresSessionLocker(); err == nil { // only invalid options fail, and there are none
+		options = append(options, goose.WithSessionLocker(l))
 	}
-	return "postgresql", goose.DialectPostgres, l
+	return "postgresql", goose.DialectPostgres, options
 }
 
 func (d *postgresDialect) sizeDue(inserted int64) (due, inline bool) {
@@ -143,6 +168,12 @@ func (d *postgresDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows [
 		return 0, err
 	}
 	return res.RowsAffected()
+}
+
+// conflict: class 40 is a transaction that was rolled back for another one, 55P03 a lock that did not come in time.
+func (d *postgresDialect) conflict(err error) bool {
+	var e *pq.Error
+	return errors.As(err, &e) && (e.Code.Class() == "40" || e.Code == "55P03")
 }
 
 // invalid: class 22 is a value the type does not take, class 23 a constraint (Appendix A of PostgreSQL's

@@ -43,6 +43,8 @@ func (w *where) equal(column, value string) {
 
 func (w *where) after(ts, id string, c Cursor) {
 	if c != (Cursor{}) {
+		// The first condition follows from the second; MySQL's optimizer finds its range in the first only.
+		w.add(ts+" <= ?", c.TS)
 		w.add("("+ts+", "+id+") < (?, ?)", c.TS, c.ID)
 	}
 }
@@ -62,6 +64,7 @@ func (w *where) String() string {
 
 func (s *Store) selectRows(ctx context.Context, dst any, what, query string, args []any) error {
 	if err := s.d.reader().SelectContext(ctx, dst, s.d.reader().Rebind(query), args...); err != nil {
+		s.d.failed(err)
 		return fmt.Errorf("read %s: %w", what, err)
 	}
 	return nil

@@ -13,7 +13,6 @@ import (
 
 	"github.com/jmoiron/sqlx"
 	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
 	"modernc.org/sqlite"
 	sqlitelib "modernc.org/sqlite/lib"
 )
@@ -124,8 +123,18 @@ func (d *sqliteDialect) version(ctx context.Context) (string, error) {
 func (d *sqliteDialect) writer() *sqlx.DB { return d.w }
 func (d *sqliteDialect) reader() *sqlx.DB { return d.r }
 
-func (d *sqliteDialect) migration() (string, goose.Dialect, lock.SessionLocker) {
-	return "sqlite", goose.DialectSQLite3, nil
+func (d *sqliteDialect) migration() (string, goose.Dialect, []goose.ProviderOption) {
+	return "sqlite", goose.DialectSQLite3, []goose.ProviderOption{goose.WithTableName(versionTable)}
+}
+
+func (d *sqliteDialect) maxRows() int              { return 0 }
+func (d *sqliteDialect) positionSQL() string       { return raisePosition }
+func (d *sqliteDialect) failed(error)              {}
+func (d *sqliteDialect) bigint(expr string) string { return "CAST(" + expr + " AS BIGINT)" }
+
+func (d *sqliteDialect) conflict(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && e.Code()&0xff == sqlitelib.SQLITE_BUSY
 }
 
 func (d *sqliteDialect) prepare(context.Context, Table, []record) error { return nil }
@@ -194,18 +203,7 @@ func (d *sqliteDialect) addr(a netip.Addr) any {
 func (d *sqliteDialect) addrText(column string) string { return column }
 
 func (d *sqliteDialect) inPrefix(column string, p netip.Prefix) (string, []any) {
-	lo, hi := prefixRange(p)
-	l, h := lo.As16(), hi.As16()
-	cond := column + " BETWEEN ? AND ?"
-	args := []any{l[:], h[:]}
-	mapped := netip.MustParsePrefix("::ffff:0:0/96")
-	if lo.Is6() && !lo.Is4In6() && p.Bits() < 96 && p.Contains(mapped.Addr()) {
-		// An IPv6 prefix does not mean the IPv4 addresses that are stored in the mapped range.
-		l, h := netip.MustParseAddr("::ffff:0:0").As16(), netip.MustParseAddr("::ffff:ffff:ffff").As16()
-		cond += " AND " + column + " NOT BETWEEN ? AND ?"
-		args = append(args, l[:], h[:])
-	}
-	return "(" + cond + ")", args
+	return bytesInPrefix(column, p)
 }
 
 func (d *sqliteDialect) size(context.Context) (int64, error) {

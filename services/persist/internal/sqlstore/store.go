@@ -7,33 +7,36 @@ package sqlstore
 import (
 	"context"
 	"embed"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
 )
 
 //go:embed migrations
 var migrations embed.FS
 
+// versionTable is where goose notes which migrations were applied.
+const versionTable = "tidegate_schema_version"
+
 // Config says where rows go and how long they stay. The zero value of a limit means its default.
 type Config struct {
-	// Type is postgresql or sqlite; empty means: what URL says, and without a URL sqlite.
+	// Type is postgresql, mysql, mariadb, galera or sqlite; empty means: what URL says, and without a URL sqlite.
 	Type string
-	// URL is a postgres:// URL or, for sqlite, a path or a file: URL; default persist.db in DataDir.
+	// URL is a postgres://, mysql:// or mariadb:// URL or, for sqlite, a path or a file: URL; default persist.db in
+	// DataDir.
 	URL     string
 	DataDir string
+	// PasswordFile holds the password of URL's user. It is read again for every new connection.
+	PasswordFile string
 	// FlowRetention and EventRetention are how long flows, and how long attacks, verdicts,
 	// enforcements and audits stay; 7 and 90 days. Negative: for ever (the size cap still holds).
 	FlowRetention, EventRetention time.Duration
-	// MaxBytes caps what the tables take, indexes included; 2 GiB in SQLite, 50 GiB in PostgreSQL.
+	// MaxBytes caps what the tables take, indexes included; 2 GiB in SQLite, 50 GiB in the others.
 	// Negative: no cap.
 	MaxBytes int64
 	// OnPrune is told how many rows retention or the cap removed; it may be called by Insert and Maintain
@@ -67,18 +70,29 @@ type dialect interface {
 	// writer and reader are pools; they may be the same.
 	writer() *sqlx.DB
 	reader() *sqlx.DB
-	// migration returns the folder under migrations, goose's dialect and its lock, which may be nil.
-	migration() (folder string, d goose.Dialect, l lock.SessionLocker)
+	// migration returns the folder under migrations, goose's dialect, and the options that name the version table
+	// and the lock.
+	migration() (folder string, d goose.Dialect, options []goose.ProviderOption)
 	// bulk inserts rows and returns how many were new. rows is not empty and sorted by key.
 	bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (int64, error)
 	// prepare is called before the transaction that inserts rows, for example to make partitions.
 	prepare(ctx context.Context, t Table, rows []record) error
+	// maxRows is how many rows one transaction may have; 0: any number.
+	maxRows() int
+	// positionSQL inserts a stream (1st parameter) at a position (2nd) or raises the position that is there.
+	positionSQL() string
+	// failed is told each error of a query or transaction, so that connections which are no good can be dropped.
+	failed(err error)
+	// conflict tells whether err is a transaction that met another one, so that the same rows may go in next time.
+	conflict(err error) bool
 	// invalid tells whether err is the fault of a row, so that the same row would fail again.
 	invalid(err error) bool
 	addr(a netip.Addr) any
 	// addrText is an expression that Addr.Scan reads.
 	addrText(column string) string
 	inPrefix(column string, p netip.Prefix) (string, []any)
+	// bigint is expr, a sum, as a 64-bit integer.
+	bigint(expr string) string
 	// size is what the tables take in bytes.
 	size(ctx context.Context) (int64, error)
 	// rowCount may be an estimate where counting would take long.
@@ -94,52 +108,6 @@ type dialect interface {
 	ahead(ctx context.Context, now time.Time) error
 	defaultMaxBytes() int64
 	close() error
-}
-
-// target is a checked Config.Type and URL.
-type target struct {
-	kind string // sqlite or postgresql
-	url  string
-}
-
-func parse(cfg Config) (target, error) {
-	kind := strings.ToLower(strings.TrimSpace(cfg.Type))
-	isPG := strings.HasPrefix(cfg.URL, "postgres://") || strings.HasPrefix(cfg.URL, "postgresql://")
-	switch kind {
-	case "":
-		kind = "sqlite"
-		if isPG {
-			kind = "postgresql"
-		} else if scheme, _, ok := strings.Cut(cfg.URL, "://"); ok && scheme != "file" && scheme != "sqlite" {
-			return target{}, fmt.Errorf("DATABASE_URL begins with %s://, which is not supported: use postgres:// or the path of an SQLite file", scheme)
-		}
-	case "sqlite", "postgresql":
-	case "mysql", "mariadb", "galera":
-		return target{}, fmt.Errorf("DB_TYPE %s is not available in this version: use postgresql or sqlite", kind)
-	default:
-		return target{}, fmt.Errorf("unknown DB_TYPE %q: use postgresql or sqlite", cfg.Type)
-	}
-	if kind == "postgresql" {
-		switch {
-		case cfg.URL == "":
-			return target{}, errors.New("DB_TYPE is postgresql but DATABASE_URL is empty: set it, for example postgres://user:password@host:5432/tidegate?sslmode=require")
-		case !isPG:
-			return target{}, errors.New("DB_TYPE is postgresql but DATABASE_URL does not begin with postgres://: set it, for example postgres://user:password@host:5432/tidegate?sslmode=require")
-		}
-		u, err := postgresURL(cfg.URL)
-		return target{kind, u}, err
-	}
-	if isPG {
-		return target{}, errors.New("DB_TYPE is sqlite but DATABASE_URL begins with postgres://: set DB_TYPE=postgresql, or the path of a file")
-	}
-	path, err := sqlitePath(cfg.URL, cfg.DataDir)
-	return target{kind, path}, err
-}
-
-// Check reports what is wrong with cfg without connecting.
-func Check(cfg Config) error {
-	_, err := parse(cfg)
-	return err
 }
 
 // Open connects, brings the schema up to date and makes what the next days need. An error can be temporary
@@ -179,23 +147,23 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 // connect returns the dialect of t without looking at the schema. now is the clock of partitions.
 func connect(ctx context.Context, t target, now func() time.Time) (dialect, error) {
-	if t.kind == "sqlite" {
+	switch t.kind {
+	case "sqlite":
 		return openSQLite(ctx, t.url)
+	case "postgresql":
+		return openPostgres(ctx, t.url, t.password, now)
 	}
-	return openPostgres(ctx, t.url, now)
+	return openMySQL(ctx, t, now)
 }
 
 // migrationsOf returns what brings the schema of d up to date.
 func migrationsOf(d dialect) (*goose.Provider, error) {
-	folder, gd, l := d.migration()
+	folder, gd, opts := d.migration()
 	files, err := fs.Sub(migrations, "migrations/"+folder)
 	if err != nil {
 		return nil, fmt.Errorf("migrations of %s: %w", folder, err)
 	}
-	opts := []goose.ProviderOption{goose.WithTableName("tidegate_schema_version"), goose.WithDisableGlobalRegistry(true)}
-	if l != nil {
-		opts = append(opts, goose.WithSessionLocker(l))
-	}
+	opts = append(opts, goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
 	p, err := goose.NewProvider(gd, d.writer().DB, files, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("read migrations of %s: %w", folder, err)
@@ -226,6 +194,13 @@ func (s *Store) Close() error { return s.d.close() }
 
 // Ping tells whether the database answers.
 func (s *Store) Ping(ctx context.Context) error { return s.d.writer().PingContext(ctx) }
+
+// BatchRows is how many rows a caller should at most put into a Batch, so that it is one transaction; 0: any number.
+func (s *Store) BatchRows() int { return s.d.maxRows() }
+
+// Conflict tells whether err of Insert comes from a transaction that met another one, a deadlock for example: no sign
+// that anything is wrong, unless it happens again and again.
+func (s *Store) Conflict(err error) bool { return s.d.conflict(err) }
 
 // Full receives when enough was inserted that the size cap should be looked at: call Maintain.
 func (s *Store) Full() <-chan struct{} { return s.full }

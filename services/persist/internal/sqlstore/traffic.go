@@ -68,8 +68,10 @@ type Traffic struct {
 }
 
 // sums are the columns of Traffic over flows.
-const sums = "count(*) AS flows, CAST(sum(packets_fwd + packets_rev) AS BIGINT) AS packets, " +
-	"CAST(sum(bytes_fwd + bytes_rev) AS BIGINT) AS bytes"
+func (s *Store) sums() string {
+	return "count(*) AS flows, " + s.d.bigint("sum(packets_fwd + packets_rev)") + " AS packets, " +
+		s.d.bigint("sum(bytes_fwd + bytes_rev)") + " AS bytes"
+}
 
 // TopRow is one key with the traffic of its flows.
 type TopRow struct {
@@ -105,9 +107,10 @@ func (s *Store) Top(ctx context.Context, f FlowFilter, by string, limit int) ([]
 		key = s.d.addrText(k.column)
 	}
 	db := s.d.reader()
-	rows, err := db.QueryxContext(ctx, db.Rebind("SELECT "+key+", "+sums+" FROM flows"+w.String()+
+	rows, err := db.QueryxContext(ctx, db.Rebind("SELECT "+key+", "+s.sums()+" FROM flows"+w.String()+
 		" GROUP BY "+k.column+" ORDER BY bytes DESC, "+k.column+" LIMIT ?"), append(w.args, limit)...)
 	if err != nil {
+		s.d.failed(err)
 		return nil, fmt.Errorf("top by %s: %w", by, err)
 	}
 	defer rows.Close() //nolint:errcheck // rows.Err is checked
@@ -148,14 +151,14 @@ func (s *Store) Series(ctx context.Context, f FlowFilter, step int64) ([]Point, 
 
 func (s *Store) seriesSQL(f FlowFilter, step int64) (string, []any) {
 	w := s.flowWhere(f)
-	return "SELECT " + bucket(step) + " AS start, " + sums + " FROM flows" + w.String() + " GROUP BY 1 ORDER BY 1", w.args
+	return "SELECT " + bucket(step) + " AS start, " + s.sums() + " FROM flows" + w.String() + " GROUP BY 1 ORDER BY 1", w.args
 }
 
-// bucket is the start of a flow's bucket. Both databases divide integers towards zero, and ts is positive. The
+// bucket is the start of a flow's bucket; ts is positive. Dividing would not do: MySQL makes a fraction of it. The
 // length is no parameter, so that PostgreSQL sees one expression.
 func bucket(step int64) string {
 	n := strconv.FormatInt(step, 10)
-	return "ts / " + n + " * " + n
+	return "ts - ts % " + n
 }
 
 // AppSeries is the series of one application.
@@ -182,7 +185,7 @@ func (s *Store) SeriesByApp(ctx context.Context, f FlowFilter, step int64, limit
 		App string `db:"app"`
 		Point
 	}
-	if err := s.selectRows(ctx, &points, "time series", "SELECT app, "+bucket(step)+" AS start, "+sums+" FROM flows"+
+	if err := s.selectRows(ctx, &points, "time series", "SELECT app, "+bucket(step)+" AS start, "+s.sums()+" FROM flows"+
 		w.String()+" GROUP BY 1, 2 ORDER BY 2", w.args); err != nil {
 		return nil, err
 	}
@@ -202,6 +205,7 @@ func (s *Store) Matching(ctx context.Context, r Range, m *policy.Match, limit in
 	db := s.d.reader()
 	rows, err := db.QueryxContext(ctx, db.Rebind(query), args...)
 	if err != nil {
+		s.d.failed(err)
 		return total, nil, fmt.Errorf("count what matches: %w", err)
 	}
 	defer rows.Close() //nolint:errcheck // rows.Err is checked
@@ -231,8 +235,8 @@ func (s *Store) matchingSQL(r Range, m *policy.Match) (string, []any) {
 	}
 	args := append(append(fwd.args, rev.args...), w.args...)
 	return "SELECT app, count(*) AS flows, " +
-		"CAST(sum(CASE WHEN fwd THEN packets_fwd ELSE 0 END + CASE WHEN rev THEN packets_rev ELSE 0 END) AS BIGINT) AS packets, " +
-		"CAST(sum(CASE WHEN fwd THEN bytes_fwd ELSE 0 END + CASE WHEN rev THEN bytes_rev ELSE 0 END) AS BIGINT) AS bytes " +
+		s.d.bigint("sum(CASE WHEN fwd THEN packets_fwd ELSE 0 END + CASE WHEN rev THEN packets_rev ELSE 0 END)") + " AS packets, " +
+		s.d.bigint("sum(CASE WHEN fwd THEN bytes_fwd ELSE 0 END + CASE WHEN rev THEN bytes_rev ELSE 0 END)") + " AS bytes " +
 		"FROM (SELECT app, packets_fwd, packets_rev, bytes_fwd, bytes_rev, " +
 		"(" + strings.Join(fwd.conds, " AND ") + ") AS fwd, (" + strings.Join(rev.conds, " AND ") + ") AS rev " +
 		"FROM flows" + w.String() + ") AS f WHERE fwd OR rev GROUP BY app ORDER BY bytes DESC, app", args

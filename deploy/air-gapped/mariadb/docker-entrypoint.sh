@@ -1,10 +1,11 @@
 #!/bin/sh
-# entrypoint.sh [mysqld] [OPTION...]: makes the data folder when it is empty, then runs the server, as user mysql.
-# MYSQL_ROOT_PASSWORD, MYSQL_DATABASE, MYSQL_USER, MYSQL_PASSWORD, each also as NAME_FILE.
+# docker-entrypoint.sh [mariadbd] [OPTION...]: makes the data folder when it is empty, then runs the server, as user mysql.
+# MARIADB_ROOT_PASSWORD or MARIADB_RANDOM_ROOT_PASSWORD (then nobody can be root), MARIADB_DATABASE, MARIADB_USER, MARIADB_PASSWORD, each also as NAME_FILE, or with MYSQL_ for
+# MARIADB_. A node that joins a Galera cluster takes users and data from the cluster.
 set -eu
 case ${1:-} in
-"" | -*) set -- mysqld "$@" ;;
-mysqld) ;;
+"" | -*) set -- mariadbd "$@" ;;
+mariadbd | mysqld) ;;
 *) exec "$@" ;;
 esac
 data=/var/lib/mysql
@@ -12,7 +13,7 @@ run=/run/mysqld
 
 # value NAME: the variable's value or the content of the file that NAME_FILE names.
 value() {
-  eval "v=\${MYSQL_$1:-} f=\${MYSQL_$1_FILE:-}"
+  eval "v=\${MARIADB_$1:-\${MYSQL_$1:-}} f=\${MARIADB_$1_FILE:-\${MYSQL_$1_FILE:-}}"
   if [ -n "$f" ]; then cat "$f"; else printf '%s' "$v"; fi
 }
 # quoted TEXT: TEXT inside the quotes of a string.
@@ -24,7 +25,10 @@ if [ "$(id -u)" = 0 ]; then
   # The server runs it at every start; it changes nothing the second time.
   root=$(quoted "$(value ROOT_PASSWORD)") password=$(quoted "$(value PASSWORD)")
   user=$(quoted "$(value USER)") db=$(value DATABASE)
-  [ -n "$root" ] || [ -d $data/mysql ] || { echo "entrypoint: set MYSQL_ROOT_PASSWORD_FILE to a file with the password of root" >&2; exit 1; }
+  if [ -z "$root" ] && [ ! -d $data/mysql ] && [ -n "$(value RANDOM_ROOT_PASSWORD)" ]; then
+    root=$(od -An -N16 -tx1 /dev/urandom | tr -d ' ')
+  fi
+  [ -n "$root" ] || [ -d $data/mysql ] || { echo "entrypoint: set MARIADB_ROOT_PASSWORD_FILE to a file with the password of root, or MARIADB_RANDOM_ROOT_PASSWORD to have none" >&2; exit 1; }
   (
     umask 077
     {
@@ -37,13 +41,18 @@ if [ "$(id -u)" = 0 ]; then
     } >$run/init.sql
   )
   chown mysql:mysql $run/init.sql
-  unset MYSQL_ROOT_PASSWORD MYSQL_PASSWORD
+  unset MARIADB_ROOT_PASSWORD MARIADB_PASSWORD MYSQL_ROOT_PASSWORD MYSQL_PASSWORD
   exec setpriv --reuid=mysql --regid=mysql --init-groups "$0" "$@"
 fi
 
 if [ ! -d $data/mysql ]; then
   trap 'rm -rf $data/*' EXIT
-  mysqld --initialize-insecure --datadir=$data
+  mariadb-install-db --datadir=$data --auth-root-authentication-method=normal --skip-test-db --skip-log-bin >/dev/null
   trap - EXIT
 fi
-exec "$@" --init-file=$run/init.sql
+case " $* " in
+*wsrep[-_]new[-_]cluster*) set -- "$@" --init-file=$run/init.sql ;;
+*wsrep[-_]cluster[-_]address*) ;;
+*) set -- "$@" --init-file=$run/init.sql ;;
+esac
+exec "$@"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# entrypoint.sh [postgres] [OPTION...]: makes the cluster in PGDATA when there is none, then runs the server, as user
+# docker-entrypoint.sh [postgres] [OPTION...]: makes the cluster in PGDATA when there is none, then runs the server, as user
 # postgres. POSTGRES_USER (postgres), POSTGRES_DB (the user's name), POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE.
 set -eu
 case ${1:-} in

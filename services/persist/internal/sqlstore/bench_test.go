@@ -1,0 +1,179 @@
+package sqlstore
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/dbtest"
+)
+
+// BenchmarkBulk compares rows a second committed through Insert, in batches as persist's writer makes them, with the
+// database's own bulk tool: the same rows, table and server in the same run, best of two each. SQLite's tool takes
+// no blobs: its addresses are texts of 16 bytes.
+func BenchmarkBulk(b *testing.B) {
+	const batches, size = 5, 20_000
+	var flows []Flow
+	for i := range batches {
+		flows = append(flows, someFlows(size, now.Truncate(24*time.Hour).Add(time.Duration(i)*size*time.Millisecond), fmt.Sprint("b", i))...)
+	}
+	for i := range flows {
+		flows[i].UserAgent = "curl/8.5.0" // what every tool's format takes as it is
+	}
+	for kind, tool := range map[string]func(b *testing.B, cfg Config, s *Store, flows []Flow) func(){
+		"sqlite": sqliteTool, dbtest.PostgreSQL: postgresTool, dbtest.MariaDB: mariadbTool,
+	} {
+		b.Run(kind, func(b *testing.B) {
+			cfg := Config{Type: kind, DataDir: b.TempDir(), FlowRetention: -1, MaxBytes: -1}
+			if kind != "sqlite" {
+				cfg.URL = dbtest.Start(b, kind).URL
+			}
+			s := openStore(b, cfg, nil)
+			empty := func() {
+				if _, err := s.d.writer().Exec("DELETE FROM flows"); err != nil {
+					b.Fatal(err)
+				}
+				if kind == dbtest.PostgreSQL {
+					if _, err := s.d.writer().Exec("TRUNCATE flows; CHECKPOINT"); err != nil {
+						b.Log(err) // a checkpoint is for administrators
+					}
+				}
+				if kind == dbtest.MariaDB {
+					if _, err := s.d.writer().Exec("TRUNCATE TABLE flows"); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			byTool := tool(b, cfg, s, flows)
+			var own, tools float64
+			rate := func(f func()) float64 {
+				begin := time.Now()
+				f()
+				return float64(len(flows)) / time.Since(begin).Seconds()
+			}
+			for b.Loop() {
+				for range 2 {
+					empty()
+					tools = max(tools, rate(byTool))
+					empty()
+					own = max(own, rate(func() {
+						for i := 0; i < len(flows); i += size {
+							r, err := s.Insert(context.Background(), Batch{Flows: flows[i : i+size], Stream: "B", Seq: uint64(i)}) //nolint:gosec // small
+							if err != nil || r.Count[Flows].Committed != size {
+								b.Fatal(r, err)
+							}
+						}
+					}))
+				}
+			}
+			b.ReportMetric(own, "rows/s")
+			b.ReportMetric(tools, "tool_rows/s")
+			b.ReportMetric(own/tools, "of_tool")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// tsv writes rows into a file, as texts with tabs.
+func tsv(b *testing.B, d dialect, flows []Flow, change func(args []any)) string {
+	b.Helper()
+	var buf bytes.Buffer
+	for i := range flows {
+		args := flows[i].args(d, nil)
+		if change != nil {
+			change(args)
+		}
+		for j, v := range args {
+			if j > 0 {
+				buf.WriteByte('\t')
+			}
+			if err := appendField(&buf, v); err != nil {
+				b.Fatal(err)
+			}
+		}
+		buf.WriteByte('\n')
+	}
+	path := filepath.Join(b.TempDir(), "flows.tsv")
+	if err := os.WriteFile(path, buf.Bytes(), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	return path
+}
+
+// run returns a call of a program that gets input and has to succeed.
+func run(b *testing.B, input string, env []string, name string, args ...string) func() {
+	b.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		if os.Getenv("TIDEGATE_CI") == "1" {
+			b.Fatalf("%s is not installed", name)
+		}
+		b.Skipf("%s is not installed", name)
+	}
+	return func() {
+		c := exec.Command(path, args...) //nolint:gosec // the databases' own tools
+		c.Stdin, c.Env = strings.NewReader(input), append(os.Environ(), env...)
+		if out, err := c.CombinedOutput(); err != nil || bytes.Contains(out, []byte("rror")) {
+			b.Fatalf("%s: %v: %s", name, err, out)
+		}
+	}
+}
+
+func postgresTool(b *testing.B, cfg Config, s *Store, flows []Flow) func() {
+	file := tsv(b, s.d, flows, nil)
+	return run(b, fmt.Sprintf("\\copy flows (%s) FROM '%s'\n", strings.Join(columns[Flows], ", "), file), nil, "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", cfg.URL)
+}
+
+func mariadbTool(b *testing.B, cfg Config, s *Store, flows []Flow) func() {
+	d, ok := s.d.(*mysqlDialect)
+	if !ok {
+		b.Fatalf("dialect %T", s.d)
+	}
+	var rows []record
+	for i := range flows {
+		rows = append(rows, &flows[i])
+	}
+	file := filepath.Join(b.TempDir(), "flows.tsv")
+	text, err := io.ReadAll(&loadReader{d: d, rows: rows})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	u, err := url.Parse(cfg.URL)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return run(b, fmt.Sprintf("LOAD DATA LOCAL INFILE '%s' INTO TABLE flows CHARACTER SET binary (%s);\n", file, strings.Join(columns[Flows], ", ")),
+		[]string{"MYSQL_PWD=" + dbtest.Password}, "mariadb", "--no-defaults", "--local-infile=1", "--host="+u.Hostname(), "--port="+u.Port(), "--user="+dbtest.User, dbtest.Database)
+}
+
+func sqliteTool(b *testing.B, _ Config, s *Store, flows []Flow) func() {
+	var schema []string
+	if err := s.d.reader().Select(&schema, "SELECT sql FROM sqlite_schema WHERE tbl_name = 'flows' AND sql IS NOT NULL ORDER BY type DESC"); err != nil {
+		b.Fatal(err)
+	}
+	script := "PRAGMA journal_mode = wal;\nPRAGMA synchronous = full;\nDROP TABLE IF EXISTS flows;\n" + strings.ReplaceAll(strings.Join(schema, ";\n"), "BLOB", "TEXT") + ";\n"
+	// Empty fields of a file are no NULLs: columns that persist leaves out go.
+	for _, c := range []string{"asn_src", "asn_dst", "country_src", "country_dst", "iface_in", "iface_out"} {
+		script += "ALTER TABLE flows DROP COLUMN " + c + ";\n"
+	}
+	short := func(v any) string { // 16 bytes that are text
+		a := netip.AddrFrom16([16]byte(v.([]byte))).As16() //nolint:forcetypeassert // the dialect's
+		return hex.EncodeToString(a[8:])
+	}
+	file := tsv(b, s.d, flows, func(args []any) { args[4], args[5] = short(args[4]), short(args[5]) })
+	path := filepath.Join(b.TempDir(), "tool.db")
+	return run(b, script+".mode tabs\n.import "+file+" flows\n", nil, "sqlite3", path)
+}
