@@ -68,10 +68,8 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 	@tools/check.sh lint cross newest
 	@tools/fuzz.sh 2s
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
-	@echo "== every database server"; (cd libs && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) ./dbtest) && cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -timeout 20m -p 1 ./...
+	@echo "== MySQL and Galera"; cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run 'TestConformance/(mysql|galera)|TestGaleraMoves' ./internal/sqlstore
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
-
-	@$(MAKE) --no-print-directory test-containers
 
 .PHONY: images
 images: ## the images tidegate/SERVICE; AIR_GAPPED=1 makes the base images too, and those that Compose names
@@ -81,8 +79,10 @@ images: ## the images tidegate/SERVICE; AIR_GAPPED=1 makes the base images too, 
 .PHONY: test-containers
 test-containers: export TIDEGATE_CONTAINERS := 1
 test-containers: export AIR_GAPPED := 1
-test-containers: images ## images and the Compose stack, once a database, on a real Docker engine
-	@echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -run '^Test(Containers|Images?)' .
+test-containers: ## images and the Compose stack, once a database, on a real Docker engine
+	@tools/build.sh docker-compose
+	@trap '$(CURDIR)/tools/engine.sh stop' EXIT; $(MAKE) --no-print-directory images; \
+	  echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -run '^Test(Containers|Images?)' .
 
 .PHONY: tools
 tools: ## build the pinned tools into the cache outside the checkout
@@ -114,8 +114,9 @@ bench: build ## measure: throughput, time to first drop, the gateway, hot-path f
 
 .PHONY: soak
 soak: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
-soak: build tools ## hours-long run under load with restarts: SOAK=4h
-	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^TestRestartsUnderLoad$$' -v .
+soak: build tools ## hours-long run under load with restarts: SOAK=4h; before it an hour of fuzzing
+	@tools/fuzz.sh 3600s all
+	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^Test(RestartsUnderLoad|GaleraNodesLost)$$' -v .
 
 .PHONY: clean
 clean: ## remove what the build made

@@ -384,8 +384,12 @@ func TestImageTellsWhyNot(t *testing.T) {
 	s.stop()
 }
 
-// TestImageBuildInside: the builder image makes the same binaries as this machine (about a minute with caches).
+// TestImageBuildInside: the builder image makes the same binaries as this machine. It compiles everything twice, several
+// minutes, so it is not part of the full tests.
 func TestImageBuildInside(t *testing.T) {
+	if os.Getenv("TIDEGATE_BUILD_INSIDE") == "" {
+		t.Skip("minutes of compiling: run it with TIDEGATE_BUILD_INSIDE=1 make test-containers")
+	}
 	needImages(t)
 	top := filepath.Dir(filepath.Dir(rig.Binary(t, "tidegate")))
 	outside := t.TempDir()

@@ -55,7 +55,7 @@ for check in "$@"; do
     ;;
   cross)
     for p in ./services/tidegate ./services/ingest/cmd/ingest ./services/classify/cmd/classify ./services/enforce/cmd/enforce ./services/persist/cmd/persist ./services/gateway/cmd/gateway; do
-      GOOS=linux GOARCH=arm64 go build -o /dev/null "$p"
+      GOOS=linux GOARCH=arm64 go build -trimpath -o /dev/null "$p"
     done
     ;;
   newest)

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# tools/fuzz.sh TIME: runs every fuzz target of the repository for TIME (for example 5s).
+# tools/fuzz.sh TIME [all]: runs every fuzz target of the repository for TIME (for example 5s), or, with "all", for TIME
+# seconds in all. FUZZ_PARALLEL is the number of workers, by default as Go chooses.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-time=${1:?usage: tools/fuzz.sh TIME}
-grep -rlE '^func Fuzz' --include='*_test.go' libs services | while read -r file; do
+time=${1:?usage: tools/fuzz.sh TIME [all]}
+targets=$(grep -roE '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' libs services | sed 's/func //')
+if [ "${2:-}" = all ]; then
+  seconds=$(( ${time%s} / $(wc -l <<<"$targets") ))
+  time=$(( seconds > 0 ? seconds : 1 ))s
+fi
+while IFS=: read -r file target; do
   dir=$(dirname "$file")
-  grep -oE '^func Fuzz[A-Za-z0-9_]*' "$file" | sed 's/func //' | while read -r target; do
-    echo "== fuzz $dir $target"
-    (cd "$dir" && go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" . </dev/null | tail -n 2)
-  done
-done
+  echo "== fuzz $dir $target"
+  (cd "$dir" && go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" ${FUZZ_PARALLEL:+-parallel "$FUZZ_PARALLEL"} . </dev/null | tail -n 2)
+done <<<"$targets"

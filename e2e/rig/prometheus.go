@@ -20,19 +20,22 @@ func Deploy(t testing.TB, path ...string) string {
 	return filepath.Join(append([]string{root(t), "deploy"}, path...)...)
 }
 
+// ScrapeInterval is that of StartPrometheus, as Prometheus writes it.
+const ScrapeInterval = "5s"
+
 // Prometheus is a running Prometheus server.
 type Prometheus struct{ URL string }
 
-// StartPrometheus starts a real Prometheus with the repository's rules that scrapes each job's address every second; it
-// is stopped when the test ends.
+// StartPrometheus starts a real Prometheus with the repository's rules that scrapes each job's address every
+// ScrapeInterval, as deploy/prometheus does; it is stopped when the test ends.
 func StartPrometheus(t testing.TB, targets map[string]string) *Prometheus {
 	t.Helper()
 	path, err := exec.LookPath("prometheus")
 	Need(t, err == nil, "prometheus (make setup)")
 	dir := t.TempDir()
 	var config strings.Builder
-	fmt.Fprintf(&config, "global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [%q]\nscrape_configs:\n",
-		Deploy(t, "prometheus", "rules", "*.yaml"))
+	fmt.Fprintf(&config, "global: {scrape_interval: %s, evaluation_interval: %[1]s}\nrule_files: [%q]\nscrape_configs:\n",
+		ScrapeInterval, Deploy(t, "prometheus", "rules", "*.yaml"))
 	for job, addr := range targets {
 		fmt.Fprintf(&config, "  - {job_name: %q, static_configs: [{targets: [%q]}]}\n", job, addr)
 	}

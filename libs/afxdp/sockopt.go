@@ -46,15 +46,20 @@ func readStats(fd int) (Stats, error) {
 // receive again.
 func waitReadable(fd int, timeout time.Duration) (bool, error) {
 	p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
-	var limit *unix.Timespec
-	if timeout >= 0 {
-		ts := unix.NsecToTimespec(timeout.Nanoseconds())
-		limit = &ts
+	deadline := time.Now().Add(timeout)
+	var err error
+	for {
+		var limit *unix.Timespec
+		if timeout >= 0 {
+			ts := unix.NsecToTimespec(max(0, time.Until(deadline).Nanoseconds()))
+			limit = &ts
+		}
+		// The runtime's own signals interrupt it.
+		if _, err = unix.Ppoll(p[:], limit, nil); !errors.Is(err, unix.EINTR) {
+			break
+		}
 	}
-	_, err := unix.Ppoll(p[:], limit, nil)
 	switch {
-	case errors.Is(err, unix.EINTR):
-		return false, nil
 	case err != nil:
 		return false, fmt.Errorf("wait on AF_XDP socket: %w", err)
 	case p[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0:

@@ -51,7 +51,17 @@ type Flow struct {
 	VLAN       uint16 `json:"vlan"`
 	App        string `json:"app" example:"tls"`
 	Host       string `json:"host,omitempty" example:"example.org"`
-	ALPN       string `json:"alpn,omitempty"`
+	HostSource string `json:"host_source,omitempty" doc:"dns: the client had asked its resolver for it; absent: the flow says it"`
+	ALPN       string `json:"alpn,omitempty" example:"h2"`
+	Confidence string `json:"confidence,omitempty" doc:"what app rests on; absent for unknown" enum:"payload,negotiated,session,port"`
+	JA3        string `json:"ja3,omitempty" doc:"of the TLS or QUIC client, MD5 in hex"`
+	JA4        string `json:"ja4,omitempty" doc:"of the TLS or QUIC client" example:"t13d1516h2_8daaf6152771_e5627efa2ab1"`
+	HASSH      string `json:"hassh,omitempty" doc:"of the SSH client, MD5 in hex"`
+	TLSVersion string `json:"tls_version,omitempty" doc:"the one the server chose, else the newest the client offers" example:"1.3"`
+	UserAgent  string `json:"user_agent,omitempty" doc:"HTTP"`
+	HTTPMethod string `json:"http_method,omitempty" example:"GET"`
+	DNSType    string `json:"dns_type,omitempty" doc:"of the question" example:"AAAA"`
+	DNSRcode   string `json:"dns_rcode,omitempty" doc:"of the answer; absent without one" example:"NXDOMAIN"`
 	Packets    uint64 `json:"packets" doc:"both directions"`
 	Bytes      uint64 `json:"bytes" doc:"IP bytes, both directions"`
 	PacketsRev uint64 `json:"packets_rev" doc:"towards the source"`
@@ -59,6 +69,15 @@ type Flow struct {
 	EndReason  string `json:"end_reason,omitempty" example:"fin"`
 	FirstNs    Nanos  `json:"first_ns"`
 	LastNs     Nanos  `json:"last_ns"`
+
+	DNSAnswers []string `json:"dns_answers,omitempty" doc:"addresses and names of the answer, at most 8 and 256 bytes in all"`
+	Risks      []Risk   `json:"risks,omitempty" doc:"what somebody should look at"`
+}
+
+// Risk is one thing about a flow that somebody should look at.
+type Risk struct {
+	Name   string `json:"name" example:"obsolete_tls"`
+	Reason string `json:"reason" doc:"a sentence; empty for a risk that this version does not know"`
 }
 
 // TopRow is one key with the traffic of all its flows.

@@ -92,7 +92,7 @@ func (f *file) walk(mapping *yaml.Node, prefix, written string, known map[string
 		}
 		if flag == nil {
 			hint := "--help lists the flags that are its keys"
-			if n := nearest(key, slices.Collect(maps.Keys(known))); n != "" {
+			if n := Nearest(key, slices.Collect(maps.Keys(known))); n != "" {
 				hint = fmt.Sprintf("did you mean %q?", n)
 			}
 			return fmt.Errorf("configuration file %s:%d: unknown key %q: %s", f.path, keyNode.Line, shown, hint)

@@ -10,9 +10,9 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// nearest is the known word that word most likely was meant to be, or "": of those at most a quarter of its letters
+// Nearest is the known word that word most likely was meant to be, or "": of those at most a quarter of its letters
 // away, and one letter in short words, the closest.
-func nearest(word string, known []string) string {
+func Nearest(word string, known []string) string {
 	best, least := "", max(1, len(word)/4)+1
 	for _, k := range known {
 		if d := distance(word, k); d < least || d == least && best != "" && k < best {
@@ -70,7 +70,7 @@ func checkVariables(root *kong.Node, prefix string) error {
 		if !ok || known[rest] {
 			continue
 		}
-		if n := nearest(rest, names); n != "" {
+		if n := Nearest(rest, names); n != "" {
 			return fmt.Errorf("environment variable %s is unknown: did you mean %s%s?", name, prefix, n)
 		}
 	}

@@ -20,7 +20,7 @@ func TestNearest(t *testing.T) {
 		"ifcae": "iface", "ifac": "iface", "max-flow": "max-flows", "maxflows": "max-flows", "idle-tpc": "idle-tcp", "loglevel": "log-level",
 		"port": "", "addr": "", "service-host": "", "x": "",
 	} {
-		if got := nearest(word, known); got != want {
+		if got := Nearest(word, known); got != want {
 			t.Errorf("nearest to %q: %q, want %q", word, got, want)
 		}
 	}

@@ -3,6 +3,7 @@ package classify
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
@@ -45,9 +46,9 @@ type labeller interface {
 // labelled is what a labeller says of a flow; empty fields are not known.
 type labelled struct {
 	app, host, hostSource string
-	alpn, ja3, ja4, hassh string
+	alpn                  string
 	confidence            app.Confidence
-	risks                 app.Risk
+	app.Facts
 }
 
 // streamNumber gives sensor and epoch a small number.
@@ -201,6 +202,14 @@ func (e *Engine) good(f *flowState) {
 	e.peers.Observe(f.key, f.lastNs)
 }
 
+// facts copies what the payload says beside label and names.
+func (l *labelled) facts(r *eventv1.FlowRecord) {
+	r.Confidence, r.Risks = l.confidence.String(), l.Risks.Names()
+	r.Ja3, r.Ja4, r.Hassh, r.TlsVersion = l.JA3, l.JA4, l.HASSH, l.TLSVersion
+	r.UserAgent, r.HttpMethod = l.UserAgent, l.Method
+	r.DnsType, r.DnsRcode, r.DnsAnswers = l.DNSType, l.DNSRcode, strings.Fields(l.DNSAnswers)
+}
+
 func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch) *eventv1.FlowRecord {
 	r := &eventv1.FlowRecord{
 		Id: b.GetSensor() + "/" + strconv.FormatUint(b.GetEpoch(), 10) + "/" + strconv.FormatUint(x.ID, 10) + "/" +
@@ -225,8 +234,7 @@ func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch) *eventv1.FlowR
 			e.session(f, x)
 		}
 		r.App, r.Alpn, r.Host, r.HostSource = f.result.app, f.result.alpn, f.result.host, f.result.hostSource
-		r.Ja3, r.Ja4, r.Hassh = f.result.ja3, f.result.ja4, f.result.hassh
-		r.Confidence, r.Risks = f.result.confidence.String(), f.result.risks.Names()
+		f.result.facts(r)
 	}
 	if r.App == "" || r.App == Unknown {
 		if r.App = app.LabelOf(x.Key.Protocol); r.App == "" {

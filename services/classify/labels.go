@@ -21,7 +21,7 @@ func (l payloadLabel) segment(direction uint8, offset uint32, data []byte) bool 
 func (l payloadLabel) result() labelled {
 	r := l.f.Result()
 	return labelled{
-		app: r.App, host: r.Host, hostSource: r.HostSource, alpn: r.ALPN, ja3: r.JA3, ja4: r.JA4, hassh: r.HASSH, confidence: r.Confidence, risks: r.Risks,
+		app: r.App, host: r.Host, hostSource: r.HostSource, alpn: r.ALPN, confidence: r.Confidence, Facts: r.Facts,
 	}
 }
 

@@ -58,6 +58,9 @@ func flowRow(sensor string, r *eventv1.FlowRecord) (sqlstore.Flow, error) {
 		PacketsFwd: s.of(r.GetPacketsFwd()), PacketsRev: s.of(r.GetPacketsRev()),
 		BytesFwd: s.of(r.GetBytesFwd()), BytesRev: s.of(r.GetBytesRev()),
 		TCPFlagsFwd: r.GetTcpFlagsFwd(), TCPFlagsRev: r.GetTcpFlagsRev(), EndReason: r.GetEndReason(),
+		JA3: text(r.GetJa3()), JA4: text(r.GetJa4()), HASSH: text(r.GetHassh()), Confidence: text(r.GetConfidence()), HostSource: text(r.GetHostSource()),
+		TLSVersion: text(r.GetTlsVersion()), UserAgent: text(r.GetUserAgent()), HTTPMethod: text(r.GetHttpMethod()), DNSType: text(r.GetDnsType()),
+		DNSRcode: text(r.GetDnsRcode()), DNSAnswers: text(strings.Join(r.GetDnsAnswers(), " ")), Risks: sqlstore.Bits(flow.RisksNamed(r.GetRisks())),
 	}
 	if s.bad {
 		return row, errRange
@@ -72,7 +75,9 @@ func flowRecord(f *sqlstore.Flow) *eventv1.FlowRecord {
 		Vlan: f.VLAN, FirstNs: f.TS, LastNs: f.LastNs, PacketsFwd: unsigned(f.PacketsFwd),
 		PacketsRev: unsigned(f.PacketsRev), BytesFwd: unsigned(f.BytesFwd), BytesRev: unsigned(f.BytesRev),
 		TcpFlagsFwd: f.TCPFlagsFwd, TcpFlagsRev: f.TCPFlagsRev, EndReason: f.EndReason, App: f.App, Host: f.Host,
-		Alpn: f.ALPN,
+		Alpn: f.ALPN, Ja3: f.JA3, Ja4: f.JA4, Hassh: f.HASSH, Confidence: f.Confidence, HostSource: f.HostSource,
+		TlsVersion: f.TLSVersion, UserAgent: f.UserAgent, HttpMethod: f.HTTPMethod, DnsType: f.DNSType, DnsRcode: f.DNSRcode,
+		DnsAnswers: strings.Fields(f.DNSAnswers), Risks: flow.Risk(f.Risks).Names(),
 	}
 }
 

@@ -2,8 +2,10 @@ package persist
 
 import (
 	"context"
+	"strings"
 	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
@@ -32,6 +34,11 @@ type flowFilters interface {
 	GetApp() string
 	GetHost() string
 	GetPort() uint32
+	GetJa3() string
+	GetJa4() string
+	GetHassh() string
+	GetConfidence() string
+	GetRisk() string
 }
 
 func filterOf(r flowFilters) (f sqlstore.FlowFilter, err error) {
@@ -41,13 +48,21 @@ func filterOf(r flowFilters) (f sqlstore.FlowFilter, err error) {
 	if f.Prefix, err = prefixOf(r.GetPrefix()); err != nil {
 		return f, err
 	}
-	if err := checkText(map[string]string{"app": r.GetApp(), "host": r.GetHost()}); err != nil {
+	if err := checkText(map[string]string{
+		"app": r.GetApp(), "host": r.GetHost(), "ja3": r.GetJa3(), "ja4": r.GetJa4(), "hassh": r.GetHassh(), "confidence": r.GetConfidence(),
+	}); err != nil {
 		return f, err
 	}
 	if r.GetPort() > 65535 {
 		return f, invalid("port %d: use 1 to 65535, or 0 for every port", r.GetPort())
 	}
 	f.App, f.Host, f.Port = r.GetApp(), r.GetHost(), uint16(r.GetPort())
+	f.JA3, f.JA4, f.HASSH, f.Confidence = r.GetJa3(), r.GetJa4(), r.GetHassh(), r.GetConfidence()
+	if name := r.GetRisk(); name != "" {
+		if f.Risks = sqlstore.Bits(flow.RiskNamed(name)); f.Risks == 0 {
+			return f, invalid("risk %q: use one of %s", name, strings.Join(flow.RiskNames(), ", "))
+		}
+	}
 	return f, nil
 }
 

@@ -38,6 +38,7 @@ var reads = []struct {
 	{"status", []any{statusOne}},
 	{"ledger", []any{ledgerOne}},
 	{"flows", []any{flowOne, flowTwo}},
+	{"flows --facts --ja4 t13d1516h2_8daaf6152771_e5627efa2ab1 --risk malformed", []any{flowOne, flowTwo}},
 	{"top", []any{topOne}},
 	{"timeseries", []any{series}},
 	{"attacks", []any{attackOne}},

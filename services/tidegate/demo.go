@@ -63,6 +63,9 @@ type demo struct {
 	started    time.Time
 }
 
+// Validate is called by the flag parser.
+func (c *demoCmd) Validate() error { return c.Traffic.check() }
+
 func (c *demoCmd) Run() (err error) {
 	ctx, stop := lifecycle.SignalContext()
 	defer stop()

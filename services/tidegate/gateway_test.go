@@ -153,8 +153,9 @@ var (
 	flowOne = api.Flow{
 		ID: "f1", Sensor: "edge1", SrcIP: "192.0.2.9", SrcPort: 40001, DstIP: "2001:db8::7", DstPort: 443, Transport: "tcp", App: "tls", Host: "evil\x1b[2J.example",
 		Packets: 12, Bytes: 3400, PacketsRev: 5, BytesRev: 1200, EndReason: "fin", FirstNs: t0, LastNs: t0 + 40*ms,
+		HostSource: "dns", Confidence: "negotiated", JA4: "t13d1516h2_8daaf6152771_e5627efa2ab1", TLSVersion: "1.3", ALPN: "h2",
 	}
-	flowTwo   = api.Flow{ID: "f2", SrcIP: "192.0.2.9", DstIP: "198.51.100.7", Transport: "icmp", App: "unknown", Packets: 1, Bytes: 84, FirstNs: t0 + ms, LastNs: t0 + ms}
+	flowTwo   = api.Flow{ID: "f2", SrcIP: "192.0.2.9", DstIP: "198.51.100.7", Transport: "icmp", App: "unknown", Risks: []api.Risk{{Name: "malformed", Reason: "a length cannot be"}}, Packets: 1, Bytes: 84, FirstNs: t0 + ms, LastNs: t0 + ms}
 	ledgerOne = api.Ledger{
 		Stages: []api.Stage{{
 			Stage: "decode", In: 100, InName: "received", Out: map[string]uint64{"accounted": 97, "undecodable": 2}, Difference: 1,

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/tidegate-mesh/tidegate/libs/config"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 )
@@ -32,10 +31,15 @@ type lab struct {
 	sent uint64 // attack frames
 }
 
-func (c *labCmd) Run(t *terminal) (err error) {
+// Validate is called by the flag parser.
+func (c *labCmd) Validate() error {
 	if len(c.Ports) != 2 {
-		return config.Usagef("--ports: name two interfaces, not %d", len(c.Ports))
+		return fmt.Errorf("--ports: name two interfaces, not %d", len(c.Ports))
 	}
+	return c.Traffic.check()
+}
+
+func (c *labCmd) Run(t *terminal) (err error) {
 	ctx, stop := lifecycle.SignalContext()
 	defer stop()
 	link, err := loadgen.NewLink(loadgen.LinkOptions{Prefix: labPrefix, Ports: [2]string{c.Ports[0], c.Ports[1]}})

@@ -28,6 +28,12 @@ type flowObject struct {
 	JA3        string   `json:"ja3,omitempty"`
 	JA4        string   `json:"ja4,omitempty"`
 	HASSH      string   `json:"hassh,omitempty"`
+	TLSVersion string   `json:"tls_version,omitempty"`
+	UserAgent  string   `json:"user_agent,omitempty"`
+	HTTPMethod string   `json:"http_method,omitempty"`
+	DNSType    string   `json:"dns_type,omitempty"`
+	DNSRcode   string   `json:"dns_rcode,omitempty"`
+	DNSAnswers []string `json:"dns_answers,omitempty"`
 	Confidence string   `json:"confidence,omitempty"`
 	Risks      []string `json:"risks,omitempty"`
 	Packets    uint64   `json:"packets"`
@@ -45,7 +51,8 @@ func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
 		Kind: "flow", Pcap: pcap, SrcIP: flow.AddrBytes(r.SrcIp).String(), SrcPort: r.SrcPort,
 		DstIP: flow.AddrBytes(r.DstIp).String(), DstPort: r.DstPort, Transport: flow.ProtocolName(uint8(r.Protocol)),
 		VLAN: r.Vlan, App: app, Host: r.Host, HostSource: r.HostSource, ALPN: r.Alpn,
-		JA3: r.Ja3, JA4: r.Ja4, HASSH: r.Hassh, Confidence: r.Confidence, Risks: r.Risks, Packets: r.PacketsFwd + r.PacketsRev,
+		JA3: r.Ja3, JA4: r.Ja4, HASSH: r.Hassh, TLSVersion: r.TlsVersion, UserAgent: r.UserAgent, HTTPMethod: r.HttpMethod,
+		DNSType: r.DnsType, DNSRcode: r.DnsRcode, DNSAnswers: r.DnsAnswers, Confidence: r.Confidence, Risks: r.Risks, Packets: r.PacketsFwd + r.PacketsRev,
 		Bytes: r.BytesFwd + r.BytesRev, FirstNs: r.FirstNs, LastNs: r.LastNs,
 	}
 }

@@ -163,6 +163,12 @@ func (c *prepareCmd) pins() error {
 	if st.Type != unix.BPF_FS_MAGIC {
 		return config.Usagef("--bpffs %s is not a BPF file system: mount one on the machine (mount -t bpf bpf /sys/fs/bpf) and give it to this container", c.BPFFS)
 	}
+	// systemd mounts it for root alone; the services have to get through to their folder.
+	if st, err := os.Stat(c.BPFFS); err == nil && st.Mode().Perm()&0o001 == 0 {
+		if err := os.Chmod(c.BPFFS, st.Mode().Perm()|0o011); err != nil {
+			return fmt.Errorf("let the services through %s: %w", c.BPFFS, err)
+		}
+	}
 	return c.folder(filepath.Join(c.BPFFS, "tidegate"), 0o700)
 }
 

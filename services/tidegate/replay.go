@@ -10,6 +10,7 @@ import (
 	"sort"
 	"strconv"
 
+	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
@@ -43,10 +44,10 @@ func (c *replayCmd) Run() error {
 	}
 	out := bufio.NewWriterSize(os.Stdout, 1<<20)
 	ledger := replayLedger{Kind: "ledger", Undecodable: map[string]uint64{}}
-	apps := map[string]*appTotal{}
+	apps, risks := map[string]*appTotal{}, map[string]uint64{}
 	var failed []error
 	for i, file := range c.Files {
-		p := &player{ctx: ctx, cmd: c, name: filepath.Base(file), apps: apps, evidence: map[string]map[string]any{}}
+		p := &player{ctx: ctx, cmd: c, name: filepath.Base(file), apps: apps, risks: risks, evidence: map[string]map[string]any{}}
 		if c.JSON {
 			p.print = func(v any) error { return printJSON(out, v) }
 		} else {
@@ -74,7 +75,7 @@ func (c *replayCmd) Run() error {
 		if err := printJSON(out, ledger); err != nil {
 			return err
 		}
-	} else if err := summary(out, apps, ledger); err != nil {
+	} else if err := summary(out, apps, risks, ledger); err != nil {
 		return err
 	}
 	return errors.Join(append(failed, out.Flush())...)
@@ -90,6 +91,7 @@ type player struct {
 	engine   *classify.Engine
 	print    func(any) error
 	apps     map[string]*appTotal
+	risks    map[string]uint64 // flows by name
 	attacks  []*eventv1.Attack
 	evidence map[string]map[string]any // by attack id, of its first verdict
 	batch    classify.BatchResult
@@ -139,6 +141,9 @@ func (p *player) flows() error {
 		t.flows++
 		t.packets += o.Packets
 		t.bytes += o.Bytes
+		for _, name := range o.Risks {
+			p.risks[name]++
+		}
 		if p.cmd.JSON {
 			if err := p.print(o); err != nil {
 				return err
@@ -193,8 +198,8 @@ func (p *player) text(out *bufio.Writer, v any) error {
 	return err
 }
 
-// summary prints the applications, those with the most flows first.
-func summary(out *bufio.Writer, apps map[string]*appTotal, l replayLedger) error {
+// summary prints the applications, those with the most flows first, then the risks with their reasons.
+func summary(out *bufio.Writer, apps map[string]*appTotal, risks map[string]uint64, l replayLedger) error {
 	names := make([]string, 0, len(apps))
 	for n := range apps {
 		names = append(names, n)
@@ -213,6 +218,17 @@ func summary(out *bufio.Writer, apps map[string]*appTotal, l replayLedger) error
 	}
 	if err := table(out, "APP FLOWS PACKETS BYTES", rows); err != nil {
 		return err
+	}
+	rows = nil
+	for _, name := range flow.RiskNames() {
+		if n := risks[name]; n > 0 {
+			rows = append(rows, []string{name, strconv.FormatUint(n, 10), flow.RiskReason(name)})
+		}
+	}
+	if len(rows) > 0 {
+		if err := table(out, "RISK FLOWS REASON", rows); err != nil {
+			return err
+		}
 	}
 	bad := uint64(0)
 	for _, n := range l.Undecodable {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,10 +20,10 @@ type scenario struct {
 	Rest    time.Duration `help:"pause between attacks" default:"4s"`
 }
 
-// Validate is called by the flag parser.
-func (s *scenario) Validate() error {
+// check reports the first attack that cannot be made.
+func (s *scenario) check() error {
 	if len(s.Attacks) == 0 {
-		return fmt.Errorf("--attacks: name at least one")
+		return errors.New("--attacks: name at least one")
 	}
 	for _, k := range s.Attacks {
 		if _, err := loadgen.NewFrames(loadgen.Attack{Kind: k, Target: loadgen.VictimAddr}); err != nil {

@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,10 +20,17 @@ type selection struct {
 	App    string `help:"only this application" placeholder:"NAME"`
 	Host   string `help:"only this host name" placeholder:"NAME"`
 	Port   uint16 `help:"only this port, either side" placeholder:"PORT"`
+	JA3    string `name:"ja3" help:"only clients with this TLS fingerprint" placeholder:"MD5"`
+	JA4    string `name:"ja4" help:"only clients with this TLS or QUIC fingerprint" placeholder:"JA4"`
+	HASSH  string `name:"hassh" help:"only clients with this SSH fingerprint" placeholder:"MD5"`
+
+	Confidence string `help:"only labels that rest on this: payload, negotiated, session or port" enum:",payload,negotiated,session,port" default:"" placeholder:"KIND"`
+	Risk       string `help:"only flows that carry this risk: obsolete_tls, clear_credentials, dns_tunnel, unexpected_port, executable or malformed" enum:",obsolete_tls,clear_credentials,dns_tunnel,unexpected_port,executable,malformed" default:"" placeholder:"NAME"`
 }
 
 func (s selection) narrow(q *client.Query) {
 	q.Prefix, q.App, q.Host, q.Port = s.Prefix, s.App, s.Host, s.Port
+	q.JA3, q.JA4, q.HASSH, q.Confidence, q.Risk = s.JA3, s.JA4, s.HASSH, s.Confidence, s.Risk
 }
 
 type flowsCmd struct {
@@ -29,6 +39,7 @@ type flowsCmd struct {
 	selection `embed:""`
 	span      `embed:"" set:"since=1h"`
 	limited   `embed:"" set:"limit=100"`
+	Facts     bool `help:"show fingerprints, versions and DNS answers instead of counters"`
 }
 
 func (c *flowsCmd) Run(t *terminal) error {
@@ -38,11 +49,62 @@ func (c *flowsCmd) Run(t *terminal) error {
 	}
 	c.narrow(&q)
 	q.Limit = int(c.Limit)
+	seen := map[string]string{} // reason by name
+	head := "FIRST SOURCE DESTINATION PROTO APP CONFIDENCE HOST PACKETS BYTES RISKS"
+	if c.Facts {
+		head = "FIRST SOURCE DESTINATION PROTO APP CONFIDENCE HOST FACTS RISKS"
+	}
 	return c.ask(func(ctx context.Context, g *client.Client) error {
-		return list(c.output, t.out, g.Flows(ctx, q), "FIRST SOURCE DESTINATION PROTO APP HOST PACKETS BYTES", func(f api.Flow) []string {
-			return []string{when(f.FirstNs), addrPort(f.SrcIP, f.SrcPort), addrPort(f.DstIP, f.DstPort), f.Transport, f.App, orDash(f.Host), count(f.Packets), count(f.Bytes)}
+		err := list(c.output, t.out, g.Flows(ctx, q), head, func(f api.Flow) []string {
+			names := make([]string, len(f.Risks))
+			for i, r := range f.Risks {
+				names[i], seen[r.Name] = r.Name, r.Reason
+			}
+			row := []string{when(f.FirstNs), addrPort(f.SrcIP, f.SrcPort), addrPort(f.DstIP, f.DstPort), f.Transport, f.App, orDash(f.Confidence), orDash(f.Host)}
+			if c.Facts {
+				row = append(row, orDash(facts(&f)))
+			} else {
+				row = append(row, count(f.Packets), count(f.Bytes))
+			}
+			return append(row, orDash(strings.Join(names, ",")))
 		})
+		if err != nil || c.JSON {
+			return err
+		}
+		return reasons(t.out, seen)
 	})
+}
+
+// facts is what a flow said in clear, in one line.
+func facts(f *api.Flow) string {
+	var out []string
+	add := func(name, value string) {
+		if value != "" {
+			out = append(out, name+"="+value)
+		}
+	}
+	add("host_source", f.HostSource)
+	add("tls", f.TLSVersion)
+	add("alpn", f.ALPN)
+	add("ja4", f.JA4)
+	add("ja3", f.JA3)
+	add("hassh", f.HASSH)
+	add("method", f.HTTPMethod)
+	add("user_agent", f.UserAgent)
+	add("dns", f.DNSType)
+	add("rcode", f.DNSRcode)
+	add("answers", strings.Join(f.DNSAnswers, ","))
+	return strings.Join(out, " ")
+}
+
+// reasons prints what each risk means, in the order of their names.
+func reasons(w io.Writer, seen map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(seen)) {
+		if _, err := fmt.Fprintf(w, "%s: %s\n", plain(name), plain(seen[name])); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type topCmd struct {

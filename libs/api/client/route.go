@@ -21,22 +21,27 @@ const (
 
 // Query narrows a read. Zero values are left out; which ones a route knows is the gateway's to say.
 type Query struct {
-	From, To time.Time
-	Prefix   string // flows with an end inside
-	Port     uint16 // either side
-	App      string
-	Host     string
-	Type     string // of attacks
-	AttackID string // of verdicts
-	Actor    string // of the audit log, as the next two
-	Action   string
-	Target   string
-	State    string // of rules, as the next
-	Origin   string
-	Active   bool   // attacks that go on
-	Limit    int    // items altogether; 0: all, for Top and TimeSeries the gateway's default
-	By       string // of Top and TimeSeries
-	Step     time.Duration
+	From, To   time.Time
+	Prefix     string // flows with an end inside
+	Port       uint16 // either side
+	App        string
+	Host       string
+	JA3        string // of the client, as the next two
+	JA4        string
+	HASSH      string
+	Confidence string // what a label rests on: payload, negotiated, session or port
+	Risk       string // flows that carry it
+	Type       string // of attacks
+	AttackID   string // of verdicts
+	Actor      string // of the audit log, as the next two
+	Action     string
+	Target     string
+	State      string // of rules, as the next
+	Origin     string
+	Active     bool   // attacks that go on
+	Limit      int    // items altogether; 0: all, for Top and TimeSeries the gateway's default
+	By         string // of Top and TimeSeries
+	Step       time.Duration
 }
 
 func (q Query) values() url.Values {
@@ -56,6 +61,11 @@ func (q Query) values() url.Values {
 	set("prefix", q.Prefix)
 	set("app", q.App)
 	set("host", q.Host)
+	set("ja3", q.JA3)
+	set("ja4", q.JA4)
+	set("hassh", q.HASSH)
+	set("confidence", q.Confidence)
+	set("risk", q.Risk)
 	set("type", q.Type)
 	set("attack_id", q.AttackID)
 	set("actor", q.Actor)

@@ -299,6 +299,12 @@ type FlowRecord struct {
 	Confidence    string                 `protobuf:"bytes,23,opt,name=confidence,proto3" json:"confidence,omitempty"`                   // what app rests on: payload, negotiated, session or port; empty for unknown
 	Risks         []string               `protobuf:"bytes,24,rep,name=risks,proto3" json:"risks,omitempty"`                             // names, for example obsolete_tls or clear_credentials
 	HostSource    string                 `protobuf:"bytes,25,opt,name=host_source,json=hostSource,proto3" json:"host_source,omitempty"` // dns when host comes from an answer to the client; empty when the flow says it
+	TlsVersion    string                 `protobuf:"bytes,26,opt,name=tls_version,json=tlsVersion,proto3" json:"tls_version,omitempty"` // the one the server chose, else the newest the client offers: 1.3, 1.2, dtls 1.2
+	UserAgent     string                 `protobuf:"bytes,27,opt,name=user_agent,json=userAgent,proto3" json:"user_agent,omitempty"`    // HTTP
+	HttpMethod    string                 `protobuf:"bytes,28,opt,name=http_method,json=httpMethod,proto3" json:"http_method,omitempty"`
+	DnsType       string                 `protobuf:"bytes,29,opt,name=dns_type,json=dnsType,proto3" json:"dns_type,omitempty"`          // of the question: A, AAAA, TXT, or TYPE and a number
+	DnsRcode      string                 `protobuf:"bytes,30,opt,name=dns_rcode,json=dnsRcode,proto3" json:"dns_rcode,omitempty"`       // of the answer: NOERROR, NXDOMAIN; empty while there is none
+	DnsAnswers    []string               `protobuf:"bytes,31,rep,name=dns_answers,json=dnsAnswers,proto3" json:"dns_answers,omitempty"` // addresses and names, at most 8 and 256 bytes in all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -506,6 +512,48 @@ func (x *FlowRecord) GetHostSource() string {
 		return x.HostSource
 	}
 	return ""
+}
+
+func (x *FlowRecord) GetTlsVersion() string {
+	if x != nil {
+		return x.TlsVersion
+	}
+	return ""
+}
+
+func (x *FlowRecord) GetUserAgent() string {
+	if x != nil {
+		return x.UserAgent
+	}
+	return ""
+}
+
+func (x *FlowRecord) GetHttpMethod() string {
+	if x != nil {
+		return x.HttpMethod
+	}
+	return ""
+}
+
+func (x *FlowRecord) GetDnsType() string {
+	if x != nil {
+		return x.DnsType
+	}
+	return ""
+}
+
+func (x *FlowRecord) GetDnsRcode() string {
+	if x != nil {
+		return x.DnsRcode
+	}
+	return ""
+}
+
+func (x *FlowRecord) GetDnsAnswers() []string {
+	if x != nil {
+		return x.DnsAnswers
+	}
+	return nil
 }
 
 type Attack struct {
@@ -1398,7 +1446,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x14\n" +
 	"\x05batch\x18\x03 \x01(\x04R\x05batch\x12\x12\n" +
 	"\x04part\x18\x04 \x01(\rR\x04part\x127\n" +
-	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\x92\x05\n" +
+	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\xcc\x06\n" +
 	"\n" +
 	"FlowRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
@@ -1432,7 +1480,17 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"confidence\x12\x14\n" +
 	"\x05risks\x18\x18 \x03(\tR\x05risks\x12\x1f\n" +
 	"\vhost_source\x18\x19 \x01(\tR\n" +
-	"hostSource\"\xce\x03\n" +
+	"hostSource\x12\x1f\n" +
+	"\vtls_version\x18\x1a \x01(\tR\n" +
+	"tlsVersion\x12\x1d\n" +
+	"\n" +
+	"user_agent\x18\x1b \x01(\tR\tuserAgent\x12\x1f\n" +
+	"\vhttp_method\x18\x1c \x01(\tR\n" +
+	"httpMethod\x12\x19\n" +
+	"\bdns_type\x18\x1d \x01(\tR\adnsType\x12\x1b\n" +
+	"\tdns_rcode\x18\x1e \x01(\tR\bdnsRcode\x12\x1f\n" +
+	"\vdns_answers\x18\x1f \x03(\tR\n" +
+	"dnsAnswers\"\xce\x03\n" +
 	"\x06Attack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +

@@ -189,6 +189,11 @@ type ListFlowsRequest struct {
 	Port          uint32                 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
 	Limit         uint32                 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"` // default 100, at most 10,000
 	PageToken     string                 `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Ja3           string                 `protobuf:"bytes,8,opt,name=ja3,proto3" json:"ja3,omitempty"`
+	Ja4           string                 `protobuf:"bytes,9,opt,name=ja4,proto3" json:"ja4,omitempty"`
+	Hassh         string                 `protobuf:"bytes,10,opt,name=hassh,proto3" json:"hassh,omitempty"`
+	Confidence    string                 `protobuf:"bytes,11,opt,name=confidence,proto3" json:"confidence,omitempty"` // payload, negotiated, session or port
+	Risk          string                 `protobuf:"bytes,12,opt,name=risk,proto3" json:"risk,omitempty"`             // flows that carry this one, for example obsolete_tls
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -268,6 +273,41 @@ func (x *ListFlowsRequest) GetLimit() uint32 {
 func (x *ListFlowsRequest) GetPageToken() string {
 	if x != nil {
 		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListFlowsRequest) GetJa3() string {
+	if x != nil {
+		return x.Ja3
+	}
+	return ""
+}
+
+func (x *ListFlowsRequest) GetJa4() string {
+	if x != nil {
+		return x.Ja4
+	}
+	return ""
+}
+
+func (x *ListFlowsRequest) GetHassh() string {
+	if x != nil {
+		return x.Hassh
+	}
+	return ""
+}
+
+func (x *ListFlowsRequest) GetConfidence() string {
+	if x != nil {
+		return x.Confidence
+	}
+	return ""
+}
+
+func (x *ListFlowsRequest) GetRisk() string {
+	if x != nil {
+		return x.Risk
 	}
 	return ""
 }
@@ -871,6 +911,11 @@ type TopRequest struct {
 	App           string                 `protobuf:"bytes,5,opt,name=app,proto3" json:"app,omitempty"`
 	Host          string                 `protobuf:"bytes,6,opt,name=host,proto3" json:"host,omitempty"`
 	Port          uint32                 `protobuf:"varint,7,opt,name=port,proto3" json:"port,omitempty"`
+	Ja3           string                 `protobuf:"bytes,8,opt,name=ja3,proto3" json:"ja3,omitempty"`
+	Ja4           string                 `protobuf:"bytes,9,opt,name=ja4,proto3" json:"ja4,omitempty"`
+	Hassh         string                 `protobuf:"bytes,10,opt,name=hassh,proto3" json:"hassh,omitempty"`
+	Confidence    string                 `protobuf:"bytes,11,opt,name=confidence,proto3" json:"confidence,omitempty"`
+	Risk          string                 `protobuf:"bytes,12,opt,name=risk,proto3" json:"risk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -952,6 +997,41 @@ func (x *TopRequest) GetPort() uint32 {
 		return x.Port
 	}
 	return 0
+}
+
+func (x *TopRequest) GetJa3() string {
+	if x != nil {
+		return x.Ja3
+	}
+	return ""
+}
+
+func (x *TopRequest) GetJa4() string {
+	if x != nil {
+		return x.Ja4
+	}
+	return ""
+}
+
+func (x *TopRequest) GetHassh() string {
+	if x != nil {
+		return x.Hassh
+	}
+	return ""
+}
+
+func (x *TopRequest) GetConfidence() string {
+	if x != nil {
+		return x.Confidence
+	}
+	return ""
+}
+
+func (x *TopRequest) GetRisk() string {
+	if x != nil {
+		return x.Risk
+	}
+	return ""
 }
 
 type TopResponse struct {
@@ -1076,6 +1156,11 @@ type TimeSeriesRequest struct {
 	App           string                 `protobuf:"bytes,6,opt,name=app,proto3" json:"app,omitempty"`
 	Host          string                 `protobuf:"bytes,7,opt,name=host,proto3" json:"host,omitempty"`
 	Port          uint32                 `protobuf:"varint,8,opt,name=port,proto3" json:"port,omitempty"`
+	Ja3           string                 `protobuf:"bytes,9,opt,name=ja3,proto3" json:"ja3,omitempty"`
+	Ja4           string                 `protobuf:"bytes,10,opt,name=ja4,proto3" json:"ja4,omitempty"`
+	Hassh         string                 `protobuf:"bytes,11,opt,name=hassh,proto3" json:"hassh,omitempty"`
+	Confidence    string                 `protobuf:"bytes,12,opt,name=confidence,proto3" json:"confidence,omitempty"`
+	Risk          string                 `protobuf:"bytes,13,opt,name=risk,proto3" json:"risk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1164,6 +1249,41 @@ func (x *TimeSeriesRequest) GetPort() uint32 {
 		return x.Port
 	}
 	return 0
+}
+
+func (x *TimeSeriesRequest) GetJa3() string {
+	if x != nil {
+		return x.Ja3
+	}
+	return ""
+}
+
+func (x *TimeSeriesRequest) GetJa4() string {
+	if x != nil {
+		return x.Ja4
+	}
+	return ""
+}
+
+func (x *TimeSeriesRequest) GetHassh() string {
+	if x != nil {
+		return x.Hassh
+	}
+	return ""
+}
+
+func (x *TimeSeriesRequest) GetConfidence() string {
+	if x != nil {
+		return x.Confidence
+	}
+	return ""
+}
+
+func (x *TimeSeriesRequest) GetRisk() string {
+	if x != nil {
+		return x.Risk
+	}
+	return ""
 }
 
 // Flows count in the bucket of their first packet. Empty buckets are left out.
@@ -1486,7 +1606,7 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"9\n" +
 	"\tTimeRange\x12\x17\n" +
 	"\afrom_ns\x18\x01 \x01(\x03R\x06fromNs\x12\x13\n" +
-	"\x05to_ns\x18\x02 \x01(\x03R\x04toNs\"\xcd\x01\n" +
+	"\x05to_ns\x18\x02 \x01(\x03R\x04toNs\"\xbb\x02\n" +
 	"\x10ListFlowsRequest\x122\n" +
 	"\x05range\x18\x01 \x01(\v2\x1c.tidegate.query.v1.TimeRangeR\x05range\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\tR\x06prefix\x12\x10\n" +
@@ -1495,7 +1615,15 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\x04port\x18\x05 \x01(\rR\x04port\x12\x14\n" +
 	"\x05limit\x18\x06 \x01(\rR\x05limit\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\a \x01(\tR\tpageToken\"p\n" +
+	"page_token\x18\a \x01(\tR\tpageToken\x12\x10\n" +
+	"\x03ja3\x18\b \x01(\tR\x03ja3\x12\x10\n" +
+	"\x03ja4\x18\t \x01(\tR\x03ja4\x12\x14\n" +
+	"\x05hassh\x18\n" +
+	" \x01(\tR\x05hassh\x12\x1e\n" +
+	"\n" +
+	"confidence\x18\v \x01(\tR\n" +
+	"confidence\x12\x12\n" +
+	"\x04risk\x18\f \x01(\tR\x04risk\"p\n" +
 	"\x11ListFlowsResponse\x123\n" +
 	"\x05flows\x18\x01 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\x05flows\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe7\x01\n" +
@@ -1542,7 +1670,7 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"page_token\x18\x06 \x01(\tR\tpageToken\"o\n" +
 	"\x11ListAuditResponse\x122\n" +
 	"\aentries\x18\x01 \x03(\v2\x18.tidegate.event.v1.AuditR\aentries\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb8\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa6\x02\n" +
 	"\n" +
 	"TopRequest\x122\n" +
 	"\x05range\x18\x01 \x01(\v2\x1c.tidegate.query.v1.TimeRangeR\x05range\x12\x0e\n" +
@@ -1551,14 +1679,22 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\x06prefix\x18\x04 \x01(\tR\x06prefix\x12\x10\n" +
 	"\x03app\x18\x05 \x01(\tR\x03app\x12\x12\n" +
 	"\x04host\x18\x06 \x01(\tR\x04host\x12\x12\n" +
-	"\x04port\x18\a \x01(\rR\x04port\"<\n" +
+	"\x04port\x18\a \x01(\rR\x04port\x12\x10\n" +
+	"\x03ja3\x18\b \x01(\tR\x03ja3\x12\x10\n" +
+	"\x03ja4\x18\t \x01(\tR\x03ja4\x12\x14\n" +
+	"\x05hassh\x18\n" +
+	" \x01(\tR\x05hassh\x12\x1e\n" +
+	"\n" +
+	"confidence\x18\v \x01(\tR\n" +
+	"confidence\x12\x12\n" +
+	"\x04risk\x18\f \x01(\tR\x04risk\"<\n" +
 	"\vTopResponse\x12-\n" +
 	"\x04rows\x18\x01 \x03(\v2\x19.tidegate.query.v1.TopRowR\x04rows\"`\n" +
 	"\x06TopRow\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05flows\x18\x02 \x01(\x04R\x05flows\x12\x18\n" +
 	"\apackets\x18\x03 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"\xd8\x01\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"\xc6\x02\n" +
 	"\x11TimeSeriesRequest\x122\n" +
 	"\x05range\x18\x01 \x01(\v2\x1c.tidegate.query.v1.TimeRangeR\x05range\x12\x17\n" +
 	"\astep_ns\x18\x02 \x01(\x03R\x06stepNs\x12\x0e\n" +
@@ -1567,7 +1703,15 @@ const file_query_v1_query_proto_rawDesc = "" +
 	"\x06prefix\x18\x05 \x01(\tR\x06prefix\x12\x10\n" +
 	"\x03app\x18\x06 \x01(\tR\x03app\x12\x12\n" +
 	"\x04host\x18\a \x01(\tR\x04host\x12\x12\n" +
-	"\x04port\x18\b \x01(\rR\x04port\"`\n" +
+	"\x04port\x18\b \x01(\rR\x04port\x12\x10\n" +
+	"\x03ja3\x18\t \x01(\tR\x03ja3\x12\x10\n" +
+	"\x03ja4\x18\n" +
+	" \x01(\tR\x03ja4\x12\x14\n" +
+	"\x05hassh\x18\v \x01(\tR\x05hassh\x12\x1e\n" +
+	"\n" +
+	"confidence\x18\f \x01(\tR\n" +
+	"confidence\x12\x12\n" +
+	"\x04risk\x18\r \x01(\tR\x04risk\"`\n" +
 	"\x12TimeSeriesResponse\x12\x17\n" +
 	"\astep_ns\x18\x01 \x01(\x03R\x06stepNs\x121\n" +
 	"\x06series\x18\x02 \x03(\v2\x19.tidegate.query.v1.SeriesR\x06series\"L\n" +

@@ -58,6 +58,8 @@ type Facts struct {
 	UserAgent  string // HTTP
 	Method     string // HTTP
 	DNSType    string // of the question: A, AAAA, TXT …
+	DNSRcode   string // of the answer: NOERROR, NXDOMAIN …
+	DNSAnswers string // addresses and names that the answer gives, separated by spaces; see maxAnswerText
 	Risks      Risk
 }
 
@@ -67,6 +69,7 @@ type Engine struct {
 	free     *Flow
 	buffers  [len(bufferSizes)][][]byte
 	quic     []*quicState
+	ghash    ghash // for one call
 	names    names
 	expected expectations
 	resolved resolved

@@ -34,8 +34,8 @@ func telegramStream(_ *Flow, in *input) outcome {
 // telegramDatagram recognises calls through Telegram's relays: sixteen bytes of tag, then twelve of 0xFF.
 func telegramDatagram(_ *Flow, in *input) outcome {
 	b := in.data
-	if len(b) < 28 || !at(b, 16, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff") || b[0]&0xCF == 0x80 && rtpHeader(b) {
-		return no // silence in a call of G.711 looks like it
+	if len(b) < 28 || !at(b, 16, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff") || at(b, 4, "\xff\xff\xff\xff") || b[0]&0xCF == 0x80 && rtpHeader(b) {
+		return no // silence in a call of G.711 looks like it, and other fill
 	}
 	return final
 }

@@ -74,9 +74,8 @@ func (f *Flow) asked(in *input, q *question, b []byte) outcome {
 	if b[2]&0x80 == 0 {
 		return label
 	}
-	if len(name) > 0 {
-		f.answers(in, q, b)
-	}
+	f.facts.DNSRcode = rcode(b[3] & 0x0F)
+	f.answers(in, q, b, len(name) > 0)
 	return final
 }
 

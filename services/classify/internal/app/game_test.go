@@ -38,6 +38,10 @@ var gameSamples = []sample{
 		">\x07\x08\x08\x0csum1" + u32(0) + u32(1) + u16(0) + x(60), "<\x07\x08\x08\x0csum2" + u32(1) + u32(0x7e04) + u16(1) + x(60)}},
 	{label: "neteasegames", port: 4513, udp: true, says: []string{">\x01\xb5\xd0\x01abcd\x00\x01\x01\x01", "<\x01\x14\xd3\x01abcdHA\x17\x01"}},
 	{label: "neteasegames", port: 4170, udp: true, says: []string{">abcd\xff\x00" + x(24), "<abcd\xff\x00" + z(24)}},
+	{label: "nintendo", port: 49152, udp: true, says: []string{">\x32\xab\x98\x64\x89" + x(40)}},
+	{label: "genshinimpact", port: 22101, udp: true, says: []string{">" + u32(0xFF) + u32(0) + u32(0) + u32(1234567890) + u32(0xFFFFFFFF)}},
+	{label: "genshinimpact", port: 22102, udp: true, says: []string{"<" + u32(0x145) + x(12) + u32(0x14514545)}},
+	{label: "maplestory", port: 8484, says: []string{"<\x0e\x00" + l16(83) + l16(1) + "1" + x(8) + "\x08"}},
 	{label: "starcraft", port: 1119, says: []string{">\x4a\x00\x00\x0a\x66\x02\x0a\xed\x2d\x66"}},
 	{label: "gaijinentertainment", port: 8125, udp: true, says: []string{">launcher.start.total.count.of.everything,env=prod,circuit=live:1|c"}},
 }

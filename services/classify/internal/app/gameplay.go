@@ -9,6 +9,9 @@ var playProtocols = []protocol{
 	{label: "halflife2", lead: "ff", datagram: challengeDatagram},
 	{label: "heroes_of_the_storm", datagram: stormDatagram, rank: loose},
 	{label: "lolwildrift", lead: "01 10", datagram: riftDatagram, rank: shaped},
+	{label: "genshinimpact", lead: "00", datagram: genshinDatagram},
+	{label: "maplestory", stream: mapleStream, rank: loose},
+	{label: "nintendo", lead: "32", datagram: nintendoDatagram},
 	{label: "neteasegames", datagram: neteaseDatagram, rank: guess},
 	{label: "riotgames", datagram: riotDatagram, rank: shaped},
 	{label: "starcraft", stream: starcraftStream},
@@ -149,6 +152,61 @@ func tencentStream(_ *Flow, in *input) outcome {
 		return more
 	}
 	if b[10+head] == 0x25 && be32(b[11+head:])+15+head == size {
+		return final
+	}
+	return no
+}
+
+// nintendoDatagram recognises Pia, which consoles play over (NintendoClients wiki, Pia Protocol, Packet Format): a magic
+// number and a version.
+func nintendoDatagram(_ *Flow, in *input) outcome {
+	if b := in.data; len(b) >= 12 && at(b, 0, "\x32\xab\x98\x64") && b[4]&0x7F > 0 && b[4]&0x7F < 64 {
+		return final
+	}
+	return no
+}
+
+// genshinDatagram recognises how miHoYo's games open and close a session: twenty bytes whose first and last number go
+// together.
+func genshinDatagram(_ *Flow, in *input) outcome {
+	b := in.data
+	if len(b) != 20 {
+		return no
+	}
+	switch first, last := be32(b), be32(b[16:]); {
+	case first == 0xFF && last == 0xFFFFFFFF && be32(b[12:]) == 1234567890,
+		first == 0x145 && last == 0x14514545, first == 0x194 && last == 0x19419494:
+		return final
+	}
+	return no
+}
+
+// mapleStream recognises MapleStory's greeting: the length of the rest, a version, a text of one or two digits behind
+// its length, two vectors of four bytes, a region.
+func mapleStream(f *Flow, in *input) outcome {
+	b := in.data
+	if b[0] < 13 || b[0] > 16 {
+		return no
+	}
+	if len(b) < 15 {
+		if len(b) >= 2 && b[1] != 0 || len(b) >= 6 && (b[4] < 1 || b[4] > 3 || b[5] != 0) {
+			return no
+		}
+		return more
+	}
+	n := int(b[4])
+	if len(b) < le16(b)+2 && le16(b) <= 16 {
+		return more
+	}
+	if le16(b)+2 != len(b) || le16(b[2:]) == 0 || le16(b[2:]) > 400 || n < 1 || n > 3 || b[5] != 0 || 6+n+8+1 > len(b) {
+		return no
+	}
+	for _, c := range b[6 : 6+n] {
+		if !digit(c) {
+			return no
+		}
+	}
+	if region := b[6+n+8]; region >= 1 && region <= 9 && in.dir == 1 && len(f.other(in)) == 0 {
 		return final
 	}
 	return no

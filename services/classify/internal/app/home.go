@@ -7,6 +7,7 @@ var homeProtocols = []protocol{
 	{label: "avast", stream: starts("NOSA")},
 	{label: "hp_virtgrp", stream: pushStream, rank: loose},
 	{label: "eaq", lead: "00", datagram: eaqDatagram, rank: loose},
+	{label: "xiaomi", lead: "21", datagram: xiaomiDatagram},
 	{label: "sonos", datagram: sonosDatagram, rank: loose},
 	{label: "iqiyi", datagram: iqiyiDatagram, rank: shaped},
 	{label: "coap", lead: "40-48 50-58 60-68 70-78", datagram: coapDatagram, rank: loose, byPort: true},
@@ -70,6 +71,16 @@ func eaqDatagram(f *Flow, in *input) outcome {
 		return no
 	}
 	if at(before, 12, string(b[12:])) && le16(b[14:]) != 0 && be16(b[6:]) > be16(before[6:]) {
+		return final
+	}
+	return no
+}
+
+// xiaomiDatagram recognises the Mi Home protocol (OpenMiHome, mihome-binary-protocol): a magic number, the datagram's
+// length, and four bytes of zeros, in a greeting of 0xFF.
+func xiaomiDatagram(_ *Flow, in *input) outcome {
+	b := in.data
+	if len(b) >= 32 && be16(b) == 0x2131 && be16(b[2:]) == len(b) && (be32(b[4:]) == 0 || be32(b[4:]) == 0xFFFFFFFF && len(b) == 32) {
 		return final
 	}
 	return no

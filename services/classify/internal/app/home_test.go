@@ -1,6 +1,9 @@
 package app
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // tplinkText is {"system":{"get_sysinfo":{}}} as the devices send it.
 func tplinkText() string {
@@ -22,6 +25,7 @@ var homeSamples = []sample{
 		">" + u32(1) + u16(0) + u16(100) + u32(9) + u16(0) + u16(0x9000), ">" + u32(2) + u16(0) + u16(102) + u32(8) + u16(0) + u16(0x9000)}},
 	{label: "sonos", port: 7080, udp: true, says: []string{
 		">" + u32(5000) + z(4) + "\xfc", ">" + u32(5001) + z(4) + x(1024), ">" + u32(5002) + z(2) + "\xff\xff" + x(1024)}},
+	{label: "xiaomi", port: 54321, udp: true, says: []string{">\x21\x31\x00\x20" + strings.Repeat("\xff", 28)}},
 	{label: "iqiyi", port: 16600, udp: true, says: []string{
 		">\x1c\x40" + l16(40) + "abcidentityX" + x(24), "<\x9c\x60" + l16(44) + "xyzidentityX" + x(28)}},
 	{label: "coap", port: 5683, udp: true, says: []string{">\x44\x01\x12\x34abcd\xb4test"}},

@@ -10,7 +10,7 @@ var httpMethods = []string{
 
 // webProtocols are HTTP and what it turns into.
 var webProtocols = []protocol{
-	{label: "http", stream: httpStream, also: []string{"http_proxy", "http_connect", "websocket", "soap"}},
+	{label: "http", stream: httpStream, also: []string{"http_proxy", "http_connect", "websocket", "soap", "http2"}},
 	{label: "http2", stream: starts("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")}, // RFC 9113 3.4
 	{label: "websocket", stream: webSocketStream, rank: loose},
 }
@@ -134,8 +134,13 @@ func (f *Flow) httpAnswer(in *input) outcome {
 		}
 		return label
 	}
-	if at(b, 9, "101") && equalFold(field(b, "Upgrade"), "websocket") {
-		return f.upgraded(b)
+	if at(b, 9, "101") {
+		switch upgrade := field(b, "Upgrade"); {
+		case equalFold(upgrade, "websocket"):
+			return f.upgraded(b)
+		case equalFold(upgrade, "h2c"):
+			return f.is("http2", Negotiated, final) // RFC 7540 3.2
+		}
 	}
 	if body := b[end+4:]; len(body) >= 4 {
 		f.risk(prefixed(body, "MZ") || prefixed(body, "\x7fELF"), Executable)

@@ -22,7 +22,7 @@ func TestHTTP(t *testing.T) {
 		{"webdav", tcp, 1, 80, []byte("PROPFIND / HTTP/1.1\r\nHost: a\r\n\r\n"), Result{App: "http", Host: "a"}},
 		{"short method", tcp, 1, 80, []byte("GE"), unknown},
 		{"not a method", tcp, 1, 80, []byte("GETX / HTTP/1.1\r\n"), unknown},
-		{"rtsp", tcp, 1, 554, []byte("OPTIONS rtsp://a RTSP/1.0\r\nCSeq: 1\r\n"), Result{App: "rtsp", Final: true}},
+		{"rtsp", tcp, 1, 554, []byte("OPTIONS rtsp://a RTSP/1.0\r\nCSeq: 1\r\n"), Result{App: "rtsp"}},
 		{"sip", tcp, 1, 5060, []byte("OPTIONS sip:a SIP/2.0\r\n"), Result{App: "sip"}},
 		{"no version", tcp, 1, 80, []byte("GET /\r\n"), unknown},
 		{"binary target", tcp, 1, 80, []byte("GET \x00\x01\x02"), unknown},

@@ -204,7 +204,7 @@ func (f *Flow) quicHello(dir uint8, packet []byte, at int, h *longHeader) bool {
 	}
 	var frames []byte
 	if q.have {
-		frames = q.keys.open(f.engine.scratch[:0], packet, at)
+		frames = q.keys.open(&f.engine.ghash, f.engine.scratch[:0], packet, at)
 	}
 	if frames == nil {
 		if q.spent == maxAttempts || len(h.dcid) == 0 {
@@ -215,7 +215,7 @@ func (f *Flow) quicHello(dir uint8, packet []byte, at int, h *longHeader) bool {
 		if !keys.derive(h.version, h.dcid) {
 			return false
 		}
-		if frames = keys.open(f.engine.scratch[:0], packet, at); frames == nil {
+		if frames = keys.open(&f.engine.ghash, f.engine.scratch[:0], packet, at); frames == nil {
 			return false
 		}
 		if !q.have || q.pieces.n == 0 {
@@ -268,6 +268,11 @@ func (q *quicState) frames(b []byte) {
 		b = b[1:]
 		switch kind {
 		case 0, 1: // PADDING, PING
+			n := 0
+			for n < len(b) && b[n] == 0 {
+				n++
+			}
+			b = b[n:]
 		case 2, 3: // ACK
 			number()
 			number()

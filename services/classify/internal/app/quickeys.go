@@ -1,8 +1,6 @@
 package app
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/sha256"
 	"encoding/binary"
 )
@@ -91,13 +89,11 @@ func secretOf(version uint32) *quicSecret {
 
 // quicKeys open a client's Initial packets.
 type quicKeys struct {
-	aead cipher.AEAD
-	mask cipher.Block
-	iv   [12]byte
+	key, mask aes128
+	iv        [12]byte
 }
 
-// derive computes the keys from the connection id that the client chose (RFC 9001 5.2). The AES objects are
-// the only memory it takes: the standard library cannot give them new keys.
+// derive computes the keys from the connection id that the client chose (RFC 9001 5.2).
 func (k *quicKeys) derive(version uint32, dcid []byte) bool {
 	s := secretOf(version)
 	if s == nil {
@@ -105,15 +101,9 @@ func (k *quicKeys) derive(version uint32, dcid []byte) bool {
 	}
 	key, iv, mask := s.client(dcid)
 	k.iv = [12]byte(iv[:12])
-	block, err := aes.NewCipher(key[:16])
-	if err != nil {
-		return false
-	}
-	if k.aead, err = cipher.NewGCM(block); err != nil {
-		return false
-	}
-	k.mask, err = aes.NewCipher(mask[:16])
-	return err == nil
+	k.key.expand(key[:16])
+	k.mask.expand(mask[:16])
+	return true
 }
 
 // client derives key, IV and header protection key of the client's Initial packets, in the first 16, 12 and
@@ -127,12 +117,12 @@ func (s *quicSecret) client(dcid []byte) (key, iv, mask [32]byte) {
 // open removes header and packet protection (RFC 9001 5.3 and 5.4) of the packet whose number begins at at.
 // It returns the frames in dst's memory, which has room for the packet, or nil when the keys are not this
 // packet's.
-func (k *quicKeys) open(dst, packet []byte, at int) []byte {
-	if k.aead == nil || len(packet) < at+4+16 {
+func (k *quicKeys) open(g *ghash, dst, packet []byte, at int) []byte {
+	if len(packet) < at+4+16 {
 		return nil
 	}
-	var sample [16]byte
-	k.mask.Encrypt(sample[:], packet[at+4:at+20])
+	sample := [16]byte(packet[at+4:])
+	k.mask.encrypt(&sample, &sample)
 	// A copy: the AEAD's associated data is the header without its protection, and the packet is borrowed.
 	head := append(dst[:0], packet...)
 	head[0] ^= sample[0] & 0x0F
@@ -146,12 +136,7 @@ func (k *quicKeys) open(dst, packet []byte, at int) []byte {
 	for i := range 8 {
 		nonce[4+i] ^= byte(number >> (56 - 8*i))
 	}
-	body := head[at+size:]
-	out, err := k.aead.Open(body[:0], nonce[:], body, head[:at+size])
-	if err != nil {
-		return nil
-	}
-	return out
+	return k.key.open(g, &nonce, head[at+size:], head[:at+size])
 }
 
 // hmacSHA256 is HMAC (RFC 2104) over messages of at most 64 bytes with keys of at most 64 bytes; here it is

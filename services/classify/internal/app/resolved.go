@@ -1,6 +1,9 @@
 package app
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"net/netip"
+)
 
 // maxResolved is how many answers one generation holds; maxAnswers bounds those read of one message.
 const (
@@ -35,9 +38,23 @@ func (r *resolved) get(p pair) string {
 	return r.old[p]
 }
 
-// answers remembers the addresses of a response (RFC 1035 4.1.3) for the flow's client. Aliases on the way do not
-// matter: the user asked for the first name.
-func (f *Flow) answers(in *input, q *question, b []byte) {
+// rcodes are the names of response codes (RFC 1035 4.1.1, RFC 2136 2.2); the ones after them come with EDNS only,
+// which is not read.
+var rcodes = [...]string{"NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET",
+	"NOTAUTH", "NOTZONE", "RCODE11", "RCODE12", "RCODE13", "RCODE14", "RCODE15"}
+
+func rcode(code byte) string { return rcodes[code&0x0F] }
+
+// Bounds of the answers that are kept as text.
+const (
+	maxAnswersKept = 8
+	maxAnswerText  = 256
+)
+
+// answers reads the answers of a response (RFC 1035 4.1.3): it keeps addresses and names as text and, when the question
+// was named, remembers the addresses for the flow's client. Aliases on the way do not matter for that: the user asked for
+// the first name.
+func (f *Flow) answers(in *input, q *question, b []byte, named bool) {
 	client := f.key.Dst
 	if in.dir == 1 {
 		client = f.key.Src
@@ -46,17 +63,25 @@ func (f *Flow) answers(in *input, q *question, b []byte) {
 	if binary.BigEndian.Uint16(b[4:]) != 1 {
 		return
 	}
+	text, kept := f.engine.text[:0], 0
 	for at := q.end; count > 0; count-- {
 		if at = skipName(b, at); at < 0 || at+10 > len(b) {
-			return
+			break
 		}
 		kind, size := binary.BigEndian.Uint16(b[at:]), int(binary.BigEndian.Uint16(b[at+8:]))
 		at += 10
 		if at+size > len(b) {
-			return
+			break
+		}
+		if kept < maxAnswersKept {
+			if longer := appendAnswer(text, kind, b, at, size); len(longer) > len(text) && len(longer) <= maxAnswerText {
+				text = longer
+				kept++
+			}
 		}
 		p := pair{client: client}
 		switch {
+		case !named:
 		case kind == 1 && size == 4: // A
 			p.addr[10], p.addr[11] = 0xFF, 0xFF
 			copy(p.addr[12:], b[at:])
@@ -67,6 +92,82 @@ func (f *Flow) answers(in *input, q *question, b []byte) {
 		}
 		at += size
 	}
+	if len(text) > 0 {
+		f.facts.DNSAnswers = f.engine.names.get(text)
+	}
+}
+
+// appendAnswer appends what a record of size bytes at offset at says, behind a space if it is not the first: an address, or
+// the name that NS, CNAME, PTR, MX, SRV, SVCB and HTTPS records lead to. What it cannot read adds nothing.
+func appendAnswer(text []byte, kind uint16, b []byte, at, size int) []byte {
+	out := text
+	if len(out) > 0 {
+		out = append(out, ' ')
+	}
+	begin := len(out)
+	data := b[at : at+size]
+	switch kind {
+	case 1: // A
+		if size == 4 {
+			out = netip.AddrFrom4([4]byte(data)).AppendTo(out)
+		}
+	case 28: // AAAA
+		if size == 16 {
+			out = netip.AddrFrom16([16]byte(data)).AppendTo(out)
+		}
+	case 2, 5, 12, 39: // NS, CNAME, PTR, DNAME
+		out = appendName(out, b[:at+size], at)
+	case 15, 64, 65: // MX, SVCB, HTTPS: behind a preference or priority
+		out = appendName(out, b[:at+size], at+2)
+	case 33: // SRV: behind priority, weight and port
+		out = appendName(out, b[:at+size], at+6)
+	}
+	if len(out) == begin {
+		return text
+	}
+	return out
+}
+
+// maxPointers bounds how often a name may go on elsewhere; each must lead back (RFC 1035 4.1.4), so none can turn in a
+// circle.
+const maxPointers = 16
+
+// appendName appends the name at an offset, with dots; nothing when it is damaged, empty or has bytes that are not printable.
+func appendName(out, b []byte, at int) []byte {
+	begin := len(out)
+	for pointers := 0; at < len(b); {
+		n := int(b[at])
+		switch {
+		case n == 0:
+			return out
+		case n >= 0xC0:
+			if at+1 >= len(b) {
+				return out[:begin]
+			}
+			to := (n&0x3F)<<8 | int(b[at+1])
+			if pointers++; to >= at || pointers > maxPointers {
+				return out[:begin]
+			}
+			at = to
+		case n > 63 || at+1+n > len(b) || len(out)-begin+n > 254:
+			return out[:begin]
+		default:
+			if len(out) > begin {
+				out = append(out, '.')
+			}
+			for _, c := range b[at+1 : at+1+n] {
+				if c <= ' ' || c >= 0x7F {
+					return out[:begin]
+				}
+				if 'A' <= c && c <= 'Z' {
+					c += 'a' - 'A'
+				}
+				out = append(out, c)
+			}
+			at += n + 1
+		}
+	}
+	return out[:begin]
 }
 
 // skipName returns the offset behind a name, -1 when b ends inside it. A pointer ends a name and is not followed.

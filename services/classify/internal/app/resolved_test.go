@@ -1,6 +1,9 @@
 package app
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // dnsAnswer answers a question for www.example.org with an alias and the test flows' destination.
 func dnsAnswer() []byte {
@@ -45,6 +48,53 @@ func TestAnswersThatLie(t *testing.T) {
 			b[at], b[6] = v, 0xFF
 			play(e, key(17, 40000, 53), part{1, 0, b[:len(b)-at%7]})
 		}
+	}
+}
+
+// dnsFacts replays a conversation with a resolver and returns the flow's facts.
+func dnsFacts(t *testing.T, parts ...part) Facts {
+	t.Helper()
+	e := NewEngine()
+	f := e.Open(key(17, 40000, 53))
+	for _, p := range parts {
+		f.Segment(p.dir, p.at, p.data)
+	}
+	facts := f.Result().Facts
+	f.Release()
+	return facts
+}
+
+func TestAnswersAsText(t *testing.T) {
+	ask := part{0, 0, dnsQuery("www.example.org", 1)}
+	if got := dnsFacts(t, ask); got.DNSType != "A" || got.DNSRcode != "" || got.DNSAnswers != "" {
+		t.Errorf("without an answer: %+v", got)
+	}
+	if got := dnsFacts(t, ask, part{1, 0, dnsAnswer()}); got.DNSRcode != "NOERROR" || got.DNSAnswers != "a.example.org 198.51.100.2" {
+		t.Errorf("alias and address: %+v", got)
+	}
+	no := dnsQuery("www.example.org", 1)
+	no[2], no[3] = 0x81, 0x83
+	if got := dnsFacts(t, ask, part{1, 0, no}); got.DNSRcode != "NXDOMAIN" || got.DNSAnswers != "" {
+		t.Errorf("no such name: %+v", got)
+	}
+	six := dnsQuery("www.example.org", 28)
+	six[2], six[3], six[7] = 0x81, 0x80, 40
+	for i := range 40 {
+		six = append(six, 0xC0, 12, 0, 28, 0, 1, 0, 0, 0, 9, 0, 16, 0x20, 1, 0x0D, 0xB8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, byte(i))
+	}
+	got := dnsFacts(t, part{0, 0, dnsQuery("www.example.org", 28)}, part{1, 0, six})
+	if n := strings.Fields(got.DNSAnswers); len(n) == 0 || len(n) > maxAnswersKept || len(got.DNSAnswers) > maxAnswerText || n[0] != "2001:db8:102:304:506:708:90a:b00" {
+		t.Errorf("forty addresses: %d, %q", len(n), got.DNSAnswers)
+	}
+	// A name that goes in circles, and one that leads outside, end nothing but themselves.
+	lies := dnsQuery("www.example.org", 1)
+	lies[2], lies[3], lies[7] = 0x81, 0x80, 3
+	at := byte(len(lies))
+	lies = append(lies, 0xC0, 12, 0, 5, 0, 1, 0, 0, 0, 9, 0, 2, 0xC0, at+12)
+	lies = append(lies, 0xC0, 12, 0, 5, 0, 1, 0, 0, 0, 9, 0, 2, 0xFF, 0xFF)
+	lies = append(lies, 0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 198, 51, 100, 7)
+	if got := dnsFacts(t, ask, part{1, 0, lies}); got.DNSAnswers != "198.51.100.7" {
+		t.Errorf("pointers that lie: %+v", got)
 	}
 }
 

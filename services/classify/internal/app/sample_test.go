@@ -77,7 +77,7 @@ func TestSamples(t *testing.T) {
 // but never with another label.
 func TestSampleBeginnings(t *testing.T) {
 	kin := map[string][]string{ // what a label is refined from
-		"http_proxy": {"http"}, "http_connect": {"http"}, "soap": {"http"}, "websocket": {"http"}, "mining": {"json_rpc"},
+		"http_proxy": {"http"}, "http_connect": {"http"}, "soap": {"http"}, "websocket": {"http"}, "http2": {"http"}, "mining": {"json_rpc"},
 		"smtps": {"smtp"}, "imaps": {"imap"}, "pop3s": {"pop3"}, "ftps": {"ftp"}, "srtp": {"stun"}, "gnutella": {"tls"},
 	}
 	e := NewEngine()
@@ -221,6 +221,9 @@ func TestLeads(t *testing.T) {
 			for _, samples := range families {
 				for j := range samples {
 					s := &samples[j]
+					if s.proto() != proto {
+						continue
+					}
 					parts := s.parts()
 					for _, m := range parts {
 						data := append([]byte{}, m.data...)

@@ -2,6 +2,7 @@ package app
 
 import (
 	"bytes"
+	"net/netip"
 
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
@@ -10,8 +11,7 @@ import (
 const maxMedia = 8
 
 // describe announces the media of a session description (RFC 8866 5.7 and 5.14): RTP at each m= line's port and RTCP
-// behind it, at the address of the c= line before it. Addresses of version 4 only: of the others a call's own ports
-// are told by their bytes.
+// behind it, at the address of the c= line before it.
 func (f *Flow) describe(b []byte) {
 	var addr [16]byte
 	known := false
@@ -25,6 +25,11 @@ func (f *Flow) describe(b []byte) {
 		switch {
 		case prefixed(line, "c=IN IP4 "):
 			addr, known = address4(line[9:])
+		case prefixed(line, "c=IN IP6 "):
+			text := bytes.TrimRight(line[9:], "\r ")
+			if a, err := netip.ParseAddr(f.engine.names.get(text[:min(len(text), 64)])); err == nil && a.Is6() {
+				addr, known = a.As16(), true
+			}
 		case known && (prefixed(line, "m=audio ") || prefixed(line, "m=video ")):
 			if port, _ := decimal(line[8:]); port > 0 && port < 65535 && bytes.Contains(line, []byte(" RTP/")) {
 				f.announce("rtp", packet.ProtoUDP, addr, uint16(port))    //nolint:gosec // checked
@@ -33,6 +38,33 @@ func (f *Flow) describe(b []byte) {
 			}
 		}
 	}
+}
+
+// transports announces the media of an RTSP session: the ports of both ends that a server's answer to SETUP names (RFC 2326
+// 12.39), at the addresses of the connection.
+func (f *Flow) transports(in *input) {
+	if !prefixed(in.data, "RTSP/1.0 200") && !bytes.Contains(in.data, []byte("\nRTSP/1.0 200")) {
+		return
+	}
+	server, client := f.key.Src, f.key.Dst
+	if in.dir == 1 {
+		server, client = client, server
+	}
+	ports := func(name string, addr [16]byte) {
+		for b := in.data; ; {
+			i := bytes.Index(b, []byte(name))
+			if i < 0 {
+				return
+			}
+			b = b[i+len(name):]
+			if port, _ := decimal(b); port > 0 && port < 65535 {
+				f.announce("rtp", packet.ProtoUDP, addr, uint16(port))    //nolint:gosec // checked
+				f.announce("rtcp", packet.ProtoUDP, addr, uint16(port)+1) //nolint:gosec // checked
+			}
+		}
+	}
+	ports("client_port=", client)
+	ports("server_port=", server)
 }
 
 // decimal reads a number of at most six digits; n is how many there were.

@@ -151,11 +151,15 @@ func sipLine(b []byte) outcome {
 }
 
 // rtspStream recognises RTSP by its first line (RFC 7826 7.1 and 8.1).
-func rtspStream(_ *Flow, in *input) outcome {
+func rtspStream(f *Flow, in *input) outcome {
 	b := in.data
+	if f.at >= 0 {
+		f.transports(in)
+		return label
+	}
 	if o := begins(b, "RTSP/1.0 "); o != no {
 		if o == label {
-			return final
+			f.transports(in)
 		}
 		return o
 	}
@@ -166,11 +170,11 @@ func rtspStream(_ *Flow, in *input) outcome {
 			best = more
 		case label:
 			if at(b, len(m), "rtsp://") || at(b, len(m), "rtspu://") || at(b, len(m), "* RTSP/1.0") {
-				return final
+				return label
 			}
 			if line := bytes.IndexByte(b, '\n'); line > 0 {
 				if bytes.Contains(b[:line], []byte(" RTSP/1.0")) {
-					return final
+					return label
 				}
 			} else {
 				best = more

@@ -2,6 +2,7 @@ package app
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 )
 
@@ -73,6 +74,29 @@ func TestAnnouncedMedia(t *testing.T) {
 	}
 	same(t, "the caller's side", play(e, key(17, 40000, 9).Reverse(), one), unknown)
 	same(t, "told by its bytes", play(e, key(17, 40000, 5004), part{0, 0, []byte(stunBinding)}), Result{App: "stun"})
+}
+
+// TestAnnouncedByRTSP labels the streams whose ports the answer to SETUP names.
+func TestAnnouncedByRTSP(t *testing.T) {
+	const setup = "SETUP rtsp://example.org/a RTSP/1.0\r\nCSeq: 3\r\nTransport: RTP/AVP;unicast;client_port=4588-4589\r\n\r\n"
+	const answer = "RTSP/1.0 200 OK\r\nCSeq: 3\r\nTransport: RTP/AVP;unicast;client_port=4588-4589;server_port=6256-6257\r\n\r\n"
+	e := NewEngine()
+	play(e, key(6, 40000, 554), part{0, 0, []byte(setup)}, part{1, 0, []byte(answer)})
+	one := part{0, 0, []byte(media(1))}
+	back := key(17, 4588, 7000).Reverse() // from the server to the client
+	same(t, "to the client", play(e, back, one), Result{App: "rtp", Confidence: Session})
+	same(t, "reports to the server", play(e, key(17, 5000, 6257), one), Result{App: "rtcp", Confidence: Session})
+	same(t, "another port", play(e, key(17, 5000, 6258), one), unknown)
+}
+
+// TestAnnouncedOverIPv6 reads an address of version 6 in a call's description.
+func TestAnnouncedOverIPv6(t *testing.T) {
+	const answer = "SIP/2.0 200 OK\r\n\r\nv=0\r\nc=IN IP6 2001:db8::7\r\nm=audio 5004 RTP/AVP 0\r\n"
+	e := NewEngine()
+	play(e, key(17, 5060, 5060), part{1, 0, []byte(answer)})
+	k := key(17, 40000, 5004)
+	k.Dst = netip.MustParseAddr("2001:db8::7").As16()
+	same(t, "media", play(e, k, part{0, 0, []byte(media(1))}), Result{App: "rtp", Confidence: Session})
 }
 
 func TestAddress4(t *testing.T) {

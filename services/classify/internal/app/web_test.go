@@ -10,6 +10,7 @@ var webSamples = []sample{
 	{label: "websocket", port: 80, says: []string{
 		">GET /a HTTP/1.1\r\nHost: example.org\r\nUpgrade: websocket\r\n\r\n", "<HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\n",
 		">\x81\x82abcdxy"}},
+	{label: "http2", port: 80, says: []string{">GET / HTTP/1.1\r\nHost: example.org\r\nUpgrade: h2c\r\n\r\n", "<HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n"}},
 	{label: "http", port: 80, says: []string{">GET /a HTTP/1.1\r\nHost: example.org\r\nUpgrade: websocket\r\n\r\n", "<HTTP/1.1 200 OK\r\n\r\n"}},
 	{label: "websocket", port: 12345, whole: true, says: []string{"<\x81\x05hello", ">\x81\x85abcdxxxxx"}}, // begun before
 }

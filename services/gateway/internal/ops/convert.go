@@ -46,12 +46,23 @@ func newFlow(r *eventv1.FlowRecord) api.Flow {
 		SrcIP: flow.AddrBytes(r.GetSrcIp()).String(), SrcPort: uint16(r.GetSrcPort()), //nolint:gosec // a port
 		DstIP: flow.AddrBytes(r.GetDstIp()).String(), DstPort: uint16(r.GetDstPort()), //nolint:gosec // a port
 		Transport: flow.ProtocolName(uint8(r.GetProtocol())), VLAN: uint16(r.GetVlan()), //nolint:gosec // 8 and 12 bits
-		App: cmp.Or(r.GetApp(), "unknown"), Host: r.GetHost(), ALPN: r.GetAlpn(),
+		App: cmp.Or(r.GetApp(), "unknown"), Host: r.GetHost(), HostSource: r.GetHostSource(), ALPN: r.GetAlpn(),
+		Confidence: r.GetConfidence(), JA3: r.GetJa3(), JA4: r.GetJa4(), HASSH: r.GetHassh(), TLSVersion: r.GetTlsVersion(),
+		UserAgent: r.GetUserAgent(), HTTPMethod: r.GetHttpMethod(),
+		DNSType: r.GetDnsType(), DNSRcode: r.GetDnsRcode(), DNSAnswers: r.GetDnsAnswers(), Risks: newRisks(r.GetRisks()),
 		Packets: r.GetPacketsFwd() + r.GetPacketsRev(), Bytes: r.GetBytesFwd() + r.GetBytesRev(),
 		PacketsRev: r.GetPacketsRev(), BytesRev: r.GetBytesRev(),
 		EndReason: enumName(flowv1.EndReason(r.GetEndReason()).String(), "END_REASON_"), //nolint:gosec // six values
 		FirstNs:   api.Nanos(r.GetFirstNs()), LastNs: api.Nanos(r.GetLastNs()),
 	}
+}
+
+// newRisks is nil without risks, so that the field is left out.
+func newRisks(names []string) (out []api.Risk) {
+	for _, n := range names {
+		out = append(out, api.Risk{Name: n, Reason: flow.RiskReason(n)})
+	}
+	return out
 }
 
 func newTopRow(r *queryv1.TopRow) api.TopRow {

@@ -70,6 +70,7 @@ func (o *Operations) Flows(ctx context.Context, q FlowQuery) (api.Page[api.Flow]
 	resp, err := ask(ctx, o, func(ctx context.Context, c queryv1.QueryServiceClient) (*queryv1.ListFlowsResponse, error) {
 		return c.ListFlows(ctx, &queryv1.ListFlowsRequest{
 			Range: q.Range.proto(), Prefix: prefixText(q.Prefix), App: q.App, Host: q.Host, Port: uint32(q.Port), Limit: n, PageToken: q.Cursor,
+			Ja3: q.JA3, Ja4: q.JA4, Hassh: q.HASSH, Confidence: q.Confidence, Risk: q.Risk,
 		})
 	})
 	if err != nil {
@@ -87,6 +88,7 @@ func (o *Operations) Top(ctx context.Context, q TopQuery) (api.Top, error) {
 	resp, err := ask(ctx, o, func(ctx context.Context, c queryv1.QueryServiceClient) (*queryv1.TopResponse, error) {
 		return c.Top(ctx, &queryv1.TopRequest{
 			Range: q.Range.proto(), By: q.By, Limit: n, Prefix: prefixText(q.Prefix), App: q.App, Host: q.Host, Port: uint32(q.Port),
+			Ja3: q.JA3, Ja4: q.JA4, Hassh: q.HASSH, Confidence: q.Confidence, Risk: q.Risk,
 		})
 	})
 	if err != nil {
@@ -107,6 +109,7 @@ func (o *Operations) TimeSeries(ctx context.Context, q SeriesQuery) (api.TimeSer
 	resp, err := ask(ctx, o, func(ctx context.Context, c queryv1.QueryServiceClient) (*queryv1.TimeSeriesResponse, error) {
 		return c.TimeSeries(ctx, &queryv1.TimeSeriesRequest{
 			Range: q.Range.proto(), StepNs: int64(q.Step), By: q.By, Limit: n, Prefix: prefixText(q.Prefix), App: q.App, Host: q.Host, Port: uint32(q.Port),
+			Ja3: q.JA3, Ja4: q.JA4, Hassh: q.HASSH, Confidence: q.Confidence, Risk: q.Risk,
 		})
 	})
 	if err != nil {

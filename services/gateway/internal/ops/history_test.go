@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -26,22 +27,27 @@ func TestFlows(t *testing.T) {
 	src, dst := netip.MustParseAddr("::ffff:192.0.2.1").As16(), netip.MustParseAddr("2001:db8::1").As16()
 	r.persist.flows = func(q *queryv1.ListFlowsRequest) (*queryv1.ListFlowsResponse, error) {
 		if q.GetPrefix() != "192.0.2.0/24" || q.GetPort() != 443 || q.GetLimit() != 2 || q.GetPageToken() != "t1" || q.GetRange().GetFromNs() != 1e9 ||
-			q.GetRange().GetToNs() != 0 || q.GetApp() != "tls" || q.GetHost() != "h" {
+			q.GetRange().GetToNs() != 0 || q.GetApp() != "tls" || q.GetHost() != "h" ||
+			q.GetJa3() != "a" || q.GetJa4() != "b" || q.GetHassh() != "c" || q.GetConfidence() != "payload" || q.GetRisk() != "malformed" {
 			t.Errorf("asked %v", q)
 		}
 		return &queryv1.ListFlowsResponse{NextPageToken: "t2", Flows: []*eventv1.FlowRecord{{
 			Id: "sensor-1/7/8/0", SrcIp: src[:], DstIp: dst[:], SrcPort: 1, DstPort: 443, Protocol: 6, PacketsFwd: 3, PacketsRev: 2, BytesFwd: 30, BytesRev: 20,
-			EndReason: 3, FirstNs: 1, LastNs: 2,
+			EndReason: 3, FirstNs: 1, LastNs: 2, HostSource: "dns", Confidence: "negotiated", Ja3: "j3", Ja4: "j4", Hassh: "h", TlsVersion: "1.0", UserAgent: "u",
+			HttpMethod: "GET", DnsType: "A", DnsRcode: "NOERROR", DnsAnswers: []string{"192.0.2.9"}, Risks: []string{"obsolete_tls", "later"},
 		}}}, nil
 	}
 	page, err := r.Flows(context.Background(), FlowQuery{
-		FlowFilter{Range: Range{From: time.Unix(1, 0)}, Prefix: netip.MustParsePrefix("192.0.2.0/24"), Port: 443, App: "tls", Host: "h"}, Paging{Limit: 2, Cursor: "t1"},
+		FlowFilter{Range: Range{From: time.Unix(1, 0)}, Prefix: netip.MustParsePrefix("192.0.2.0/24"), Port: 443, App: "tls", Host: "h",
+			JA3: "a", JA4: "b", HASSH: "c", Confidence: "payload", Risk: "malformed"}, Paging{Limit: 2, Cursor: "t1"},
 	})
 	want := api.Flow{
 		ID: "sensor-1/7/8/0", Sensor: "sensor-1", SrcIP: "192.0.2.1", SrcPort: 1, DstIP: "2001:db8::1", DstPort: 443, Transport: "tcp", App: "unknown",
-		Packets: 5, Bytes: 50, PacketsRev: 2, BytesRev: 20, EndReason: "fin", FirstNs: 1, LastNs: 2,
+		Packets: 5, Bytes: 50, PacketsRev: 2, BytesRev: 20, EndReason: "fin", FirstNs: 1, LastNs: 2, HostSource: "dns", Confidence: "negotiated",
+		JA3: "j3", JA4: "j4", HASSH: "h", TLSVersion: "1.0", UserAgent: "u", HTTPMethod: "GET", DNSType: "A", DNSRcode: "NOERROR", DNSAnswers: []string{"192.0.2.9"},
+		Risks: []api.Risk{{Name: "obsolete_tls", Reason: "the session uses SSL, TLS 1.0 or TLS 1.1, which RFC 8996 forbids"}, {Name: "later"}},
 	}
-	if err != nil || page.Next != "t2" || len(page.Items) != 1 || page.Items[0] != want {
+	if err != nil || page.Next != "t2" || len(page.Items) != 1 || !reflect.DeepEqual(page.Items[0], want) {
 		t.Errorf("page %+v, %v", page, err)
 	}
 	_, err = r.Flows(context.Background(), FlowQuery{Paging: Paging{Limit: 1001}})

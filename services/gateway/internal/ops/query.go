@@ -23,6 +23,10 @@ type FlowFilter struct {
 	Port   uint16       // either end
 	App    string
 	Host   string
+
+	JA3, JA4, HASSH string
+	Confidence      string
+	Risk            string // flows that carry it; a name of libs/flow
 }
 
 // FlowQuery asks for flows, the newest first.

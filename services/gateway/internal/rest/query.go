@@ -121,10 +121,17 @@ type Traffic struct {
 	Port    uint16  `query:"port" minimum:"1" maximum:"65535" doc:"either end"`
 	App     string  `query:"app" maxLength:"64" doc:"application" example:"tls"`
 	Host    string  `query:"host" maxLength:"253" doc:"host name" example:"example.org"`
+	JA3     string  `query:"ja3" maxLength:"32" pattern:"^[0-9a-f]{32}$" doc:"fingerprint of the TLS client"`
+	JA4     string  `query:"ja4" maxLength:"64" pattern:"^[0-9A-Za-z_]{1,64}$" doc:"fingerprint of the TLS or QUIC client" example:"t13d1516h2_8daaf6152771_e5627efa2ab1"`
+	HASSH   string  `query:"hassh" maxLength:"32" pattern:"^[0-9a-f]{32}$" doc:"fingerprint of the SSH client"`
+
+	Confidence string `query:"confidence" enum:"payload,negotiated,session,port" doc:"what the application's name rests on"`
+	Risk       string `query:"risk" enum:"obsolete_tls,clear_credentials,dns_tunnel,unexpected_port,executable,malformed" doc:"flows that carry this risk"`
 }
 
 func (t *Traffic) filter() ops.FlowFilter {
-	return ops.FlowFilter{Range: t.span(), Prefix: t.Network.Prefix, Port: t.Port, App: t.App, Host: t.Host}
+	return ops.FlowFilter{Range: t.span(), Prefix: t.Network.Prefix, Port: t.Port, App: t.App, Host: t.Host,
+		JA3: t.JA3, JA4: t.JA4, HASSH: t.HASSH, Confidence: t.Confidence, Risk: t.Risk}
 }
 
 // Identified is a path with an id.

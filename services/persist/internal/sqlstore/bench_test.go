@@ -40,18 +40,12 @@ func BenchmarkBulk(b *testing.B) {
 			}
 			s := openStore(b, cfg, nil)
 			empty := func() {
-				if _, err := s.d.writer().Exec("DELETE FROM flows"); err != nil {
+				statement := "TRUNCATE TABLE flows"
+				if kind == "sqlite" {
+					statement = "DELETE FROM flows"
+				}
+				if _, err := s.d.writer().Exec(statement); err != nil {
 					b.Fatal(err)
-				}
-				if kind == dbtest.PostgreSQL {
-					if _, err := s.d.writer().Exec("TRUNCATE flows; CHECKPOINT"); err != nil {
-						b.Log(err) // a checkpoint is for administrators
-					}
-				}
-				if kind == dbtest.MariaDB {
-					if _, err := s.d.writer().Exec("TRUNCATE TABLE flows"); err != nil {
-						b.Fatal(err)
-					}
 				}
 			}
 			byTool := tool(b, cfg, s, flows)

@@ -45,6 +45,7 @@ func Explain(err error) error {
 const (
 	sayCredentials = "the database refuses the user or the password: correct those of DATABASE_URL, it is tried again by itself"
 	sayAbsent      = "the database that DATABASE_URL names is not on the server: create it, or correct the name"
+	sayNoAccess    = "the database that DATABASE_URL names is not on the server, or this user may not use it: create it, and grant the user all rights on it"
 	sayRights      = "the database user lacks a right: grant it all rights on its own database"
 	sayNoServer    = "no database server answers: start it, or correct host and port of DATABASE_URL"
 	sayLost        = "the database server ended the connection or does not answer: see that it runs and can be reached"
@@ -147,7 +148,9 @@ func mysqlSentence(err error) string {
 		return sayCredentials
 	case 1049: // ER_BAD_DB_ERROR
 		return sayAbsent
-	case 1044, 1142, 1143, 1227: // ER_DBACCESS_DENIED_ERROR, ER_TABLEACCESS_DENIED_ERROR, … COLUMN …, ER_SPECIFIC_ACCESS_DENIED_ERROR
+	case 1044: // ER_DBACCESS_DENIED_ERROR, also for a database that is not there
+		return sayNoAccess
+	case 1142, 1143, 1227: // ER_TABLEACCESS_DENIED_ERROR, ER_COLUMNACCESS_DENIED_ERROR, ER_SPECIFIC_ACCESS_DENIED_ERROR
 		return sayRights
 	case 1290, 1792, 1836: // ER_OPTION_PREVENTS_STATEMENT, ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION, ER_READ_ONLY_MODE
 		return sayReadOnly

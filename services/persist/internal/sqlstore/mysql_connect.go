@@ -148,9 +148,10 @@ func (c *mysqlConnector) setUp(ctx context.Context, conn driver.Conn) error {
 		return errors.New("the driver cannot set up a session")
 	}
 	statements := []string{mysqlSession, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"}
-	if c.t.kind == "mysql" { // sizes of this moment instead of up to a day old ones
+	switch c.t.kind {
+	case "mysql": // sizes of this moment instead of up to a day old ones
 		statements = append(statements, "SET SESSION information_schema_stats_expiry = 0")
-	} else if c.t.kind == "mariadb" { // a warning for each duplicate of a LOAD DATA; MySQL allows 1,024, and more to administrators
+	case "mariadb": // a warning for each duplicate of a LOAD DATA; MySQL allows 1,024, and more to administrators
 		statements = append(statements, "SET SESSION max_error_count = 65535")
 	}
 	for _, q := range statements {

@@ -3,12 +3,15 @@ package sqlstore
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/config"
 )
 
 // kinds are the values of DB_TYPE.
@@ -72,7 +75,7 @@ func parse(cfg Config) (target, error) {
 		}
 	}
 	if !slices.Contains(kinds, kind) {
-		return target{}, fmt.Errorf("unknown DB_TYPE %q: did you mean %s? Known are %s", cfg.Type, nearest(kind), strings.Join(kinds, ", "))
+		return target{}, fmt.Errorf("unknown DB_TYPE %q: use postgresql, mysql, mariadb, galera or sqlite%s", cfg.Type, meant(kind))
 	}
 	fits := is == kind || kind == "sqlite" && is == ""
 	if kind == "mysql" || kind == "mariadb" || kind == "galera" {
@@ -110,40 +113,16 @@ func Check(cfg Config) error {
 	return err
 }
 
-// nearest is the known kind with the fewest edits from what was typed; names that people use for a database count too.
-func nearest(typed string) string {
+// meant names the known kind that was probably meant; names that people use for a database count too.
+func meant(typed string) string {
 	names := map[string]string{"postgres": "postgresql", "pg": "postgresql", "maria": "mariadb", "percona": "mysql", "sqlite3": "sqlite"}
 	for _, k := range kinds {
 		names[k] = k
 	}
-	best, least := "", 1<<30
-	for name, kind := range names {
-		if d := edits(typed, name); d < least || d == least && kind < best {
-			best, least = kind, d
-		}
+	if n := config.Nearest(typed, slices.Collect(maps.Keys(names))); n != "" {
+		return "; did you mean " + names[n] + "?"
 	}
-	return best
-}
-
-// edits is the Levenshtein distance of two words.
-func edits(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return ""
 }
 
 // parseMySQL reads mysql://user:password@host:port,host:port/database?options. No error repeats the URL, which may
@@ -215,7 +194,8 @@ func (t *target) parseMySQL(raw string) error {
 // hostPort adds the port that MySQL listens on.
 func hostPort(s string) (string, error) {
 	bad := fmt.Errorf("DATABASE_URL has the host %q: write a name or address with an optional port, as host:3306 or [2001:db8::1]:3306", s)
-	host, port := s, "3306"
+	var host string
+	port := "3306"
 	if h, p, err := net.SplitHostPort(s); err == nil {
 		host, port = h, p
 	} else {

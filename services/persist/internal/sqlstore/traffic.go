@@ -10,13 +10,19 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 )
 
-// FlowFilter selects flows; zero fields match everything. Prefix and Port match either end.
+// FlowFilter selects flows; zero fields match everything. Prefix and Port match either end, Risks flows that carry all
+// of them.
 type FlowFilter struct {
-	Range  Range
-	Prefix netip.Prefix
-	App    string
-	Host   string
-	Port   uint16
+	Range      Range
+	Prefix     netip.Prefix
+	App        string
+	Host       string
+	Port       uint16
+	JA3        string
+	JA4        string
+	HASSH      string
+	Confidence string
+	Risks      Bits
 }
 
 func (s *Store) flowWhere(f FlowFilter) where {
@@ -30,6 +36,13 @@ func (s *Store) flowWhere(f FlowFilter) where {
 	}
 	w.equal("app", f.App)
 	w.equal("host", f.Host)
+	w.equal("ja3", f.JA3)
+	w.equal("ja4", f.JA4)
+	w.equal("hassh", f.HASSH)
+	w.equal("confidence", f.Confidence)
+	if f.Risks != 0 {
+		w.add("(risks & ?) = ?", int64(f.Risks), int64(f.Risks)) //nolint:gosec // the same 64 bits
+	}
 	if f.Port != 0 {
 		w.add("(src_port = ? OR dst_port = ?)", int64(f.Port), int64(f.Port))
 	}
