@@ -60,6 +60,7 @@ type Engine struct {
 	echoes   *detect.Echoes
 	pending  []finding // of batches, told with the next window
 	checked  int64     // when the stallers were last looked at
+	firstNs  int64     // start of the first window
 	lastEnd  int64     // end of the newest window
 	sensor   string    // of the newest window
 
@@ -95,6 +96,7 @@ func (e *Engine) reset() {
 	e.probes = make(map[[2]netip.Addr]*detect.ProtocolProbe)
 	e.repeats, e.logins, e.stallers = &detect.Repeats{}, detect.NewLogins(), detect.NewStallers()
 	e.names, e.echoes, e.pending = detect.NewNames(), detect.NewEchoes(), nil
+	e.firstNs, e.lastEnd = 0, 0
 	e.attacks = make(map[attackKey]*attack)
 	e.rules = make(map[string]*ruleState)
 	e.flooded = make(map[[16]byte]int)
@@ -153,6 +155,9 @@ func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	*out = WindowResult{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.firstNs == 0 || w.GetStartNs() < e.firstNs {
+		e.firstNs = w.GetStartNs()
+	}
 	for _, t := range w.GetTargets() {
 		if t.GetPrefixLen() == 128 && len(t.GetAddr()) == 16 {
 			e.destination(w, t, out)
@@ -194,8 +199,14 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	}
 	t := e.target(addr, w)
 	sums := detect.FromTarget(wt)
-	sums.Samples = detect.CountSamples(e.facts, func(f *header.Facts) bool {
-		return e.peers.Trusted(addr16, f.Src, f.Protocol, f.SrcPort, w.GetStartNs())
+	sums.Samples = detect.CountSamples(e.facts, func(f *header.Facts) detect.Standing {
+		switch {
+		case !e.peers.Trusted(addr16, f.Src, f.Protocol, f.SrcPort, w.GetStartNs()):
+			return detect.Stranger
+		case e.settled(addr16, f.Src, w.GetStartNs()):
+			return detect.Settled
+		}
+		return detect.Peer
 	})
 	sums.Samples.Overlaps = detect.Overlaps(e.facts, e.raw)
 	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())

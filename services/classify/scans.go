@@ -18,8 +18,15 @@ import (
 // crowd is how many sources may scan one host under flood in one window before they count as the flood.
 const crowd = 4
 
-// settledNs is how long a peer is known before it may begin many flows.
+// settledNs is how long a peer is known before it may begin many flows and send many requests.
 const settledNs = int64(60e9)
+
+// settled: the source exchanged payload with the host a minute ago already. A live engine that is younger itself cannot
+// know, and takes everyone who did so at all for settled.
+func (e *Engine) settled(host, src [16]byte, nowNs int64) bool {
+	p := e.peers.Known(host, src)
+	return p != nil && (nowNs-p.FirstNs > settledNs || e.cfg.Now != nil && nowNs-e.firstNs < settledNs)
+}
 
 // finding is a scan that a source was caught at.
 type finding struct {
@@ -47,8 +54,7 @@ func (e *Engine) sources(w *flowv1.Window, out *WindowResult) {
 			continue
 		}
 		flows := func(t *detect.Thresholds) (detect.Scan, bool) {
-			p := e.peers.Known(s.Host().As16(), addr.As16())
-			return s.FlowFlood(t, p != nil && w.GetStartNs()-p.FirstNs > settledNs)
+			return s.FlowFlood(t, e.settled(s.Host().As16(), addr.As16(), w.GetStartNs()))
 		}
 		for _, judge := range []func(*detect.Thresholds) (detect.Scan, bool){s.PortScan, s.HostSweep, flows} {
 			scan, ok := judge(&g.thresholds)

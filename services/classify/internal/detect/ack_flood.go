@@ -6,11 +6,14 @@ import (
 )
 
 // ackFlood: out_of_state · share of plain ACKs among the strangers' TCP samples ≥ ACK. A packet of a known flow never is
-// out of state, so downloads, whose ACKs are many, do not count.
+// out of state, so downloads, whose ACKs are many, do not count. Those of a lone source that walks over ports are taken out:
+// they are a port scan.
 var ackFlood = Flood{
 	Type: ACKFlood, Stray: true,
-	Measure: func(s *Sums, t *Thresholds) Measure { return stray(s, s.Samples.ACK, "stray_ack", t.ACK) },
-	Kind:    isACK,
+	Measure: func(s *Sums, t *Thresholds) Measure {
+		return stray(s, s.Samples.ACK-min(s.Samples.ACK, s.Samples.ACKScan), "stray_ack", t.ACK)
+	},
+	Kind: isACK,
 }
 
 func isACK(f *header.Facts) bool {

@@ -68,15 +68,14 @@ type Thresholds struct {
 	AmpSources  float64 // … from so many sources …
 	AmpBits     float64 // … or with so many bits
 	Flows       float64 // TCP flows that one source begins
-	HTTPSource  float64 // HTTP requests of one source
-	HTTP        float64 // HTTP requests, most of them for one resource
+	HTTPPair    float64 // HTTP requests of one source for one resource
+	HTTP        float64 // HTTP requests of one source, or of all for one resource
 	DNSNames    float64 // DNS queries for ever new names of one zone
 	DNSQueries  float64 // DNS queries
 	Logins      float64 // short sessions with a log-in service within two minutes
 	Stalled     float64 // HTTP requests of one source that stay unfinished
 	DNSData     float64 // distinct names with data in them within a minute
 	EchoData    float64 // echo answers with other data than was sent, within five minutes
-	ARPChanges  float64 // how often an address goes from one MAC to another and back within five minutes
 }
 
 // DefaultThresholds returns the built-in values.
@@ -86,8 +85,8 @@ func DefaultThresholds() Thresholds {
 		NTPAnswers: 300, NTPMonlist: 1, ScanPorts: 7.5, ScanHosts: 7.5, FastPorts: 60, FastHosts: 60, ARPHosts: 40,
 		Protocols: 8, InvalidCost: 2,
 		ACK: 1000, RSTFIN: 500, SYNACK: 300, SYNACKAgain: 20, Invalid: 50, Fragments: 2000, AmpPackets: 300, AmpSources: 10, AmpBits: 50e6,
-		Flows: 1000, HTTPSource: 150, HTTP: 1000, DNSNames: 200, DNSQueries: 5000, Logins: 10, Stalled: 30, DNSData: 12,
-		EchoData: 10, ARPChanges: 4,
+		Flows: 1000, HTTPPair: 150, HTTP: 1000, DNSNames: 200, DNSQueries: 5000, Logins: 10, Stalled: 30, DNSData: 12,
+		EchoData: 10,
 	}
 }
 
@@ -101,9 +100,10 @@ func (t *Thresholds) Named() map[string]float64 {
 		"hosts_in_a_second": t.FastHosts, "arp_hosts": t.ARPHosts, "unreachable_protocols": t.Protocols,
 		"stray_ack": t.ACK, "stray_rst_fin": t.RSTFIN, "stray_syn_ack": t.SYNACK, "repeated_syn_ack": t.SYNACKAgain,
 		"invalid_flags": t.Invalid, "fragments": t.Fragments, "unsolicited_udp": t.AmpPackets, "reflectors": t.AmpSources,
-		"reflected_bits": t.AmpBits, "flows": t.Flows, "requests_of_a_source": t.HTTPSource, "http_requests": t.HTTP,
+		"reflected_bits": t.AmpBits, "flows": t.Flows, "requests_of_a_source_for_a_resource": t.HTTPPair,
+		"requests_of_a_source": t.HTTP, "requests_for_a_resource": t.HTTP, "requests_of_a_settled_peer": known * t.HTTP,
 		"new_names": t.DNSNames, "dns_queries": t.DNSQueries, "short_sessions": t.Logins, "unfinished_requests": t.Stalled,
-		"overlaps": 1, "same_resource": 0.8, "data_names": t.DNSData, "changed_echoes": t.EchoData, "arp_changes": t.ARPChanges,
+		"overlaps": 1, "data_names": t.DNSData, "changed_echoes": t.EchoData,
 	}
 }
 
@@ -126,9 +126,6 @@ type Flood struct {
 	Kind func(f *header.Facts) bool
 	// Stray: it counts packets outside any flow, which every sensor sees that has just started.
 	Stray bool
-	// Spread is how many times a host's threshold a /24 (v6 /64) and a /16 (/48) may get before their sum is carpet
-	// bombing; 0 leaves this flood out of sums.
-	Spread [2]float64
 }
 
 // Floods are all flood detectors.

@@ -22,3 +22,18 @@ var dnsFlood = Flood{
 	},
 	Kind: func(f *header.Facts) bool { return f.Asks == header.DNS },
 }
+
+// queries counts samples that are DNS queries.
+func (c *Shares) queries(dns []*header.Facts) {
+	c.DNS = uint32(len(dns)) //nolint:gosec // at most the samples of a window
+	zones := make(map[uint32]map[uint32]bool)
+	for _, f := range dns {
+		if zones[f.Zone] == nil {
+			zones[f.Zone] = make(map[uint32]bool)
+		}
+		zones[f.Zone][f.Name] = true
+	}
+	for _, names := range zones {
+		c.DNSNew = max(c.DNSNew, uint32(len(names))) //nolint:gosec // at most the samples of a window
+	}
+}

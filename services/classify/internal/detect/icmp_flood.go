@@ -19,8 +19,7 @@ var icmpFlood = Flood{
 			Limits:   map[string]float64{"icmp": t.ICMP},
 		}
 	},
-	Spread: [2]float64{4, 50},
-	Kind:   isICMPFlood,
+	Kind: isICMPFlood,
 }
 
 // isICMPFlood: ICMP echo request and destination unreachable (RFC 792), ICMPv6 echo request and destination

@@ -274,9 +274,13 @@ func (s *Scanner) PortScan(t *Thresholds) (Scan, bool) {
 	}, level >= 1
 }
 
-// HostSweep judges hosts: failed distinct hosts ≥ ScanHosts over hours while most attempts fail and go to one
-// port, or distinct hosts ≥ FastHosts within a second at one port (a resolver's or browser's UDP does not
-// count), or ≥ ARPHosts addresses asked for by ARP within a second (over hours a router asks for all of them).
+// outage is how many times more hosts may leave a resolver's, an NTP client's or a browser's UDP unanswered: all they ask
+// does while their uplink is down, or its answers take another way.
+const outage = 4
+
+// HostSweep judges hosts: failed distinct hosts ≥ ScanHosts over hours while two thirds of the attempts fail and most go to
+// one port (at UDP 53, 123 and 443: ≥ 4 · ScanHosts), or distinct hosts ≥ FastHosts within a second at one port (not those
+// three), or ≥ ARPHosts addresses asked for by ARP within a second (over hours a router asks for all of them).
 func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	if s.benign() {
 		return Scan{}, false
@@ -284,12 +288,15 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	port, share := s.topPort()
 	failed, fast := s.failedHosts.Estimate(), s.fastHosts.distinct()
 	one := share >= 0.5 || s.portTotal == 0
+	usual := s.udp() && (port == 53 || port == 123 || port == 443)
 	level := 0.0
 	// Ports per failed host: a port scan of a few hosts is no sweep.
-	if one && 2*s.Failed >= s.Attempts {
+	if one && 3*s.Failed >= 2*s.Attempts {
 		level = failed / t.ScanHosts
+		if usual {
+			level /= outage
+		}
 	}
-	usual := s.udp() && (port == 53 || port == 123 || port == 443)
 	if (share >= 0.8 || s.portTotal == 0) && !usual {
 		level = max(level, fast/t.FastHosts)
 	}
@@ -317,15 +324,16 @@ func (s *Scanner) benign() bool {
 	if s.sampled > 0 && s.answers*5 >= s.sampled*4 {
 		return true
 	}
-	if !s.udp() || s.ARP > 0 {
+	if s.ARP > 0 {
 		return false
 	}
+	probes := 0
 	for i := range s.Samples {
-		if p := s.Samples[i].DstPort; p < 33434 || p > 33634 || s.Samples[i].TTL > 40 {
-			return false
+		if f := &s.Samples[i]; f.Protocol == 17 && f.DstPort >= 33434 && f.DstPort <= 33634 && f.TTL <= 40 {
+			probes++
 		}
 	}
-	return true
+	return probes > 0 && probes*5 >= len(s.Samples)*4
 }
 
 // udp: all samples are UDP.

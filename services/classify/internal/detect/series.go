@@ -40,10 +40,14 @@ type Shares struct {
 	Fragments        uint32 // of strangers
 	FragmentsGood    uint32 // of peers that the destination talks with
 	Overlaps         uint32 // pairs of fragments of one datagram that overlap
-	HTTP, HTTPSource uint32 // HTTP requests; of them, those of the source with the most
-	HTTPSame         uint32 // of them, those for one resource
+	HTTP             uint32 // HTTP requests of sources that are no settled peers; of them:
+	HTTPSame         uint32 // those for the resource asked for most
+	HTTPSource       uint32 // those of the source with the most
+	HTTPPair         uint32 // those of one source for one resource
+	HTTPSettled      uint32 // HTTP requests of the settled peer with the most
 	DNS, DNSNew      uint32 // DNS queries; of them, those for different names of one zone
 	SYN, SYNScan     uint32 // SYN; of them, those of a lone source that walks over ports
+	ACKScan          uint32 // of ACK, the same
 	UDP, UDPGood     uint32 // UDP; of them, those of peers that the destination talks with
 	ICMP, ICMPFlood  uint32 // ICMP; of them, echo requests and unreachables
 	Length, UDPBytes uint64 // IP bytes of all samples, and of the UDP ones
@@ -61,11 +65,14 @@ func (a *Shares) add(b *Shares) {
 	a.Overlaps += b.Overlaps
 	a.HTTP += b.HTTP
 	a.HTTPSource += b.HTTPSource
+	a.HTTPPair += b.HTTPPair
+	a.HTTPSettled += b.HTTPSettled
 	a.HTTPSame += b.HTTPSame
 	a.DNS += b.DNS
 	a.DNSNew += b.DNSNew
 	a.SYN += b.SYN
 	a.SYNScan += b.SYNScan
+	a.ACKScan += b.ACKScan
 	a.UDP += b.UDP
 	a.UDPGood += b.UDPGood
 	a.ICMP += b.ICMP
@@ -135,10 +142,21 @@ func FromTarget(t *flowv1.Target) Sums {
 	return s
 }
 
-// CountSamples says what kinds the samples are of; good tells peers of the destination.
-func CountSamples(samples []header.Facts, good func(f *header.Facts) bool) Shares {
+// Standing is what a destination has to do with a source.
+type Standing uint8
+
+// A peer exchanged payload with the destination; a settled one did so a minute ago already.
+const (
+	Stranger Standing = iota
+	Peer
+	Settled
+)
+
+// CountSamples says what kinds the samples are of; of tells where their sources stand.
+func CountSamples(samples []header.Facts, of func(f *header.Facts) Standing) Shares {
 	c := Shares{All: uint32(len(samples))} //nolint:gosec // at most the samples of a window
-	var syn, http, dns []*header.Facts
+	good := func(f *header.Facts) bool { return of(f) != Stranger }
+	var syn, ack, http, dns []*header.Facts
 	for i := range samples {
 		f := &samples[i]
 		c.Length += uint64(f.Length)
@@ -157,6 +175,9 @@ func CountSamples(samples []header.Facts, good func(f *header.Facts) bool) Share
 			if f.Asks == header.HTTP {
 				http = append(http, f)
 			}
+			if isACK(f) && !good(f) {
+				ack = append(ack, f)
+			}
 			c.stray(f, good)
 		case f.Protocol == 17:
 			c.UDP++
@@ -174,8 +195,9 @@ func CountSamples(samples []header.Facts, good func(f *header.Facts) bool) Share
 			}
 		}
 	}
-	c.SYNScan = loneScanner(syn)
-	c.requests(http, dns)
+	c.SYNScan, c.ACKScan = loneScanner(syn), loneScanner(ack)
+	c.requests(http, of)
+	c.queries(dns)
 	return c
 }
 
@@ -197,7 +219,7 @@ func (c *Shares) stray(f *header.Facts, good func(f *header.Facts) bool) {
 	}
 }
 
-// loneScanner returns how many of the SYN samples come from one source that makes nearly all of them and
+// loneScanner returns how many of the samples, all SYN or all ACK, come from one source that makes nearly all of them and
 // walks over ports: that is a port scan, however fast.
 func loneScanner(syn []*header.Facts) uint32 {
 	if len(syn) < 4 {

@@ -25,8 +25,7 @@ var synFlood = Flood{
 			Limits: map[string]float64{"excess_syn": t.SYN},
 		}
 	},
-	Spread: [2]float64{4, 50},
-	Kind:   isSYN,
+	Kind: isSYN,
 }
 
 func isSYN(f *header.Facts) bool {

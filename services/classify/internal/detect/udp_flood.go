@@ -32,6 +32,5 @@ var udpFlood = Flood{
 		}
 		return m
 	},
-	Spread: [2]float64{2, 4},
-	Kind:   func(f *header.Facts) bool { return f.Protocol == 17 },
+	Kind: func(f *header.Facts) bool { return f.Protocol == 17 },
 }

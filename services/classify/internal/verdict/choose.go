@@ -15,7 +15,6 @@ import (
 const (
 	KeySources   = "sources"
 	KeySignature = "signature"
-	KeyPrefix    = "prefix"
 	KeyNone      = "none" // an alert: nothing is blocked
 )
 
