@@ -211,7 +211,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	sums.Samples.Overlaps = detect.Overlaps(e.facts, e.raw)
 	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
 	second, short, slot := t.series.Sum(detect.Slots), t.series.Sum(steepSlots), t.series.Sum(1)
-	calm := true
+	calm, name := true, addr.String()
 	for i := range e.floods {
 		d := &e.floods[i]
 		if d.Stray && e.cfg.Now != nil && w.GetSequence() < settleWindows {
@@ -224,10 +224,13 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 				level.Level = 1
 			}
 		}
-		rate := d.Measure(&slot, &g.thresholds).Level * detect.Slots
-		a := e.attacks[attackKey{d.Type, addr.String()}]
+		a := e.attacks[attackKey{d.Type, name}]
 		if a != nil && a.flood == nil {
 			continue // found by what single packets tell
+		}
+		rate := 0.0
+		if level.Level > 0 {
+			rate = d.Measure(&slot, &g.thresholds).Level * detect.Slots
 		}
 		r := t.rise(d, w, rate >= 0.5 || a != nil && rate > 0.05, e.facts, e.raw)
 		if r != nil || a != nil {
@@ -240,7 +243,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 			if r != nil {
 				start = e.riseNs(r, addr16)
 			}
-			a = e.begin(w, d.Type, addr.String(), start)
+			a = e.begin(w, d.Type, name, start)
 			a.target, a.flood = addr, d
 			e.flooded[addr16]++
 			e.account(a, level.Packets, level.Bytes)

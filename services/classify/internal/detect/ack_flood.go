@@ -22,6 +22,9 @@ func isACK(f *header.Facts) bool {
 
 // stray measures TCP packets outside any flow, of which n of the samples are of the kind.
 func stray(s *Sums, n uint32, name string, limit float64) Measure {
+	if n == 0 || s.OutOfState == 0 {
+		return Measure{}
+	}
 	share := ratio(n, s.Samples.Stray, 0)
 	packets := float64(s.OutOfState) * share
 	size := 60.0

@@ -7,6 +7,9 @@ import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 var ampDNS = Flood{
 	Type: AmpDNS,
 	Measure: func(s *Sums, t *Thresholds) Measure {
+		if s.DNS == 0 {
+			return Measure{}
+		}
 		n, bits := float64(s.DNS), 8*float64(s.DNSBytes)
 		m := Measure{
 			Level: n / t.DNSAnswers, Packets: s.DNS, Bytes: s.DNSBytes,
@@ -26,6 +29,9 @@ var ampDNS = Flood{
 var ampNTP = Flood{
 	Type: AmpNTP,
 	Measure: func(s *Sums, t *Thresholds) Measure {
+		if s.NTP == 0 {
+			return Measure{}
+		}
 		return Measure{
 			Level:   max(float64(s.NTPMonlist)/t.NTPMonlist, float64(s.NTP)/t.NTPAnswers),
 			Packets: s.NTP, Bytes: s.NTPBytes,
@@ -85,6 +91,9 @@ func amplifications() []Flood {
 			Type: services[i].typ,
 			Measure: func(s *Sums, t *Thresholds) Measure {
 				v := s.Services[i]
+				if v.Packets == 0 {
+					return Measure{}
+				}
 				n, bits := float64(v.Packets), 8*float64(v.Bytes)
 				m := Measure{
 					Level: n / t.AmpPackets, Packets: v.Packets, Bytes: v.Bytes,

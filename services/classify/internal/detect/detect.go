@@ -118,7 +118,7 @@ type Measure struct {
 // Flood is a detector of one type. Both functions are pure.
 type Flood struct {
 	Type string
-	// Measure judges sums of one second of one destination.
+	// Measure judges sums of one second of one destination; the zero Measure says that nothing of the kind was there.
 	Measure func(s *Sums, t *Thresholds) Measure
 	// Steep: the threshold is so high that twice its rate is an attack before a second is over.
 	Steep bool

@@ -8,6 +8,9 @@ var dnsFlood = Flood{
 	Type: DNSFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
 		c := &s.Samples
+		if c.DNS == 0 {
+			return Measure{}
+		}
 		n := float64(s.Packets) * ratio(c.DNS, c.All, 0)
 		fresh := ratio(c.DNSNew, c.DNS, 0)
 		level := n / t.DNSQueries

@@ -9,6 +9,9 @@ var fragmentFlood = Flood{
 	Type: FragmentFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
 		c := &s.Samples
+		if s.Fragments == 0 {
+			return Measure{}
+		}
 		n := float64(s.Fragments) * ratio(c.Fragments, c.Fragments+c.FragmentsGood, 0)
 		level := n / t.Fragments
 		if 10*s.Reflected >= s.Packets {

@@ -12,6 +12,9 @@ var httpFlood = Flood{
 	Type: HTTPFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
 		c := &s.Samples
+		if c.HTTP+c.HTTPSettled == 0 {
+			return Measure{}
+		}
 		of := func(n uint32) float64 { return float64(s.Packets) * ratio(n, c.All, 0) }
 		pair, source, same, settled := of(c.HTTPPair), of(c.HTTPSource), of(c.HTTPSame), of(c.HTTPSettled)
 		level := max(pair/t.HTTPPair, source/t.HTTP, settled/(known*t.HTTP))

@@ -9,6 +9,9 @@ import (
 var invalidFlags = Flood{
 	Type: InvalidFlags,
 	Measure: func(s *Sums, t *Thresholds) Measure {
+		if s.Samples.Invalid == 0 {
+			return Measure{}
+		}
 		share := ratio(s.Samples.Invalid, s.Samples.All, 0)
 		n := float64(s.Packets) * share
 		return Measure{
