@@ -82,7 +82,7 @@ test-containers: export AIR_GAPPED := 1
 test-containers: ## images and the Compose stack, once a database, on a real Docker engine
 	@tools/build.sh docker-compose
 	@trap '$(CURDIR)/tools/engine.sh stop' EXIT; $(MAKE) --no-print-directory images; \
-	  echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -run '^Test(Containers|Images?)' .
+	  echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -v -run '^Test(Containers|Images?)' .
 
 .PHONY: tools
 tools: ## build the pinned tools into the cache outside the checkout
