@@ -70,6 +70,7 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== MySQL and Galera"; cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run 'TestConformance/(mysql|galera)|TestGaleraMoves' ./internal/sqlstore
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
+	@$(MAKE) --no-print-directory test-containers
 
 .PHONY: images
 images: ## the images tidegate/SERVICE; AIR_GAPPED=1 makes the base images too, and those that Compose names
