@@ -20,6 +20,12 @@ import (
 // sqliteStep is how many rows one deleting transaction takes, so that inserts wait for tens of milliseconds.
 const sqliteStep = 10_000
 
+// sqlitePragmas are the settings of the connection that writes. auto_vacuum takes effect only before the first page is
+// written; the driver runs the pragmas in alphabetical order, busy_timeout first. synchronous FULL: a message is
+// acknowledged after the commit, so the commit has to survive a power cut.
+var sqlitePragmas = []string{"busy_timeout(10000)", "auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(full)",
+	"journal_size_limit(16777216)", "cache_size(-32768)", "temp_store(memory)"}
+
 // sqliteDialect has one connection that writes and a pool that reads: in WAL mode readers never wait.
 type sqliteDialect struct {
 	path string
@@ -77,11 +83,7 @@ func openSQLite(ctx context.Context, path string) (*sqliteDialect, error) {
 	if err := registerRows(); err != nil {
 		return nil, fmt.Errorf("make %s known to SQLite: %w", rowsModule, err)
 	}
-	// auto_vacuum takes effect only before the first page is written; the driver runs the pragmas in
-	// alphabetical order, busy_timeout first. synchronous FULL: a message is acknowledged after the commit,
-	// so the commit has to survive a power cut.
-	common := url.Values{"_pragma": {"busy_timeout(10000)", "auto_vacuum(incremental)", "journal_mode(wal)",
-		"synchronous(full)", "journal_size_limit(16777216)", "cache_size(-32768)", "temp_store(memory)"}}
+	common := url.Values{"_pragma": sqlitePragmas}
 	common.Set("_txlock", "immediate")
 	dsn := func(v url.Values) string { return (&url.URL{Scheme: "file", Path: abs, RawQuery: v.Encode()}).String() }
 	w, err := sqlx.Open("sqlite", dsn(common))
