@@ -24,7 +24,7 @@ const sqliteStep = 10_000
 // written; the driver runs the pragmas in alphabetical order, busy_timeout first. synchronous FULL: a message is
 // acknowledged after the commit, so the commit has to survive a power cut.
 var sqlitePragmas = []string{"busy_timeout(10000)", "auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(full)",
-	"journal_size_limit(16777216)", "cache_size(-32768)", "temp_store(memory)"}
+	"journal_size_limit(16777216)", "wal_autocheckpoint(4096)", "cache_size(-32768)", "temp_store(memory)"}
 
 // sqliteDialect has one connection that writes and a pool that reads: in WAL mode readers never wait.
 type sqliteDialect struct {

@@ -16,7 +16,7 @@ import (
 // sqliteStatement is how many rows one INSERT takes. SQLite can undo a statement and keeps, for the time that it
 // runs, a copy of each page which the statement is the first to change: with few rows a statement the same pages are
 // copied again and again, with many the copies take memory, at worst two pages of an index a row, 8 KiB.
-const sqliteStatement = 20_000
+const sqliteStatement = 2_000
 
 // rowsModule is the name of the virtual table from which INSERT takes its rows. Parameters would be slower: the driver
 // looks for each one in the list of all, so that the time grows with the square of rows in a statement.
