@@ -166,8 +166,6 @@ func (d *demo) play(ctx context.Context, stackDone <-chan error) error {
 	}
 	cancel()
 	wg.Wait()
-	// The ledger is read once what was under way has arrived.
-	d.stack.settle(3 * time.Second)
 	return trafficErr
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/ledger"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
@@ -40,9 +41,9 @@ type attackResult struct {
 	Stopped   bool   `json:"stopped"`
 }
 
-// result reads all counters; the traffic has ended.
+// result reads all counters; the traffic has ended, and what was under way has some seconds to arrive.
 func (d *demo) result() (demoResult, error) {
-	var r demoResult
+	r := demoResult{Ledger: d.stack.settle(5 * time.Second)}
 	counts, err := d.link.Counter.Counts()
 	if err != nil {
 		return r, err
@@ -53,7 +54,6 @@ func (d *demo) result() (demoResult, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	r.Ledger = d.stack.ledger()
 	for _, s := range r.Ledger.Stages {
 		if s.Stage == "xdp" {
 			r.Packets = s.In

@@ -192,12 +192,16 @@ func (s *stack) call(_ string, f func(ctx context.Context, c *grpc.ClientConn) e
 
 func (s *stack) ledger() ledger.Sheet { return collect(s.call).Ledger }
 
-// settle waits until the ledger balances, at most for limit.
-func (s *stack) settle(limit time.Duration) {
-	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if s.ledger().Difference == 0 {
-			return
+// settle waits until the ledger balances, at most for limit, and returns it as it was then: flows go on ending by
+// their timeouts, so a later look may find some of them under way again.
+func (s *stack) settle(limit time.Duration) ledger.Sheet {
+	deadline := time.Now().Add(limit)
+	for {
+		sheet := s.ledger()
+		if sheet.Difference == 0 || time.Now().After(deadline) {
+			return sheet
 		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }
 
