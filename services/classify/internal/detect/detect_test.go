@@ -228,12 +228,11 @@ func TestLoneScanner(t *testing.T) {
 		}
 		return out
 	}
-	no := func(*header.Facts) bool { return false }
 	for _, tt := range []struct {
 		sources, ports int
 		want           uint32
 	}{{1, 64, 64}, {1, 1, 0}, {64, 64, 0}, {2, 64, 0}} {
-		if got := CountSamples(mk(tt.sources, tt.ports), no).SYNScan; got != tt.want {
+		if got := CountSamples(mk(tt.sources, tt.ports), standing(Stranger)).SYNScan; got != tt.want {
 			t.Errorf("%d sources, %d ports: %d, want %d", tt.sources, tt.ports, got, tt.want)
 		}
 	}

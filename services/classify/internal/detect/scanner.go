@@ -62,6 +62,7 @@ type Scanner struct {
 	hosts                     [hostSlots]scannedHost
 	fastPorts, fastHosts      second
 	fastTop                   [16]byte
+	opens                     rates
 	ports                     [8]flowPort
 	portTotal                 uint64
 	answers, sampled          uint32
@@ -133,6 +134,7 @@ func (s *Scanner) host(w *flowv1.Source, startNs int64) {
 		*slot = scannedHost{addr: addr}
 	}
 	slot.attempts += max(1, w.GetTopHostAttempts())
+	s.opens.add(startNs, w.GetTopHostAttempts())
 	slot.ports.Merge(w.GetTopHostPorts())
 	slot.failed.Merge(w.GetTopHostFailedPorts())
 	if s.fastTop != addr {
@@ -223,6 +225,9 @@ type Scan struct {
 	Measure          Measure
 	Fast             bool // found by what was tried within a second
 	Packets, Sources uint64
+	FirstNs          int64  // 0: when the source was first seen
+	Alert            bool   // nothing is to be blocked
+	What             string // how the attack was done, for people, with a verb for the source and one for the host; empty for scans
 }
 
 // PortScan judges ports of one host:
@@ -269,9 +274,13 @@ func (s *Scanner) PortScan(t *Thresholds) (Scan, bool) {
 	}, level >= 1
 }
 
-// HostSweep judges hosts: failed distinct hosts ≥ ScanHosts over hours while most attempts fail and go to one
-// port, or distinct hosts ≥ FastHosts within a second at one port (a resolver's or browser's UDP does not
-// count), or ≥ ARPHosts addresses asked for by ARP within a second (over hours a router asks for all of them).
+// outage is how many times more hosts may leave a resolver's, an NTP client's or a browser's UDP unanswered: all they ask
+// does while their uplink is down, or its answers take another way.
+const outage = 4
+
+// HostSweep judges hosts: failed distinct hosts ≥ ScanHosts over hours while two thirds of the attempts fail and most go to
+// one port (at UDP 53, 123 and 443: ≥ 4 · ScanHosts), or distinct hosts ≥ FastHosts within a second at one port (not those
+// three), or ≥ ARPHosts addresses asked for by ARP within a second (over hours a router asks for all of them).
 func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	if s.benign() {
 		return Scan{}, false
@@ -279,12 +288,15 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	port, share := s.topPort()
 	failed, fast := s.failedHosts.Estimate(), s.fastHosts.distinct()
 	one := share >= 0.5 || s.portTotal == 0
+	usual := s.udp() && (port == 53 || port == 123 || port == 443)
 	level := 0.0
 	// Ports per failed host: a port scan of a few hosts is no sweep.
-	if one && 2*s.Failed >= s.Attempts {
+	if one && 3*s.Failed >= 2*s.Attempts {
 		level = failed / t.ScanHosts
+		if usual {
+			level /= outage
+		}
 	}
-	usual := s.udp() && (port == 53 || port == 123 || port == 443)
 	if (share >= 0.8 || s.portTotal == 0) && !usual {
 		level = max(level, fast/t.FastHosts)
 	}
@@ -312,15 +324,16 @@ func (s *Scanner) benign() bool {
 	if s.sampled > 0 && s.answers*5 >= s.sampled*4 {
 		return true
 	}
-	if !s.udp() || s.ARP > 0 {
+	if s.ARP > 0 {
 		return false
 	}
+	probes := 0
 	for i := range s.Samples {
-		if p := s.Samples[i].DstPort; p < 33434 || p > 33634 || s.Samples[i].TTL > 40 {
-			return false
+		if f := &s.Samples[i]; f.Protocol == 17 && f.DstPort >= 33434 && f.DstPort <= 33634 && f.TTL <= 40 {
+			probes++
 		}
 	}
-	return true
+	return probes > 0 && probes*5 >= len(s.Samples)*4
 }
 
 // udp: all samples are UDP.
