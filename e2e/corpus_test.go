@@ -30,6 +30,7 @@ type replayed struct {
 	DstPort     int               `json:"dst_port"`
 	Transport   string            `json:"transport"`
 	App         string            `json:"app"`
+	Host        string            `json:"host"`
 	Type        string            `json:"type"`
 	Packets     uint64            `json:"packets"`
 	Undecodable map[string]uint64 `json:"undecodable"`
