@@ -70,6 +70,7 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== MySQL and Galera"; cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run 'TestConformance/(mysql|galera)|TestGaleraMoves' ./internal/sqlstore
 	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
+	@$(MAKE) --no-print-directory test-containers
 
 .PHONY: images
 images: ## the images tidegate/SERVICE; AIR_GAPPED=1 makes the base images too, and those that Compose names
@@ -82,7 +83,7 @@ test-containers: export AIR_GAPPED := 1
 test-containers: ## images and the Compose stack, once a database, on a real Docker engine
 	@tools/build.sh docker-compose
 	@trap '$(CURDIR)/tools/engine.sh stop' EXIT; $(MAKE) --no-print-directory images; \
-	  echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -run '^Test(Containers|Images?)' .
+	  echo "== containers"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -v -run '^Test(Containers|Images?)' .
 
 .PHONY: tools
 tools: ## build the pinned tools into the cache outside the checkout

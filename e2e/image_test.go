@@ -366,7 +366,7 @@ func TestImageTellsWhyNot(t *testing.T) {
 	own(t, certs)
 	absent := rig.FreeAddr(t)
 	s := startImage(t, e, "classify", []string{
-		"--volume", certs + ":/etc/tidegate/certs:ro", "--env", "NATS_URL=nats://" + absent, "--health-start-period", "0s", "--health-retries", "1",
+		"--volume", certs + ":/etc/tidegate/certs:ro", "--env", "NATS_URL=nats://" + absent, "--health-start-period", "1ms", "--health-retries", "1",
 		"--env", "TIDEGATE_CLASSIFY_LISTEN=" + rig.FreeAddr(t), "--env", "TIDEGATE_CLASSIFY_METRICS_LISTEN=" + rig.FreeAddr(t),
 	})
 	if err := rig.Eventually(30*time.Second, func() error {

@@ -15,8 +15,8 @@ die() { echo "engine: $*" >&2; exit 1; }
 # A Unix socket's name has 107 bytes at most, and containerd's lies deeper.
 [ ${#dir} -le 70 ] || die "the cache folder's name is too long for sockets: set XDG_CACHE_HOME to a shorter one"
 
-# What start found before it changed it: the forwarding switch and the policy, one file each.
-forwarding=/proc/sys/net/ipv4/ip_forward
+# What start found before dockerd changed it, kept in one file each: the kernel's switches and the forwarding policy.
+switches="ipv4/ip_forward bridge/bridge-nf-call-iptables bridge/bridge-nf-call-ip6tables"
 
 answers() { DOCKER_HOST=$1 timeout 20 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 running() { [ -f "$dir/docker.pid" ] && [ "$(cat "/proc/$(cat "$dir/docker.pid")/comm" 2>/dev/null)" = dockerd ]; }
@@ -60,7 +60,10 @@ start() {
   if answers "unix://$socket"; then print "unix://$socket" found; return; fi
   rm -f "$dir/docker.pid" "$socket"
   echo '{}' >"$dir/daemon.json" # the machine's own settings are for its own engine
-  cat $forwarding >"$dir/forwarding"
+  local switch
+  for switch in $switches; do # without br_netfilter, which dockerd loads, bridged frames pass no filter: off
+    cat "/proc/sys/net/$switch" >"$dir/${switch##*/}" 2>/dev/null || echo 0 >"$dir/${switch##*/}"
+  done
   iptables -S FORWARD 2>/dev/null | head -n1 >"$dir/policy" || true
   setsid nohup dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" \
     --host "unix://$socket" --config-file "$dir/daemon.json" >"$dir/docker.log" 2>&1 </dev/null 9>&- &
@@ -100,8 +103,12 @@ stop() {
   done
   # shellcheck disable=SC2046 # the policy is three words, as iptables prints it
   [ ! -s "$dir/policy" ] || iptables $(cat "$dir/policy")
-  [ ! -s "$dir/forwarding" ] || cat "$dir/forwarding" >$forwarding
-  rm -f "$dir/policy" "$dir/forwarding" "$dir/docker.pid" "$socket"
+  local switch
+  for switch in $switches; do
+    [ ! -s "$dir/${switch##*/}" ] || [ ! -w "/proc/sys/net/$switch" ] || cat "$dir/${switch##*/}" >"/proc/sys/net/$switch"
+    rm -f "$dir/${switch##*/}"
+  done
+  rm -f "$dir/policy" "$dir/docker.pid" "$socket"
 }
 
 case ${1:-start} in

@@ -16,9 +16,6 @@ import (
 // SQLite is the database type that is a file and has no server.
 const SQLite = "sqlite"
 
-// Databases are the values of DB_TYPE.
-var Databases = []string{dbtest.PostgreSQL, dbtest.MySQL, dbtest.MariaDB, dbtest.Galera, SQLite}
-
 // Database is an empty database of a test's own.
 type Database struct {
 	Type, URL string

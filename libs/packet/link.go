@@ -11,8 +11,10 @@ const (
 	LinkRawOpenBSD = 14
 	LinkRaw        = 101
 	LinkCiscoHDLC  = 104
+	LinkWLAN       = 105
 	LinkLoop       = 108
 	LinkCooked     = 113
+	LinkRadiotap   = 127
 	LinkPPI        = 192
 	LinkIPv4       = 228
 	LinkIPv6       = 229
@@ -72,6 +74,13 @@ func (p *Packet) DecodeLink(linkType int, frame []byte) Reason {
 			return TruncatedLink
 		}
 		return p.network(frame, binary.BigEndian.Uint16(frame[14:]), 16)
+	case LinkWLAN:
+		return p.wlan(frame, 0)
+	case LinkRadiotap: // version, padding, length of the header (radiotap.org)
+		if len(frame) < 4 || len(frame) < int(binary.LittleEndian.Uint16(frame[2:])) {
+			return TruncatedLink
+		}
+		return p.wlan(frame, int(binary.LittleEndian.Uint16(frame[2:])))
 	case LinkPPI: // version, flags, length and link type of what follows, in little-endian order (CACE PPI 3.1)
 		if len(frame) < 8 {
 			return TruncatedLink
@@ -80,10 +89,13 @@ func (p *Packet) DecodeLink(linkType int, frame []byte) Reason {
 		if size < 8 || len(frame) < size {
 			return TruncatedLink
 		}
-		if binary.LittleEndian.Uint32(frame[4:]) != LinkEthernet {
-			return UnsupportedLinkType
+		switch binary.LittleEndian.Uint32(frame[4:]) {
+		case LinkEthernet:
+			return p.ethernet(frame, size)
+		case LinkWLAN:
+			return p.wlan(frame, size)
 		}
-		return p.ethernet(frame, size)
+		return UnsupportedLinkType
 	case LinkCooked2:
 		if len(frame) < 20 {
 			return TruncatedLink

@@ -241,6 +241,7 @@ func TestLengthsThatLie(t *testing.T) {
 }
 
 func TestDecodeLink(t *testing.T) {
+	wlan := append(append([]byte{0x08, 0x01}, make([]byte, 22)...), 0xAA, 0xAA, 3, 0, 0, 0, 0x08, 0x00)
 	ip4 := v4.AppendUDP(nil, 53, 5353, body)[14:]
 	ip6 := v6.AppendUDP(nil, 53, 5353, body)[14:]
 	prefix := func(head, ip []byte) []byte { return append(append([]byte{}, head...), ip...) }
@@ -280,7 +281,8 @@ func TestDecodeLink(t *testing.T) {
 		{"hdlc", LinkCiscoHDLC, prefix([]byte{0x0F, 0, 8, 0}, ip4), OK, false},
 		{"hdlc short", LinkCiscoHDLC, []byte{0x0F, 0, 8}, TruncatedLink, false},
 		{"ppi", LinkPPI, prefix([]byte{0, 0, 12, 0, 1, 0, 0, 0, 0, 0, 0, 0}, v4.AppendUDP(nil, 53, 5353, body)), OK, false},
-		{"ppi of 802.11", LinkPPI, prefix([]byte{0, 0, 8, 0, 105, 0, 0, 0}, ip4), UnsupportedLinkType, false},
+		{"ppi of 802.11", LinkPPI, prefix([]byte{0, 0, 8, 0, 105, 0, 0, 0}, append(wlan[:len(wlan):len(wlan)], ip4...)), OK, false},
+		{"ppi of another", LinkPPI, prefix([]byte{0, 0, 8, 0, 147, 0, 0, 0}, ip4), UnsupportedLinkType, false},
 		{"ppi short", LinkPPI, []byte{0, 0, 12, 0, 1, 0, 0, 0}, TruncatedLink, false},
 		{"pppoe", LinkEthernet, prefix(append(make([]byte, 12), 0x88, 0x64, 0x11, 0, 0, 1, 0, 22, 0, 0x21), ip4), OK, false},
 		{"pppoe v6", LinkEthernet, prefix(append(make([]byte, 12), 0x88, 0x64, 0x11, 0, 0, 1, 0, 22, 0, 0x57), ip6), OK, true},
@@ -290,7 +292,12 @@ func TestDecodeLink(t *testing.T) {
 		{"mpls other", LinkEthernet, append(make([]byte, 12), 0x88, 0x47, 0, 1, 1, 64, 0, 0), NotIP, false},
 		{"mpls short", LinkEthernet, append(make([]byte, 12), 0x88, 0x47, 0, 1, 0, 64, 0, 1), TruncatedLink, false},
 		{"mpls without end", LinkEthernet, append(append(make([]byte, 12), 0x88, 0x47), make([]byte, 64)...), NotIP, false},
-		{"802.11", 105, ip4, UnsupportedLinkType, false},
+		{"802.11", LinkWLAN, prefix(wlan, ip4), OK, false},
+		{"802.11 protected", LinkWLAN, prefix(append([]byte{0x08, 0x41}, wlan[2:]...), ip4), NotIP, false},
+		{"802.11 short", LinkWLAN, wlan[:20], TruncatedLink, false},
+		{"radiotap", LinkRadiotap, prefix([]byte{0, 0, 8, 0, 0, 0, 0, 0}, append(wlan[:len(wlan):len(wlan)], ip4...)), OK, false},
+		{"radiotap short", LinkRadiotap, []byte{0, 0, 8, 0}, TruncatedLink, false},
+		{"other", 147, ip4, UnsupportedLinkType, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

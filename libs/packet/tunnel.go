@@ -6,6 +6,8 @@ import "encoding/binary"
 const (
 	portGTPU       = 2152
 	portVXLAN      = 4789
+	portVXLANGPE   = 4790
+	portGeneve     = 6081
 	portCapwapData = 5247
 	protoIPv4      = 4
 	protoIPv6      = 41
@@ -13,8 +15,8 @@ const (
 )
 
 // Inner decodes the packet that p's packet carries into in: IP in IP (RFC 2003, RFC 4213), GRE (RFC 2784,
-// RFC 2890), VXLAN (RFC 7348), GTP-U (3GPP TS 29.281) and CAPWAP data with 802.11 or 802.3 frames inside
-// (RFC 5415, RFC 5416). frame is the one that p was decoded from, with result OK; offsets in in index it too.
+// RFC 2890), ERSPAN, VXLAN (RFC 7348) and its generic extension, Geneve (RFC 8926), GTP-U (3GPP TS 29.281) and CAPWAP
+// data with 802.11 or 802.3 frames inside (RFC 5415, RFC 5416). frame is the one that p was decoded from, with result OK; offsets in in index it too.
 // It returns false, and leaves in undefined, when there is no whole IP packet inside. in may carry another one
 // again. in's VLAN is the inner tag's if there is one, else p's. Rules and meters of the kernel see the outer
 // packet only.
@@ -38,6 +40,10 @@ func (p *Packet) Inner(frame []byte, in *Packet) bool {
 		switch {
 		case p.DstPort == portVXLAN:
 			r = in.vxlan(frame, at)
+		case p.DstPort == portVXLANGPE:
+			r = in.vxlanGPE(frame, at)
+		case p.DstPort == portGeneve:
+			r = in.geneve(frame, at)
 		case p.DstPort == portGTPU || p.SrcPort == portGTPU:
 			r = in.gtp(frame, at)
 		case p.DstPort == portCapwapData || p.SrcPort == portCapwapData:
@@ -83,6 +89,19 @@ func (p *Packet) gre(frame []byte, off int) Reason {
 	switch kind := binary.BigEndian.Uint16(b[2:]); kind {
 	case 0x6558: // transparent Ethernet bridging
 		return p.ethernet(frame, off+size)
+	case 0x88BE: // ERSPAN (draft-foschiano-erspan 4): type II has a header and numbers its packets, type I neither
+		if flags&0x1000 != 0 {
+			size += 8
+		}
+		return p.ethernet(frame, off+size)
+	case 0x22EB: // type III: a longer header, and perhaps a part of the platform's own
+		if len(b) < size+12 {
+			return TruncatedLink
+		}
+		if b[size+11]&1 != 0 {
+			size += 8
+		}
+		return p.ethernet(frame, off+size+12)
 	default:
 		return p.network(frame, kind, off+size)
 	}
@@ -94,6 +113,44 @@ func (p *Packet) vxlan(frame []byte, off int) Reason {
 		return NotIP
 	}
 	return p.ethernet(frame, off+8)
+}
+
+// vxlanGPE reads the generic extension (draft-ietf-nvo3-vxlan-gpe 3): without the P bit it is plain VXLAN.
+func (p *Packet) vxlanGPE(frame []byte, off int) Reason {
+	b := frame[off:]
+	if len(b) < 8 || b[0]&0x08 == 0 {
+		return NotIP
+	}
+	if b[0]&0x04 == 0 {
+		return p.ethernet(frame, off+8)
+	}
+	switch b[3] {
+	case 1:
+		return p.network(frame, EtherTypeIPv4, off+8)
+	case 2:
+		return p.network(frame, EtherTypeIPv6, off+8)
+	case 3:
+		return p.ethernet(frame, off+8)
+	}
+	return NotIP
+}
+
+// geneve reads a header of version 0 with its options; control packets carry no frame.
+func (p *Packet) geneve(frame []byte, off int) Reason {
+	b := frame[off:]
+	if len(b) < 8 || b[0]&0xC0 != 0 || b[1]&0x80 != 0 {
+		return NotIP
+	}
+	size := 8 + 4*int(b[0]&0x3F)
+	if len(b) < size {
+		return TruncatedLink
+	}
+	switch kind := binary.BigEndian.Uint16(b[2:]); kind {
+	case 0x6558:
+		return p.ethernet(frame, off+size)
+	default:
+		return p.network(frame, kind, off+size)
+	}
 }
 
 func (p *Packet) gtp(frame []byte, off int) Reason {

@@ -72,6 +72,25 @@ var thresholdNames = map[string]func(t *detect.Thresholds) *float64{
 	"fast-ports":  func(t *detect.Thresholds) *float64 { return &t.FastPorts },
 	"fast-hosts":  func(t *detect.Thresholds) *float64 { return &t.FastHosts },
 	"arp-hosts":   func(t *detect.Thresholds) *float64 { return &t.ARPHosts },
+
+	"ack":            func(t *detect.Thresholds) *float64 { return &t.ACK },
+	"rst-fin":        func(t *detect.Thresholds) *float64 { return &t.RSTFIN },
+	"syn-ack":        func(t *detect.Thresholds) *float64 { return &t.SYNACK },
+	"syn-ack-again":  func(t *detect.Thresholds) *float64 { return &t.SYNACKAgain },
+	"invalid-flags":  func(t *detect.Thresholds) *float64 { return &t.Invalid },
+	"fragments":      func(t *detect.Thresholds) *float64 { return &t.Fragments },
+	"amp":            func(t *detect.Thresholds) *float64 { return &t.AmpPackets },
+	"amp-sources":    func(t *detect.Thresholds) *float64 { return &t.AmpSources },
+	"amp-bits":       func(t *detect.Thresholds) *float64 { return &t.AmpBits },
+	"flows":          func(t *detect.Thresholds) *float64 { return &t.Flows },
+	"http-pair":      func(t *detect.Thresholds) *float64 { return &t.HTTPPair },
+	"http":           func(t *detect.Thresholds) *float64 { return &t.HTTP },
+	"dns-names":      func(t *detect.Thresholds) *float64 { return &t.DNSNames },
+	"dns-queries":    func(t *detect.Thresholds) *float64 { return &t.DNSQueries },
+	"logins":         func(t *detect.Thresholds) *float64 { return &t.Logins },
+	"unfinished":     func(t *detect.Thresholds) *float64 { return &t.Stalled },
+	"dns-data":       func(t *detect.Thresholds) *float64 { return &t.DNSData },
+	"changed-echoes": func(t *detect.Thresholds) *float64 { return &t.EchoData },
 }
 
 // UnmarshalText reads a group from its text form.

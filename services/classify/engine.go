@@ -53,6 +53,17 @@ type Engine struct {
 	scanners map[netip.Addr]*detect.Scanner
 	probes   map[[2]netip.Addr]*detect.ProtocolProbe
 
+	repeats  *detect.Repeats
+	logins   *detect.Logins
+	stallers *detect.Stallers
+	names    *detect.Names
+	echoes   *detect.Echoes
+	pending  []finding // of batches, told with the next window
+	checked  int64     // when the stallers were last looked at
+	firstNs  int64     // start of the first window
+	lastEnd  int64     // end of the newest window
+	sensor   string    // of the newest window
+
 	attacks map[attackKey]*attack
 	rules   map[string]*ruleState
 	blocked map[netip.Addr]*attack // sources that scans made blocked → the attack whose rule it is
@@ -83,6 +94,9 @@ func (e *Engine) reset() {
 	e.targets = make(map[netip.Addr]*target)
 	e.scanners = make(map[netip.Addr]*detect.Scanner)
 	e.probes = make(map[[2]netip.Addr]*detect.ProtocolProbe)
+	e.repeats, e.logins, e.stallers = &detect.Repeats{}, detect.NewLogins(), detect.NewStallers()
+	e.names, e.echoes, e.pending = detect.NewNames(), detect.NewEchoes(), nil
+	e.firstNs, e.lastEnd = 0, 0
 	e.attacks = make(map[attackKey]*attack)
 	e.rules = make(map[string]*ruleState)
 	e.flooded = make(map[[16]byte]int)
@@ -141,12 +155,16 @@ func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	*out = WindowResult{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.firstNs == 0 || w.GetStartNs() < e.firstNs {
+		e.firstNs = w.GetStartNs()
+	}
 	for _, t := range w.GetTargets() {
 		if t.GetPrefixLen() == 128 && len(t.GetAddr()) == 16 {
 			e.destination(w, t, out)
 		}
 	}
 	e.sources(w, out)
+	e.sessions(w, out)
 	e.tick(w, out)
 	return nil
 }
@@ -156,6 +174,9 @@ const (
 	steepSlots  = 2
 	steepFactor = 2
 )
+
+// settleWindows is how many windows a live sensor has seen before packets outside any flow mean something.
+const settleWindows = 50
 
 // now is the time of decisions: the caller's clock, or the window's end.
 func (e *Engine) now(w *flowv1.Window) int64 {
@@ -171,20 +192,31 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	addr := flow.Addr(addr16)
 	e.read(wt)
 	e.protocolProbes(w, out)
+	e.samples(w)
 	g := e.groups.of(addr)
 	if g == nil {
 		return
 	}
 	t := e.target(addr, w)
 	sums := detect.FromTarget(wt)
-	sums.Samples = detect.CountSamples(e.facts, func(f *header.Facts) bool {
-		return e.peers.Trusted(addr16, f.Src, f.Protocol, f.SrcPort, w.GetStartNs())
+	sums.Samples = detect.CountSamples(e.facts, func(f *header.Facts) detect.Standing {
+		switch {
+		case !e.peers.Trusted(addr16, f.Src, f.Protocol, f.SrcPort, w.GetStartNs()):
+			return detect.Stranger
+		case e.settled(addr16, f.Src, w.GetStartNs()):
+			return detect.Settled
+		}
+		return detect.Peer
 	})
+	sums.Samples.Overlaps = detect.Overlaps(e.facts, e.raw)
 	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
 	second, short, slot := t.series.Sum(detect.Slots), t.series.Sum(steepSlots), t.series.Sum(1)
-	calm := true
+	calm, name := true, addr.String()
 	for i := range e.floods {
 		d := &e.floods[i]
+		if d.Stray && e.cfg.Now != nil && w.GetSequence() < settleWindows {
+			continue // the sensor has just started and meets connections in their middle
+		}
 		level := d.Measure(&second, &g.thresholds)
 		if d.Steep && level.Level < 1 {
 			if m := d.Measure(&short, &g.thresholds); m.Level*detect.Slots/steepSlots >= steepFactor {
@@ -192,8 +224,14 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 				level.Level = 1
 			}
 		}
-		rate := d.Measure(&slot, &g.thresholds).Level * detect.Slots
-		a := e.attacks[attackKey{d.Type, addr.String()}]
+		a := e.attacks[attackKey{d.Type, name}]
+		if a != nil && a.flood == nil {
+			continue // found by what single packets tell
+		}
+		rate := 0.0
+		if level.Level > 0 {
+			rate = d.Measure(&slot, &g.thresholds).Level * detect.Slots
+		}
 		r := t.rise(d, w, rate >= 0.5 || a != nil && rate > 0.05, e.facts, e.raw)
 		if r != nil || a != nil {
 			calm = false
@@ -205,7 +243,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 			if r != nil {
 				start = e.riseNs(r, addr16)
 			}
-			a = e.begin(w, d.Type, addr.String(), start)
+			a = e.begin(w, d.Type, name, start)
 			a.target, a.flood = addr, d
 			e.flooded[addr16]++
 			e.account(a, level.Packets, level.Bytes)
@@ -319,6 +357,9 @@ func (e *Engine) Flush(b *BatchResult, out *WindowResult) {
 		out = &drop
 	}
 	*out = WindowResult{}
+	if e.lastEnd != 0 {
+		e.sessions(&flowv1.Window{StartNs: e.lastEnd, EndNs: e.lastEnd, Sensor: e.sensor}, out)
+	}
 	for _, a := range e.ordered() {
 		e.finish(a, a.updatedNs, out)
 	}

@@ -9,6 +9,7 @@ import (
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/app"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
 )
 
 // Unknown is the label of flows whose payload names no application.
@@ -30,6 +31,9 @@ type flowState struct {
 	final   bool  // the label is final
 	said    bool  // … and was told in Enough
 	good    bool  // noted as good peers
+	stalled bool  // its request is noted as unfinished
+	denied  bool  // the server refused a log-in
+	head    detect.Head
 }
 
 // labeller reads a flow's payload; see internal/app.
@@ -135,6 +139,7 @@ func (e *Engine) evictFlow() {
 			break
 		}
 	}
+	e.over(oldest, found)
 	found.close()
 	delete(e.flows, oldest)
 	e.flowsEvicted++
@@ -155,6 +160,7 @@ func (e *Engine) segment(id flowID, direction uint8, offset uint32, timeNs int64
 	}
 	f.lastNs = max(f.lastNs, timeNs)
 	f.payload |= 1 << direction
+	e.dialogue(id, f, direction, offset, timeNs, data)
 	if f.payload == 3 {
 		e.good(f)
 	}
@@ -222,8 +228,10 @@ func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch) *eventv1.FlowR
 				f.result = f.label.result()
 			}
 		} else {
+			e.over(id, f)
 			f.close()
 			delete(e.flows, id)
+			e.session(f, x)
 		}
 		r.App, r.Alpn, r.Host, r.HostSource = f.result.app, f.result.alpn, f.result.host, f.result.hostSource
 		f.result.facts(r)

@@ -18,11 +18,22 @@ import (
 // crowd is how many sources may scan one host under flood in one window before they count as the flood.
 const crowd = 4
 
+// settledNs is how long a peer is known before it may begin many flows and send many requests.
+const settledNs = int64(60e9)
+
+// settled: the source exchanged payload with the host a minute ago already. A live engine that is younger itself cannot
+// know, and takes everyone who did so at all for settled.
+func (e *Engine) settled(host, src [16]byte, nowNs int64) bool {
+	p := e.peers.Known(host, src)
+	return p != nil && (nowNs-p.FirstNs > settledNs || e.cfg.Now != nil && nowNs-e.firstNs < settledNs)
+}
+
 // finding is a scan that a source was caught at.
 type finding struct {
 	scan    detect.Scan
 	source  netip.Addr
 	firstNs int64
+	toward  bool // only what goes to the host is blocked: the source is innocent, or does other things too
 	facts   []header.Facts
 	raw     [][]byte
 }
@@ -42,7 +53,10 @@ func (e *Engine) sources(w *flowv1.Window, out *WindowResult) {
 		if g == nil {
 			continue
 		}
-		for _, judge := range []func(*detect.Thresholds) (detect.Scan, bool){s.PortScan, s.HostSweep} {
+		flows := func(t *detect.Thresholds) (detect.Scan, bool) {
+			return s.FlowFlood(t, e.settled(s.Host().As16(), addr.As16(), w.GetStartNs()))
+		}
+		for _, judge := range []func(*detect.Thresholds) (detect.Scan, bool){s.PortScan, s.HostSweep, flows} {
 			scan, ok := judge(&g.thresholds)
 			if !ok || e.partOfFlood(s, scan.Host) {
 				continue
@@ -229,6 +243,10 @@ func (e *Engine) scanOf(f *finding) *attack {
 // traffic would go with it.
 func (e *Engine) scanVerdict(w *flowv1.Window, a *attack, list []finding, out *WindowResult) {
 	c := verdict.Choice{Key: verdict.KeySources, AttackShare: 1}
+	if list[0].scan.Alert {
+		e.alert(w, a, list, out)
+		return
+	}
 	for i := range list {
 		if len(c.Rules) == verdict.MaxSources {
 			break
@@ -239,12 +257,23 @@ func (e *Engine) scanVerdict(w *flowv1.Window, a *attack, list []finding, out *W
 		switch {
 		case e.groups.all == nil && e.groups.of(src) != nil:
 			r.Action = policy.Count
+		case list[i].toward:
+			host := list[i].scan.Host
+			r.Match.Dst = netip.PrefixFrom(host, host.BitLen())
+			if a.key.typ == detect.SYNACKReflection {
+				r.Match.HasProtocol, r.Match.Protocol = true, 6
+				r.Match.TCPFlags, r.Match.TCPFlagsMask = policy.SYN|policy.ACK, policy.SYN|policy.ACK
+			}
 		case e.peers.Known(list[i].scan.Host.As16(), src.As16()) != nil && tcp(list[i].facts):
 			// A known peer keeps what it has: only what begins connections goes.
 			r.Match.HasProtocol, r.Match.Protocol = true, 6
 			r.Match.TCPFlags, r.Match.TCPFlagsMask = policy.SYN, policy.SYN|policy.ACK
 		}
 		// A source that is blocked already gets its rule again, not a second one with the same match.
+		if list[i].toward {
+			c.Rules = append(c.Rules, r)
+			continue
+		}
 		if b := e.blocked[src]; b != nil {
 			r.AttackID = b.id
 		} else if r.Action == policy.Drop {
@@ -261,6 +290,9 @@ func (e *Engine) scanVerdict(w *flowv1.Window, a *attack, list []finding, out *W
 		c.Explanation = fmt.Sprintf("%d sources tried %s (%s), so these sources are blocked.", n, what, a.key.target)
 	} else if c.Rules[0].Action == policy.Count {
 		c.Explanation = fmt.Sprintf("%s, itself protected, tried %s (%s); its packets are counted, not dropped.", list[0].source, what, a.key.target)
+	}
+	if what := list[0].scan.What; what != "" && c.Rules[0].Action != policy.Count {
+		c.Explanation = fmt.Sprintf(what, list[0].source, list[0].scan.Host) + ", so it is blocked."
 	}
 	m := list[0].scan.Measure
 	e.verdict(w, a, &c, m.Features, m.Limits, []uint64{w.GetSequence()}, list[0].facts, list[0].raw, out)

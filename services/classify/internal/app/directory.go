@@ -1,5 +1,7 @@
 package app
 
+import "bytes"
+
 // directoryProtocols are directories, logins and management.
 var directoryProtocols = []protocol{
 	{label: "ldap", lead: "30", stream: ldapMessage, datagram: ldapMessage, rank: shaped},
@@ -11,13 +13,23 @@ var directoryProtocols = []protocol{
 	{label: "rmcp", lead: "06", datagram: rmcpDatagram},
 }
 
+// startTLS is the name of the request that turns a connection to TLS (RFC 4511 4.14.1).
+const startTLS = "1.3.6.1.4.1.1466.20037"
+
 // ldapMessage recognises LDAP (RFC 4511 4.1.1): a sequence of a message id and an operation.
 func ldapMessage(f *Flow, in *input) outcome {
 	b := in.data
+	if f.at >= 0 { // StartTLS was asked for: the client's handshake follows the request
+		_, _, rest, whole := element(b)
+		if whole && len(rest) > 5 && rest[0] == recordHandshake && f.insideTLS(rest) {
+			return f.is("ldap", Negotiated, final)
+		}
+		return label
+	}
 	if b[0] != 0x30 {
 		return no
 	}
-	if len(b) < 9 {
+	if len(b) < 7 {
 		if f.proto == 6 {
 			return more
 		}
@@ -54,9 +66,16 @@ func ldapMessage(f *Flow, in *input) outcome {
 		if rest[1] != 0 {
 			return no
 		}
+	case 0x50: // abandon: the other message's id, and that is all
+		if len(body) < 1 || len(body) > 4 || 2+len(body) != len(rest) {
+			return no
+		}
 	case 0x77, 0x78: // extended
 		if len(body) < 3 || body[0] != 0x80 && body[0] != 10 {
 			return no
+		}
+		if f.proto == 6 && op == 0x77 && bytes.Contains(body, []byte(startTLS)) {
+			return label
 		}
 	default:
 		return no

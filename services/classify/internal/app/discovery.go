@@ -3,14 +3,21 @@ package app
 import "bytes"
 
 // llmnrDatagram recognises LLMNR (RFC 4795 2.1): DNS's shape on port 5355 of either side.
+// Flags that the RFC forbids do not hide a message that is nothing but one question.
 func llmnrDatagram(f *Flow, in *input) outcome {
 	b := in.data
-	if !f.hasPort(portLLMNR) || len(b) < 12 || !dnsHeader(b, true) {
+	if !f.hasPort(portLLMNR) || len(b) < 12 {
 		return no
 	}
 	var q question
 	if !q.skip(b) {
 		return no
+	}
+	if !dnsHeader(b, true) {
+		if be16(b[4:]) != 1 || !zero(b[6:12]) || q.end != len(b) || !q.plausible(b) {
+			return no
+		}
+		f.risk(true, Malformed)
 	}
 	f.setHost(q.name(f.engine, b))
 	return final

@@ -25,7 +25,7 @@ var nameProtocols = []protocol{
 	{label: "slp", lead: "01-02", datagram: slpDatagram, stream: slpDatagram, rank: shaped, byPort: true},
 	{label: "nat_pmp", lead: "00-02", datagram: natPMPDatagram, rank: loose, byPort: true},
 	{label: "ntp", lead: "08-27 48-67 88-a7 c8-e7", datagram: ntpDatagram, rank: shaped},
-	{label: "dns", stream: dnsStream, datagram: dnsDatagram, rank: shaped},
+	{label: "dns", stream: dnsStream, datagram: dnsDatagram, rank: shaped, also: []string{"llmnr"}},
 }
 
 // dnsDatagram recognises DNS over UDP (RFC 1035 4).
@@ -54,6 +54,9 @@ func dnsDatagram(f *Flow, in *input) outcome {
 	f.risk(!asked && !q.short || !dnsHeader(b, true), Malformed)
 	if asked {
 		return f.asked(in, &q, b)
+	}
+	if b[2]&0x80 == 0 {
+		return label // the answer may repeat the question in better shape
 	}
 	return final
 }
@@ -108,7 +111,7 @@ func (q *question) tunnel(b []byte) bool {
 	return false
 }
 
-// dnsStream recognises DNS over TCP: messages behind a 2-byte length (RFC 1035 4.2.2).
+// dnsStream recognises DNS and LLMNR over TCP: messages behind a 2-byte length (RFC 1035 4.2.2).
 func dnsStream(f *Flow, in *input) outcome {
 	b := in.data
 	if len(b) < 2 {
@@ -134,7 +137,11 @@ func dnsStream(f *Flow, in *input) outcome {
 			return more
 		}
 	}
-	return dnsMessage(f, in, b[:min(size, len(b))])
+	o := dnsMessage(f, in, b[:min(size, len(b))])
+	if (o == label || o == final) && f.hasPort(portLLMNR) { // RFC 4795 2.4
+		return f.is("llmnr", Port, o)
+	}
+	return o
 }
 
 // mdnsDatagram recognises multicast DNS (RFC 6762 18): DNS's shape on port 5353 of either side.

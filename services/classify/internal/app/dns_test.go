@@ -34,7 +34,7 @@ func TestDNS(t *testing.T) {
 		{"trailing bytes on another port", udp, 1, 5300, append(append([]byte{}, query...), 1, 2), unknown},
 		{"class on another port", udp, 1, 5300, edit(len(query)-2, 0x77, 0), unknown},
 		{"counts damaged on its port", udp, 1, 53, edit(6, 0x33), want},
-		{"name damaged on its port", udp, 1, 53, edit(12, 0xAA), Result{App: "dns", Final: true}},
+		{"name damaged on its port", udp, 1, 53, edit(12, 0xAA), Result{App: "dns"}},
 		{"both damaged", udp, 1, 53, edit(6, 0x33, 0, 0, 0, 0, 0, 0xAA), Result{App: "dns", Confidence: Port, Final: true}},
 		{"counts and name damaged", udp, 1, 53, edit(4, 0x33, 0, 0, 0, 0, 0, 0, 0, 0xAA), unknown},
 		{"opcode", udp, 1, 53, edit(2, 0x78), unknown},

@@ -28,7 +28,7 @@ func httpStream(f *Flow, in *input) outcome {
 		return more
 	}
 	if at == 0 {
-		return no
+		return f.simpleAnswer(in)
 	}
 	line := b[at:]
 	end := bytes.IndexByte(line, '\n')
@@ -47,7 +47,17 @@ func httpStream(f *Flow, in *input) outcome {
 	if i := bytes.LastIndexByte(target, ' '); i >= 0 {
 		target, version = target[:i], bytes.TrimRight(target[i+1:], "\r")
 	}
-	if !bytes.HasPrefix(version, []byte("HTTP/1.")) || len(target) == 0 {
+	if i := bytes.Index(target, []byte("HTTP/1.")); version == nil && i >= 0 && i <= 1 {
+		target, version = target[:i], bytes.TrimRight(target[i:], "\r") // a request for nothing, or without the space
+		f.risk(true, Malformed)
+	}
+	if !bytes.HasPrefix(version, []byte("HTTP/1.")) {
+		if version == nil && simpleRequest(b) {
+			if len(f.other(in)) == 0 {
+				return more
+			}
+			return simpleBody(f.other(in))
+		}
 		if len(version) != len("HTTP/1.1") || !bytes.HasPrefix(version, []byte("HTTP/")) || version[6] != '.' || len(target) == 0 {
 			return no // RTSP, SIP, ICAP and others share the shape
 		}
@@ -55,6 +65,42 @@ func httpStream(f *Flow, in *input) outcome {
 	}
 	f.facts.Method = f.engine.names.get(b[:at-1])
 	return f.httpFields(in, target, line[end+1:])
+}
+
+// simpleRequest tells whether b begins a request of HTTP/0.9 (RFC 1945 4.1): a path and no version. Several shells of
+// text would pass, so what is answered has to be a page.
+func simpleRequest(b []byte) bool {
+	if end := bytes.IndexByte(b, '\n'); end >= 0 {
+		b = b[:end]
+	}
+	return prefixed(b, "GET /") && bytes.IndexByte(b[4:], ' ') < 0
+}
+
+// simpleAnswer is simpleRequest seen from the other side.
+func (f *Flow) simpleAnswer(in *input) outcome {
+	if o := simpleBody(in.data); o != final {
+		return o
+	}
+	request := f.other(in)
+	if len(request) == 0 {
+		return more
+	}
+	if !simpleRequest(request) {
+		return no
+	}
+	return final
+}
+
+// simpleBody takes the beginning of a page.
+func simpleBody(b []byte) outcome {
+	b = bytes.TrimLeft(b, " \t\r\n")
+	switch {
+	case len(b) == 0:
+		return more
+	case b[0] == '<':
+		return final
+	}
+	return no
 }
 
 // httpFields reads the header of a request.

@@ -61,16 +61,23 @@ func (f *Flow) secured(in *input, ask, name string) outcome {
 	}
 	// The handshake's record follows the command.
 	if i := bytes.Index(b, []byte("\n\x16\x03")); i >= 0 {
-		var h hello
-		if message, _ := tlsMessage(f.engine, b[i+1:]); len(message) > 4 && message[0] == clientHello {
-			if h.parse(message); !h.bad {
-				h.keep(f)
-				h.prints(f, 't')
-			}
-		}
+		f.insideTLS(b[i+1:])
 		return f.is(name, Negotiated, final)
 	}
 	return f.is(name, Negotiated, label)
+}
+
+// insideTLS reads a ClientHello that another protocol led to, and tells whether it is all there.
+func (f *Flow) insideTLS(b []byte) (whole bool) {
+	var h hello
+	message, whole := tlsMessage(f.engine, b)
+	if len(message) > 4 && message[0] == clientHello {
+		if h.parse(message); !h.bad {
+			h.keep(f)
+			h.prints(f, 't')
+		}
+	}
+	return whole
 }
 
 // smtpStream recognises SMTP (RFC 5321 3.1, 4.1.1) and LMTP (RFC 2033).
@@ -111,7 +118,7 @@ func smtpStream(f *Flow, in *input) outcome {
 
 func smtpCommand(word []byte) bool {
 	switch string(word) {
-	case "EHLO", "HELO", "LHLO", "MAIL", "RCPT", "STARTTLS", "VRFY", "EXPN":
+	case "EHLO", "HELO", "LHLO", "MAIL", "RCPT", "VRFY", "EXPN":
 		return true
 	}
 	return false

@@ -138,7 +138,8 @@ func xmppStream(f *Flow, in *input) outcome {
 	return best
 }
 
-// ircStream recognises IRC (RFC 2812 3.1): NICK and USER of a client that registers, or a server's first notice.
+// ircStream recognises IRC (RFC 2812 3.1): NICK and USER of a client that registers, its capabilities (IRCv3, CAP), a
+// server's first notice, or its answer to STARTTLS (IRCv3, tls).
 func ircStream(f *Flow, in *input) outcome {
 	b := in.data
 	whole, text := wholeLine(b)
@@ -149,7 +150,7 @@ func ircStream(f *Flow, in *input) outcome {
 		if !whole {
 			return more
 		}
-		if anyOf(b[:min(len(b), 200)], " NOTICE ", " 001 ", " PRIVMSG ", " 020 ") {
+		if anyOf(b[:min(len(b), 200)], " NOTICE ", " 001 ", " PRIVMSG ", " 020 ", " 670 ", " CAP * ") {
 			return final
 		}
 		return no
@@ -162,11 +163,11 @@ func ircStream(f *Flow, in *input) outcome {
 	}
 	switch {
 	case prefixed(b, "NICK ") && anyOf(b, "\nUSER "), prefixed(b, "USER ") && anyOf(b, "\nNICK "),
-		prefixed(b, "CAP LS"), prefixed(b, "PASS ") && anyOf(b, "\nNICK "):
+		prefixed(b, "CAP LS"), prefixed(b, "CAP REQ :"), prefixed(b, "PASS ") && anyOf(b, "\nNICK "):
 		return final
 	case prefixed(b, "USER ") && bytes.Count(b[:bytes.IndexByte(b, '\n')], []byte(" ")) >= 4:
 		return final
-	case prefixed(b, "NICK "), prefixed(b, "USER "), prefixed(b, "PASS "), prefixed(b, "NOTICE"):
+	case prefixed(b, "NICK "), prefixed(b, "USER "), prefixed(b, "PASS "), prefixed(b, "NOTICE"), prefixed(b, "STARTTLS\r\n"):
 		return more
 	}
 	return no

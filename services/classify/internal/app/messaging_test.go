@@ -13,6 +13,8 @@ var messagingSamples = []sample{
 	{label: "xmpp", port: 5222, says: []string{"><?xml version='1.0'?><stream:stream to='example.org' xmlns='jabber:client'>"}},
 	{label: "truphone", port: 5222, says: []string{"><?xml version='1.0'?><stream:stream to='truphone.example' xmlns='jabber:client'>"}},
 	{label: "irc", port: 6667, says: []string{">NICK bob\r\nUSER bob 0 * :Bob\r\n"}},
+	{label: "irc", port: 6667, says: []string{">CAP REQ :multi-prefix\r\n"}},
+	{label: "irc", port: 6667, says: []string{">STARTTLS\r\n", "<:irc.example.org 670  :go ahead\r\n"}},
 	{label: "irc", port: 6667, says: []string{"<:irc.example.org NOTICE AUTH :hello\r\n"}},
 	{label: "gearman", port: 4730, says: []string{">\x00REQ\x00\x00\x00\x07"}},
 	{label: "zabbix", port: 10051, says: []string{">ZBXD\x01" + l32(9)}},

@@ -34,7 +34,7 @@ func bittorrentDatagram(f *Flow, in *input) outcome {
 	if len(b) < 16 {
 		return no
 	}
-	if b[0] == 'd' && (at(b, 0, "d1:ad2:id20:") || at(b, 0, "d1:rd2:id20:") || at(b, 0, "d1:eli") || at(b, 0, "d2:ip") && anyOf(b, "1:rd2:id20:") || anyOf(b[:min(len(b), 16)], "d1:ad", "d1:rd")) {
+	if b[0] == 'd' && (at(b, 0, "d1:ad2:id20:") || at(b, 0, "d1:rd2:id20:") || at(b, 0, "d1:eli") || at(b, 0, "d1:q") && anyOf(b[:min(len(b), 40)], "1:rd2:id20:", "1:ad2:id20:") || at(b, 0, "d2:ip") && anyOf(b, "1:rd2:id20:") || anyOf(b[:min(len(b), 16)], "d1:ad", "d1:rd")) {
 		return final
 	}
 	if len(b) == 16 && be32(b) == 0x417 && be32(b[4:]) == 0x27101980 {

@@ -5,6 +5,7 @@ import "testing"
 var peerSamples = []sample{
 	{label: "bittorrent", port: 6881, says: []string{">\x13BitTorrent protocol" + z(8) + x(40)}},
 	{label: "bittorrent", port: 6881, udp: true, says: []string{">d1:ad2:id20:" + x(20) + "e1:q4:ping1:t2:aa1:y1:qe"}},
+	{label: "bittorrent", port: 6881, udp: true, says: []string{">d1:q9:find_node1:rd2:id20:" + x(20) + "e1:t2:aa1:y1:re"}},
 	{label: "bittorrent", port: 6969, udp: true, says: []string{">" + u32(0x417) + u32(0x27101980) + u32(0) + u32(77)}},
 	{label: "bittorrent", port: 6881, udp: true, says: []string{ // uTP: SYN and its answer
 		">\x41\x00\x12\x34" + u32(99) + u32(0) + u32(1<<20) + u16(1) + u16(0),

@@ -106,6 +106,10 @@ func gtpDatagram(f *Flow, in *input) outcome {
 		if b[0]&0x10 != 0 && (size+8 == len(b) || size+20 == len(b)) && b[1] != 0 {
 			return final
 		}
+		// The first fragment of a carried packet: both lengths still have to agree.
+		if b[0] == 0x30 && b[1] == 0xFF && size+8 > len(b) && len(b) >= 28 && b[8] == 0x45 && be16(b[10:]) == size {
+			return final
+		}
 	case 2:
 		if size+4 <= len(b) && b[1] != 0 {
 			return final

@@ -9,6 +9,7 @@ var routingSamples = []sample{
 	{label: "bfd", port: 3784, udp: true, says: []string{">\x20\xc8\x03\x18" + u32(1) + u32(0) + z(12)}},
 	{label: "lisp", port: 4342, udp: true, says: []string{">\x10\x00\x00\x01" + x(20)}},
 	{label: "capwap", port: 5246, udp: true, says: []string{">\x00\x10\x02\x00" + z(4) + x(20)}},
+	{label: "gtp", port: 2152, udp: true, says: []string{">\x30\xff" + u16(1400) + u32(7) + "\x45\x00" + u16(1400) + x(40)}}, // a fragment
 	{label: "gtp", port: 2152, udp: true, says: []string{">\x30\xff" + u16(20) + u32(7) + x(20)}},
 	{label: "pfcp", port: 8805, udp: true, says: []string{">\x20\x05" + u16(12) + x(12)}},
 	{label: "netflow", port: 2055, udp: true, says: []string{">" + u16(5) + u16(1) + u32(1000) + u32(1700000000) + z(12) + x(48)}},

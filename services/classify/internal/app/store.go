@@ -75,12 +75,15 @@ func memcachedDatagram(_ *Flow, in *input) outcome {
 	return no
 }
 
-// respStream recognises Redis (RESP2 and 3): an array of bulk strings from the client. What the server says is
-// alike to others' text, so it is the client that tells.
-func respStream(_ *Flow, in *input) outcome {
-	b := in.data
+// respStream recognises Redis (RESP2 and 3): an array of bulk strings from the client, or an inline command, which is a
+// line of text that a typed value answers. What the server says is alike to others' text, so the client has to fit too.
+func respStream(f *Flow, in *input) outcome {
+	b, other := in.data, f.other(in)
 	if b[0] != '*' {
-		return no
+		return respInline(b, other)
+	}
+	if len(other) > 0 && respCommand(other) == label {
+		return final // an array as the answer; its elements may be of any type
 	}
 	n, rest, o := respNumber(b[1:])
 	if o != label {
@@ -97,6 +100,66 @@ func respStream(_ *Flow, in *input) outcome {
 			return final
 		}
 		return o
+	}
+	return no
+}
+
+// respInline takes an inline command or its answer, and what the other side said; a type is no letter.
+func respInline(b, other []byte) outcome {
+	if letter := b[0] | 0x20; letter < 'a' || letter > 'z' {
+		b, other = other, b
+	}
+	asked, answered := more, more
+	if len(b) > 0 {
+		asked = respCommand(b)
+	}
+	if len(other) > 0 {
+		answered = respValue(other)
+	}
+	switch {
+	case asked == no || answered == no:
+		return no
+	case asked == label && answered == label:
+		return final
+	}
+	return more
+}
+
+// respCommand wants a word at the beginning of lines of text; a module's has a dot.
+func respCommand(b []byte) outcome {
+	n := 0
+	for n < len(b) && (alphanumeric(b[n]) || b[n] == '.') {
+		n++
+	}
+	switch {
+	case n > 24, !printable(b):
+		return no
+	case n == len(b):
+		return more
+	case n < 3 || b[n] != ' ' && b[n] != '\r' && b[n] != '\n':
+		return no
+	}
+	return label
+}
+
+// respValue reads the beginning of an answer: a type and a number behind it, or one of the fixed texts.
+func respValue(b []byte) outcome {
+	switch b[0] {
+	case ':', '$', '*', '%', '~', '>', '|':
+		_, _, o := respNumber(b[1:])
+		return o
+	case '+': // +OK is POP3's as well, which is asked first
+		best := no
+		for _, s := range [...]string{"+OK\r\n", "+PONG\r\n", "+QUEUED\r\n", "+RESET\r\n"} {
+			best = max(best, begins(b, s))
+		}
+		return best
+	case '-':
+		best := no
+		for _, s := range [...]string{"-NOAUTH ", "-WRONGTYPE ", "-WRONGPASS ", "-LOADING "} { // -ERR is POP3's as well
+			best = max(best, begins(b, s))
+		}
+		return best
 	}
 	return no
 }

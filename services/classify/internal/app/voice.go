@@ -36,11 +36,14 @@ func stunMessage(b []byte) bool {
 		return false
 	}
 	size := be16(b[2:])
-	if size%4 != 0 || size+20 > len(b) {
+	if size+20 > len(b) {
 		return false
 	}
-	if be32(b[4:]) == 0x2112A442 {
-		return true
+	if be32(b[4:]) == 0x2112A442 { // MS-TURN 2.2 does not pad, and then the length has to be the datagram's
+		return size%4 == 0 || size+20 == len(b)
+	}
+	if size%4 != 0 {
+		return false
 	}
 	if kind := be16(b) &^ 0x110; kind != 1 && kind != 2 && kind != 3 || size+20 != len(b) {
 		return false

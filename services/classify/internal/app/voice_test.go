@@ -16,6 +16,7 @@ func media(sequence int) string {
 
 var voiceSamples = []sample{
 	{label: "stun", port: 3478, udp: true, says: []string{">" + stunBinding}},
+	{label: "stun", port: 3478, udp: true, says: []string{">\x00\x03" + u16(9) + stunCookie + x(12) + "\x00\x15" + in16(x(5))}}, // no padding
 	{label: "stun", port: 3478, says: []string{">" + stunBinding + "\x00\x00"}},
 	{label: "stun", port: 5000, udp: true, says: []string{">" + stunBinding, ">\x81\xc9\x00\x01" + u32(77)}}, // control alone
 	{label: "srtp", port: 5000, udp: true, says: []string{">" + stunBinding, ">" + media(1), ">" + media(2)}},

@@ -211,8 +211,11 @@ func teredoDatagram(f *Flow, in *input) outcome {
 	if len(b) > 8 && b[0] == 0 && b[1] == 0 { // origin
 		b = b[8:]
 	}
-	if len(b) < 40 || b[0]>>4 != 6 || be16(b[4:])+40 != len(b) {
+	if len(b) < 40 || b[0]>>4 != 6 {
 		return no
+	}
+	if size := be16(b[4:]) + 40; size != len(b) && (size != 40 || b[6] != 59) {
+		return no // behind a bubble, which carries nothing (RFC 4380 2.8), there may be trailers (RFC 6081 4)
 	}
 	if be32(b[8:]) == 0x20010000 || be32(b[24:]) == 0x20010000 || f.hasPort(3544) && be16(b[8:]) == 0xFE80 {
 		return final

@@ -18,6 +18,7 @@ var vpnSamples = []sample{
 	{label: "pptp", port: 1723, says: []string{">" + u16(156) + u16(1) + u32(0x1A2B3C4D) + u16(1) + z(2)}},
 	{label: "tailscale", port: 41641, udp: true, says: []string{">TS\xf0\x9f\x92\xac" + x(60)}},
 	{label: "tinc", port: 655, says: []string{">0 alpha 17.7\n"}},
+	{label: "teredo", port: 3544, udp: true, says: []string{">\x60\x00\x00\x00" + u16(0) + "\x3b\x15" + u32(0x20010000) + x(12) + x(16) + "\x01\x04" + x(4)}},
 	{label: "teredo", port: 3544, udp: true, says: []string{">\x60\x00\x00\x00" + u16(8) + "\x3a\x40" + u32(0x20010000) + x(12) + x(16) + x(8)}},
 	{label: "dnscrypt", port: 443, udp: true, says: []string{"<r6fnvWj8" + x(60)}},
 	{label: "socks", port: 1080, says: []string{">\x05\x01\x00", "<\x05\x00", ">\x05\x01\x00\x03\x0bexample.org\x00\x50"}},

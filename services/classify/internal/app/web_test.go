@@ -12,6 +12,8 @@ var webSamples = []sample{
 		">\x81\x82abcdxy"}},
 	{label: "http2", port: 80, says: []string{">GET / HTTP/1.1\r\nHost: example.org\r\nUpgrade: h2c\r\n\r\n", "<HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n"}},
 	{label: "http", port: 80, says: []string{">GET /a HTTP/1.1\r\nHost: example.org\r\nUpgrade: websocket\r\n\r\n", "<HTTP/1.1 200 OK\r\n\r\n"}},
+	{label: "http", port: 80, says: []string{">GET /a\r\n", "<<html>"}},
+	{label: "http", port: 80, says: []string{">GET HTTP/1.1\r\nHost: example.org\r\n\r\n", "<HTTP/1.1 400 Bad Request\r\n\r\n"}},
 	{label: "websocket", port: 12345, whole: true, says: []string{"<\x81\x05hello", ">\x81\x85abcdxxxxx"}}, // begun before
 }
 

@@ -7,6 +7,9 @@ import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 var icmpFlood = Flood{
 	Type: ICMPFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
+		if s.ICMP == 0 {
+			return Measure{}
+		}
 		share := ratio(s.Samples.ICMPFlood, s.Samples.ICMP, 1)
 		n := float64(s.ICMP) * share
 		bytes := uint64(0)

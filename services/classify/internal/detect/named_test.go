@@ -6,8 +6,16 @@ import "testing"
 func TestNamed(t *testing.T) {
 	th := DefaultThresholds()
 	named := th.Named()
+	all := Sums{SYN: 1, UDP: 1, ICMP: 1, DNS: 1, NTP: 1, Fragments: 1, OutOfState: 1, Packets: 1,
+		Samples: Shares{All: 1, Stray: 1, ACK: 1, RSTFIN: 1, SYNACK: 1, Invalid: 1, HTTP: 1, DNS: 1}}
+	for i := range all.Services {
+		all.Services[i] = Volume{1, 1}
+	}
 	for _, f := range Floods() {
-		m := f.Measure(&Sums{}, &th)
+		m := f.Measure(&all, &th)
+		if len(m.Limits) == 0 {
+			t.Errorf("%s tells no limit", f.Type)
+		}
 		for name, limit := range m.Limits {
 			if name == "reflector_share" { // fixed
 				continue

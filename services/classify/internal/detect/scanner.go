@@ -17,10 +17,14 @@ const hostSlots = 4
 
 // scannedHost is one destination of a source.
 type scannedHost struct {
-	addr          [16]byte
-	attempts      uint64
-	ports, failed sketch.HLL
+	addr            [16]byte
+	attempts        uint64
+	ports, failed   sketch.HLL
+	sampled, probes uint32 // samples; of them, traceroute's
 }
+
+// traced: four fifths of what was sampled are traceroute's probes.
+func (h *scannedHost) traced() bool { return h.probes > 0 && h.probes*5 >= h.sampled*4 }
 
 // second counts what is distinct within the last half to one second: two halves, the older one whole.
 type second struct {
@@ -62,6 +66,7 @@ type Scanner struct {
 	hosts                     [hostSlots]scannedHost
 	fastPorts, fastHosts      second
 	fastTop                   [16]byte
+	opens                     rates
 	ports                     [8]flowPort
 	portTotal                 uint64
 	answers, sampled          uint32
@@ -133,6 +138,7 @@ func (s *Scanner) host(w *flowv1.Source, startNs int64) {
 		*slot = scannedHost{addr: addr}
 	}
 	slot.attempts += max(1, w.GetTopHostAttempts())
+	s.opens.add(startNs, w.GetTopHostAttempts())
 	slot.ports.Merge(w.GetTopHostPorts())
 	slot.failed.Merge(w.GetTopHostFailedPorts())
 	if s.fastTop != addr {
@@ -182,6 +188,14 @@ func (s *Scanner) sample(h *flowv1.HeaderSample) {
 	if !ok {
 		return
 	}
+	for i := range s.hosts {
+		if h := &s.hosts[i]; h.addr == f.Dst {
+			h.sampled++
+			if probe(&f) {
+				h.probes++
+			}
+		}
+	}
 	if s.low == ([16]byte{}) || less(f.Dst, s.low) {
 		s.low = f.Dst
 	}
@@ -223,29 +237,38 @@ type Scan struct {
 	Measure          Measure
 	Fast             bool // found by what was tried within a second
 	Packets, Sources uint64
+	FirstNs          int64  // 0: when the source was first seen
+	Alert            bool   // nothing is to be blocked
+	What             string // how the attack was done, for people, with a verb for the source and one for the host; empty for scans
 }
 
 // PortScan judges ports of one host:
 // failed distinct ports + InvalidCost · invalid attempts ≥ ScanPorts over hours, or distinct ports ≥ FastPorts
-// within a second. Answers of servers and traceroute's probes are no scan.
+// within a second. Answers of servers and traceroute's probes are no scan, whatever else the source does.
 func (s *Scanner) PortScan(t *Thresholds) (Scan, bool) {
 	if s.benign() {
 		return Scan{}, false
 	}
-	best := &s.hosts[0]
+	failed, addr, traced := 0.0, [16]byte{}, false
+	fast := s.fastPorts.distinct()
 	for i := range s.hosts {
-		if s.hosts[i].failed.Estimate() > best.failed.Estimate() {
-			best = &s.hosts[i]
+		h := &s.hosts[i]
+		if h.traced() {
+			if traced = true; h.addr == s.fastTop {
+				fast = 0
+			}
+			continue
+		}
+		if n := h.failed.Estimate(); n > failed {
+			failed, addr = n, h.addr
 		}
 	}
-	failed, addr := best.failed.Estimate(), best.addr
 	// Failures may be told in a window whose favourite is another host.
-	if hosts := s.failedHosts.Estimate(); hosts > 0.5 {
+	if hosts := s.failedHosts.Estimate(); hosts > 0.5 && !traced {
 		if n := s.failedPorts.Estimate() / hosts; n > failed {
 			failed, addr = n, s.TopHost
 		}
 	}
-	fast := s.fastPorts.distinct()
 	slow := failed
 	if s.attemptHosts.Estimate() < 4 || s.Invalid >= 3 {
 		slow += t.InvalidCost * float64(s.Invalid)
@@ -269,9 +292,13 @@ func (s *Scanner) PortScan(t *Thresholds) (Scan, bool) {
 	}, level >= 1
 }
 
-// HostSweep judges hosts: failed distinct hosts ≥ ScanHosts over hours while most attempts fail and go to one
-// port, or distinct hosts ≥ FastHosts within a second at one port (a resolver's or browser's UDP does not
-// count), or ≥ ARPHosts addresses asked for by ARP within a second (over hours a router asks for all of them).
+// outage is how many times more hosts may leave a resolver's, an NTP client's or a browser's UDP unanswered: all they ask
+// does while their uplink is down, or its answers take another way.
+const outage = 4
+
+// HostSweep judges hosts: failed distinct hosts ≥ ScanHosts over hours while two thirds of the attempts fail and most go to
+// one port (at UDP 53, 123 and 443: ≥ 4 · ScanHosts), or distinct hosts ≥ FastHosts within a second at one port (not those
+// three), or ≥ ARPHosts addresses asked for by ARP within a second (over hours a router asks for all of them).
 func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	if s.benign() {
 		return Scan{}, false
@@ -279,12 +306,15 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	port, share := s.topPort()
 	failed, fast := s.failedHosts.Estimate(), s.fastHosts.distinct()
 	one := share >= 0.5 || s.portTotal == 0
+	usual := s.udp() && (port == 53 || port == 123 || port == 443)
 	level := 0.0
 	// Ports per failed host: a port scan of a few hosts is no sweep.
-	if one && 2*s.Failed >= s.Attempts {
+	if one && 3*s.Failed >= 2*s.Attempts {
 		level = failed / t.ScanHosts
+		if usual {
+			level /= outage
+		}
 	}
-	usual := s.udp() && (port == 53 || port == 123 || port == 443)
 	if (share >= 0.8 || s.portTotal == 0) && !usual {
 		level = max(level, fast/t.FastHosts)
 	}
@@ -307,20 +337,36 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	return Scan{Type: HostSweep, Target: target, Host: host, Measure: m, Fast: fast >= t.FastHosts, Packets: s.Attempts, Sources: 1}, level >= 1
 }
 
-// benign: most samples are servers' answers, or traceroute walks its port range.
+// benign: four fifths of the samples are servers' answers, or belong to a tunnel or to traceroute, which walks its port
+// range.
 func (s *Scanner) benign() bool {
 	if s.sampled > 0 && s.answers*5 >= s.sampled*4 {
 		return true
 	}
-	if !s.udp() || s.ARP > 0 {
+	if s.ARP > 0 {
 		return false
 	}
+	usual := 0
 	for i := range s.Samples {
-		if p := s.Samples[i].DstPort; p < 33434 || p > 33634 || s.Samples[i].TTL > 40 {
-			return false
+		if f := &s.Samples[i]; tunnelled(f.Protocol) || probe(f) {
+			usual++
 		}
 	}
-	return true
+	return usual > 0 && usual*5 >= len(s.Samples)*4
+}
+
+// probe: a packet of traceroute's.
+func probe(f *header.Facts) bool {
+	return f.Protocol == 17 && f.DstPort >= 33434 && f.DstPort <= 33634 && f.TTL <= 40
+}
+
+// tunnelled: IP in IP, IPv6 in IP, GRE, ESP and AH, whose ends often are seen from one side only.
+func tunnelled(protocol uint8) bool {
+	switch protocol {
+	case 4, 41, 47, 50, 51:
+		return true
+	}
+	return false
 }
 
 // udp: all samples are UDP.

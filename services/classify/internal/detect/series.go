@@ -21,25 +21,58 @@ type Sums struct {
 	TCP, UDP, ICMP            uint64
 	SYN, Handshakes           uint64
 	Fragments                 uint64
+	OutOfState                uint64 // TCP packets that begin a flow and are no SYN
 	DNS, DNSBytes             uint64 // unsolicited answers from port 53
 	NTP, NTPBytes, NTPMonlist uint64 // unsolicited packets from port 123
 	Reflected                 uint64 // unsolicited packets from any reflector port
 	Sources                   float64
+	Services                  [numServices]Volume // unsolicited, by kind of reflector
 	// Of the header samples taken in these slots:
 	Samples Shares
 }
 
 // Shares say what the samples are, because counters do not tell it. Counts of samples.
 type Shares struct {
+	All              uint32
+	Stray            uint32 // TCP without SYN, and SYN-ACK, of strangers; of them:
+	ACK, RSTFIN      uint32
+	SYNACK, Invalid  uint32
+	Fragments        uint32 // of strangers
+	FragmentsGood    uint32 // of peers that the destination talks with
+	Overlaps         uint32 // pairs of fragments of one datagram that overlap
+	HTTP             uint32 // HTTP requests of sources that are no settled peers; of them:
+	HTTPSame         uint32 // those for the resource asked for most
+	HTTPSource       uint32 // those of the source with the most
+	HTTPPair         uint32 // those of one source for one resource
+	HTTPSettled      uint32 // HTTP requests of the settled peer with the most
+	DNS, DNSNew      uint32 // DNS queries; of them, those for different names of one zone
 	SYN, SYNScan     uint32 // SYN; of them, those of a lone source that walks over ports
+	ACKScan          uint32 // of ACK, the same
 	UDP, UDPGood     uint32 // UDP; of them, those of peers that the destination talks with
 	ICMP, ICMPFlood  uint32 // ICMP; of them, echo requests and unreachables
 	Length, UDPBytes uint64 // IP bytes of all samples, and of the UDP ones
 }
 
 func (a *Shares) add(b *Shares) {
+	a.All += b.All
+	a.Stray += b.Stray
+	a.ACK += b.ACK
+	a.RSTFIN += b.RSTFIN
+	a.SYNACK += b.SYNACK
+	a.Invalid += b.Invalid
+	a.Fragments += b.Fragments
+	a.FragmentsGood += b.FragmentsGood
+	a.Overlaps += b.Overlaps
+	a.HTTP += b.HTTP
+	a.HTTPSource += b.HTTPSource
+	a.HTTPPair += b.HTTPPair
+	a.HTTPSettled += b.HTTPSettled
+	a.HTTPSame += b.HTTPSame
+	a.DNS += b.DNS
+	a.DNSNew += b.DNSNew
 	a.SYN += b.SYN
 	a.SYNScan += b.SYNScan
+	a.ACKScan += b.ACKScan
 	a.UDP += b.UDP
 	a.UDPGood += b.UDPGood
 	a.ICMP += b.ICMP
@@ -72,6 +105,11 @@ func (s *Sums) add(o *Sums) {
 	s.NTPBytes += o.NTPBytes
 	s.NTPMonlist += o.NTPMonlist
 	s.Reflected += o.Reflected
+	s.OutOfState += o.OutOfState
+	for i := range s.Services {
+		s.Services[i].Packets += o.Services[i].Packets
+		s.Services[i].Bytes += o.Services[i].Bytes
+	}
 	s.Samples.add(&o.Samples)
 }
 
@@ -81,9 +119,14 @@ func FromTarget(t *flowv1.Target) Sums {
 	s := Sums{
 		Packets: c.GetPackets(), Bytes: c.GetBytes(), TCP: c.GetTcp(), UDP: c.GetUdp(), ICMP: c.GetIcmp(),
 		SYN: c.GetSyn(), Handshakes: c.GetHandshakes(), Fragments: c.GetFragments(),
+		OutOfState: c.GetOutOfState(),
 	}
 	for _, r := range t.GetReflectors() {
 		s.Reflected += r.GetPackets()
+		if i := serviceOf(uint16(r.GetPort())); i >= 0 { //nolint:gosec // a port fits 16 bits
+			s.Services[i].Packets += r.GetPackets()
+			s.Services[i].Bytes += r.GetBytes()
+		}
 		switch r.GetPort() {
 		case 53:
 			s.DNS += r.GetMarked()
@@ -99,22 +142,51 @@ func FromTarget(t *flowv1.Target) Sums {
 	return s
 }
 
-// CountSamples says what kinds the samples are of; good tells peers of the destination.
-func CountSamples(samples []header.Facts, good func(f *header.Facts) bool) Shares {
-	var c Shares
-	var syn []*header.Facts
+// Standing is what a destination has to do with a source.
+type Standing uint8
+
+// A peer exchanged payload with the destination; a settled one did so a minute ago already.
+const (
+	Stranger Standing = iota
+	Peer
+	Settled
+)
+
+// CountSamples says what kinds the samples are of; of tells where their sources stand.
+func CountSamples(samples []header.Facts, of func(f *header.Facts) Standing) Shares {
+	c := Shares{All: uint32(len(samples))} //nolint:gosec // at most the samples of a window
+	good := func(f *header.Facts) bool { return of(f) != Stranger }
+	var syn, ack, http, dns []*header.Facts
 	for i := range samples {
 		f := &samples[i]
 		c.Length += uint64(f.Length)
+		if f.Fragment {
+			if good(f) {
+				c.FragmentsGood++
+			} else {
+				c.Fragments++
+			}
+		}
 		switch {
 		case isSYN(f):
 			c.SYN++
 			syn = append(syn, f)
+		case f.Protocol == 6 && !f.Later:
+			if f.Asks == header.HTTP {
+				http = append(http, f)
+			}
+			if isACK(f) && !good(f) {
+				ack = append(ack, f)
+			}
+			c.stray(f, good)
 		case f.Protocol == 17:
 			c.UDP++
 			c.UDPBytes += uint64(f.Length)
 			if good(f) {
 				c.UDPGood++
+			}
+			if f.Asks == header.DNS {
+				dns = append(dns, f)
 			}
 		case f.Protocol == 1 || f.Protocol == 58:
 			c.ICMP++
@@ -123,11 +195,31 @@ func CountSamples(samples []header.Facts, good func(f *header.Facts) bool) Share
 			}
 		}
 	}
-	c.SYNScan = loneScanner(syn)
+	c.SYNScan, c.ACKScan = loneScanner(syn), loneScanner(ack)
+	c.requests(http, of)
+	c.queries(dns)
 	return c
 }
 
-// loneScanner returns how many of the SYN samples come from one source that makes nearly all of them and
+// stray counts what kind a TCP sample is that a stranger sent.
+func (c *Shares) stray(f *header.Facts, good func(f *header.Facts) bool) {
+	if good(f) {
+		return
+	}
+	c.Stray++
+	switch {
+	case isInvalid(f):
+		c.Invalid++
+	case isSYNACK(f):
+		c.SYNACK++
+	case isRSTFIN(f):
+		c.RSTFIN++
+	case isACK(f):
+		c.ACK++
+	}
+}
+
+// loneScanner returns how many of the samples, all SYN or all ACK, come from one source that makes nearly all of them and
 // walks over ports: that is a port scan, however fast.
 func loneScanner(syn []*header.Facts) uint32 {
 	if len(syn) < 4 {

@@ -11,6 +11,9 @@ import (
 var synFlood = Flood{
 	Type: SYNFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
+		if s.SYN == 0 {
+			return Measure{}
+		}
 		scan := ratio(s.Samples.SYNScan, s.Samples.SYN, 0)
 		syn := float64(s.SYN) * (1 - scan)
 		excess := max(0, syn-2*float64(s.Handshakes))

@@ -8,6 +8,9 @@ var udpFlood = Flood{
 	Type:  UDPFlood,
 	Steep: true,
 	Measure: func(s *Sums, t *Thresholds) Measure {
+		if s.UDP == 0 {
+			return Measure{}
+		}
 		strange := 1 - ratio(s.Samples.UDPGood, s.Samples.UDP, 0)
 		reflected := 0.0
 		if s.UDP > 0 {

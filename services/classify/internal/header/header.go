@@ -28,6 +28,10 @@ type Facts struct {
 	Fragment         bool // first or later
 	Later            bool // later fragment: ports and flags unknown
 	V6               bool
+
+	Asks Request // what the payload begins with
+	Name uint32  // hash of the resource or name asked for
+	Zone uint32  // hash of the last two labels of a name asked for
 }
 
 // Parse reads a sample. ok is false when not even its IP header is whole.
@@ -44,6 +48,7 @@ func Parse(s *flowv1.HeaderSample) (Facts, bool) {
 	if n := s.GetLength(); n > 0 && n <= 65535 {
 		f.Length = uint16(n)
 	}
+	f.request(&p, s.GetHeader())
 	return f, true
 }
 
@@ -133,8 +138,8 @@ func Answer(sample []byte) bool {
 // Reflector tells ports of services that amplification attacks misuse (US-CERT TA14-017A and later lists).
 func Reflector(port uint16) bool {
 	switch port {
-	case 17, 19, 53, 69, 111, 123, 137, 161, 177, 389, 500, 520, 1434, 1900, 3283, 3702, 4500, 5060, 5353, 5683,
-		10001, 11211, 27015, 30120, 32414, 37810, 47808:
+	case 17, 19, 53, 69, 111, 123, 137, 161, 177, 389, 427, 500, 520, 1434, 1900, 3283, 3478, 3702, 4500, 5060, 5093, 5353, 5683,
+		10001, 10074, 11211, 17185, 27015, 27960, 30120, 30718, 32414, 37810, 41794, 47808:
 		return true
 	}
 	return false

@@ -15,6 +15,7 @@ import (
 const (
 	KeySources   = "sources"
 	KeySignature = "signature"
+	KeyNone      = "none" // an alert: nothing is blocked
 )
 
 // Priorities of the rules that verdicts make, among equally specific ones.
@@ -76,6 +77,11 @@ func Choose(in *Input) (Choice, bool) {
 	if c, ok := bySources(in); ok {
 		return c, true
 	}
+	if in.Type == detect.HTTPFlood {
+		// A signature of requests would hit every visitor.
+		return Choice{Key: KeyNone, Explanation: fmt.Sprintf("About %.0f sources send requests to %s, too many to list, and nothing in the headers tells them from visitors; "+
+			"nothing is blocked.", in.Sources, in.Target)}, true
+	}
 	return bySignature(in), true
 }
 
@@ -107,6 +113,20 @@ func base(in *Input) policy.Match {
 	switch in.Type {
 	case detect.SYNFlood:
 		m.TCPFlags, m.TCPFlagsMask = policy.SYN, policy.SYN|policy.ACK|policy.FIN|policy.RST
+	case detect.ACKFlood:
+		m.TCPFlags, m.TCPFlagsMask = policy.ACK, policy.SYN|policy.ACK|policy.FIN|policy.RST
+	case detect.SYNACKReflection:
+		m.TCPFlags, m.TCPFlagsMask = policy.SYN|policy.ACK, policy.SYN|policy.ACK|policy.FIN|policy.RST
+	case detect.RSTFINFlood:
+		m.TCPFlags, m.TCPFlagsMask = policy.RST, policy.RST|policy.SYN
+		if v, _ := common(in.Attack, func(f *header.Facts) (uint16, bool) { return uint16(f.Flags & policy.RST), true }); v == 0 {
+			m.TCPFlags, m.TCPFlagsMask = policy.FIN, policy.FIN|policy.RST|policy.SYN
+		}
+	case detect.InvalidFlags:
+		v, _ := common(in.Attack, func(f *header.Facts) (uint16, bool) { return uint16(f.Flags), true })
+		m.TCPFlags, m.TCPFlagsMask = uint8(v), 0xFF //nolint:gosec // came from a uint8
+	case detect.FragmentFlood:
+		m.Fragment = policy.FragmentsOnly
 	case detect.AmpDNS:
 		m.SrcPort, m.HasSrcPort = 53, true
 	case detect.AmpNTP:

@@ -17,12 +17,14 @@ import (
 	sqlitelib "modernc.org/sqlite/lib"
 )
 
-// sqliteRows is how many rows one INSERT carries: binding is quadratic in the parameters of a statement, so
-// that more of these wide rows are slower (BenchmarkInsert: 2 rows 78,000 a second, 4 83,000, 8 76,000).
-const sqliteRows = 4
-
 // sqliteStep is how many rows one deleting transaction takes, so that inserts wait for tens of milliseconds.
 const sqliteStep = 10_000
+
+// sqlitePragmas are the settings of the connection that writes. auto_vacuum takes effect only before the first page is
+// written; the driver runs the pragmas in alphabetical order, busy_timeout first. synchronous FULL: a message is
+// acknowledged after the commit, so the commit has to survive a power cut.
+var sqlitePragmas = []string{"busy_timeout(10000)", "auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(full)",
+	"journal_size_limit(16777216)", "wal_autocheckpoint(4096)", "cache_size(-32768)", "temp_store(memory)"}
 
 // sqliteDialect has one connection that writes and a pool that reads: in WAL mode readers never wait.
 type sqliteDialect struct {
@@ -78,11 +80,10 @@ func openSQLite(ctx context.Context, path string) (*sqliteDialect, error) {
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open the SQLite database: %w", err)
 	}
-	// auto_vacuum takes effect only before the first page is written; the driver runs the pragmas in
-	// alphabetical order, busy_timeout first. synchronous FULL: a message is acknowledged after the commit,
-	// so the commit has to survive a power cut.
-	common := url.Values{"_pragma": {"busy_timeout(10000)", "auto_vacuum(incremental)", "journal_mode(wal)",
-		"synchronous(full)", "journal_size_limit(16777216)", "cache_size(-32768)", "temp_store(memory)"}}
+	if err := registerRows(); err != nil {
+		return nil, fmt.Errorf("make %s known to SQLite: %w", rowsModule, err)
+	}
+	common := url.Values{"_pragma": sqlitePragmas}
 	common.Set("_txlock", "immediate")
 	dsn := func(v url.Values) string { return (&url.URL{Scheme: "file", Path: abs, RawQuery: v.Encode()}).String() }
 	w, err := sqlx.Open("sqlite", dsn(common))
@@ -144,40 +145,6 @@ func (d *sqliteDialect) sizeDue(int64) (due, inline bool)               { return
 
 func (d *sqliteDialect) close() error {
 	return errors.Join(d.r.Close(), d.w.Close())
-}
-
-func (d *sqliteDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (int64, error) {
-	var inserted int64
-	args := make([]any, 0, sqliteRows*len(columns[t]))
-	for _, n := range []int{sqliteRows, 1} { // full statements, then what is left
-		if len(rows) < n {
-			continue
-		}
-		q, err := tx.PreparexContext(ctx, multiRow(t, n))
-		if err != nil {
-			return 0, err
-		}
-		for len(rows) >= n {
-			args = args[:0]
-			for _, r := range rows[:n] {
-				args = r.args(d, args)
-			}
-			rows = rows[n:]
-			res, err := q.ExecContext(ctx, args...)
-			if err != nil {
-				return 0, errors.Join(err, q.Close())
-			}
-			k, err := res.RowsAffected()
-			if err != nil {
-				return 0, errors.Join(err, q.Close())
-			}
-			inserted += k
-		}
-		if err := q.Close(); err != nil {
-			return 0, err
-		}
-	}
-	return inserted, nil
 }
 
 func (d *sqliteDialect) invalid(err error) bool {

@@ -1,0 +1,33 @@
+package detect
+
+import (
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
+)
+
+// invalidFlags: packets · share of impossible TCP flags among the samples ≥ Invalid. Single ones count for port_scan.
+var invalidFlags = Flood{
+	Type: InvalidFlags,
+	Measure: func(s *Sums, t *Thresholds) Measure {
+		if s.Samples.Invalid == 0 {
+			return Measure{}
+		}
+		share := ratio(s.Samples.Invalid, s.Samples.All, 0)
+		n := float64(s.Packets) * share
+		return Measure{
+			Level: n / t.Invalid, Packets: uint64(n), Bytes: scaled(s.Bytes, share),
+			Features: map[string]float64{"invalid_flags": n, "share": share, "sources": s.Sources},
+			Limits:   map[string]float64{"invalid_flags": t.Invalid},
+		}
+	},
+	Kind: isInvalid,
+}
+
+// isInvalid tells flags that no stack sends (RFC 9293 3.10.7): none of SYN, RST and ACK, SYN with FIN or RST, FIN with RST.
+func isInvalid(f *header.Facts) bool {
+	if f.Protocol != 6 || f.Later {
+		return false
+	}
+	v := f.Flags
+	return v&(policy.SYN|policy.RST|policy.ACK) == 0 || v&policy.SYN != 0 && v&(policy.FIN|policy.RST) != 0 || v&policy.FIN != 0 && v&policy.RST != 0
+}
