@@ -33,7 +33,8 @@ var callers = map[string][]string{
 	healthv1.Health_List_FullMethodName:  everyone,
 	healthv1.Health_Watch_FullMethodName: everyone,
 
-	ingestv1.IngestService_Status_FullMethodName: everyone,
+	ingestv1.IngestService_Status_FullMethodName:  everyone,
+	ingestv1.IngestService_Capture_FullMethodName: users,
 
 	classifyv1.ClassifyService_Stream_FullMethodName:     {pki.Ingest},
 	classifyv1.ClassifyService_Status_FullMethodName:     everyone,

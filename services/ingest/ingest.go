@@ -42,14 +42,15 @@ type Deps struct {
 type Service struct {
 	ingestv1.UnimplementedIngestServiceServer
 
-	cfg     Config
-	tel     *telemetry.Telemetry
-	started time.Time
-	box     *outbox
-	send    *sender
-	windows *windows
-	offload *offload // nil unless inline with kernel forwarding
-	counts  []*portCounts
+	cfg        Config
+	tel        *telemetry.Telemetry
+	started    time.Time
+	box        *outbox
+	send       *sender
+	windows    *windows
+	offload    *offload // nil unless inline with kernel forwarding
+	counts     []*portCounts
+	recordings *recordings
 
 	mu      sync.Mutex
 	workers []*worker
@@ -67,7 +68,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 		return nil, errors.New("ingest: Deps.Telemetry and Deps.Classify are required")
 	}
 	now := time.Now()
-	s := &Service{cfg: cfg, tel: d.Telemetry, started: now, problem: errors.New("not started yet")}
+	s := &Service{cfg: cfg, tel: d.Telemetry, started: now, recordings: newRecordings(), problem: errors.New("not started yet")}
 	s.box = newOutbox(cfg.Sensor, uint64(now.UnixNano()), cfg.BufferBytes) //nolint:gosec // after 1970
 	s.send = &sender{box: s.box, client: d.Classify, tel: d.Telemetry, enough: s.enough}
 	s.windows = newWindows(d.Telemetry, s.box, func() int { return int(s.running.Load()) })
@@ -111,6 +112,7 @@ func (s *Service) Run(ctx context.Context) error {
 	go func() { defer merges.Done(); s.windows.run(merging) }()
 
 	err := s.capture(ctx)
+	close(s.recordings.ended)
 
 	now := time.Now().UnixNano()
 	for _, w := range s.workers {
@@ -302,6 +304,7 @@ func (s *Service) staff(p *plane) []*worker {
 func (s *Service) newWorker(n, of int) *worker {
 	w := &worker{
 		n: n, mail: make(chan mail, mailboxSize), allowed: make(map[uint64]struct{}), offload: s.offload, box: s.box, tel: s.tel,
+		recordings: s.recordings,
 	}
 	f := flowtable.DefaultConfig()
 	f.MaxFlows = min(max(s.cfg.MaxFlows/of, 1024), flowtable.MaxFlowsLimit)

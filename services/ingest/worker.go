@@ -35,13 +35,14 @@ const (
 //
 // The worker outlives planes: its flow table goes on when an interface is made again.
 type worker struct {
-	n       int
-	pipe    *pipeline.Queue
-	mail    chan mail
-	allowed map[uint64]struct{} // flows that were handed to offload
-	offload *offload            // nil without kernel forwarding
-	box     *outbox
-	tel     *telemetry.Telemetry
+	n          int
+	pipe       *pipeline.Queue
+	mail       chan mail
+	allowed    map[uint64]struct{} // flows that were handed to offload
+	offload    *offload            // nil without kernel forwarding
+	box        *outbox
+	tel        *telemetry.Telemetry
+	recordings *recordings
 
 	inputs []input
 	fds    []unix.PollFd
@@ -146,7 +147,9 @@ func (w *worker) receive(in *input) bool {
 	if in.tx != nil {
 		w.forward(in, w.data[:n])
 	}
-	w.pipe.Frames(w.data[:n], time.Now().UnixNano(), in.port)
+	now := time.Now().UnixNano()
+	w.pipe.Frames(w.data[:n], now, in.port)
+	w.recordings.offer(w.n, w.data[:n], now, in.port)
 	in.queue.packets.Add(uint64(n)) //nolint:gosec // at most rxBatch
 	in.queue.bytes.Add(uint64(bytes))
 	in.rx.Release()

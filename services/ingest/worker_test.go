@@ -91,7 +91,7 @@ func testService(t *testing.T) *Service {
 	cfg := DefaultConfig()
 	cfg.Ifaces, cfg.Sensor, cfg.MaxFlows = []string{"a", "b"}, "test-sensor", 4096
 	tel := telemetry.Discard("ingest")
-	s := &Service{cfg: cfg, tel: tel, box: newOutbox(cfg.Sensor, 1, cfg.BufferBytes)}
+	s := &Service{cfg: cfg, tel: tel, box: newOutbox(cfg.Sensor, 1, cfg.BufferBytes), recordings: newRecordings()}
 	s.windows = newWindows(tel, s.box, func() int { return 1 })
 	s.offload = newOffload(tel, 10, func(int, []meterReading) bool { return true })
 	s.offload.start([]flowGate{newFakeGate()})

@@ -22,6 +22,237 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type CaptureRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Filter        string                 `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`                            // tcpdump's expression, pcap-filter(7); empty: every frame
+	Iface         string                 `protobuf:"bytes,2,opt,name=iface,proto3" json:"iface,omitempty"`                              // of the sensor's; empty: all
+	Snaplen       uint32                 `protobuf:"varint,3,opt,name=snaplen,proto3" json:"snaplen,omitempty"`                         // bytes kept of a frame; 0: all of it
+	Count         uint64                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`                             // frames; 0: bounded by bytes and time only
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`                             // of the capture file; 0: 64 MiB, at most 1 GiB
+	DurationMs    uint32                 `protobuf:"varint,6,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"` // 0: a minute, at most an hour
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CaptureRequest) Reset() {
+	*x = CaptureRequest{}
+	mi := &file_ingest_v1_ingest_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CaptureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CaptureRequest) ProtoMessage() {}
+
+func (x *CaptureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ingest_v1_ingest_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CaptureRequest.ProtoReflect.Descriptor instead.
+func (*CaptureRequest) Descriptor() ([]byte, []int) {
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CaptureRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
+func (x *CaptureRequest) GetIface() string {
+	if x != nil {
+		return x.Iface
+	}
+	return ""
+}
+
+func (x *CaptureRequest) GetSnaplen() uint32 {
+	if x != nil {
+		return x.Snaplen
+	}
+	return 0
+}
+
+func (x *CaptureRequest) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *CaptureRequest) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CaptureRequest) GetDurationMs() uint32 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+type CaptureResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whole parts of a pcap file with nanosecond stamps: the first begins with the file's header, none ends within a
+	// record, and all after each other are the file. The first comes at once.
+	Pcap          []byte          `protobuf:"bytes,1,opt,name=pcap,proto3" json:"pcap,omitempty"`
+	Summary       *CaptureSummary `protobuf:"bytes,2,opt,name=summary,proto3" json:"summary,omitempty"` // of the last response
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CaptureResponse) Reset() {
+	*x = CaptureResponse{}
+	mi := &file_ingest_v1_ingest_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CaptureResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CaptureResponse) ProtoMessage() {}
+
+func (x *CaptureResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ingest_v1_ingest_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CaptureResponse.ProtoReflect.Descriptor instead.
+func (*CaptureResponse) Descriptor() ([]byte, []int) {
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CaptureResponse) GetPcap() []byte {
+	if x != nil {
+		return x.Pcap
+	}
+	return nil
+}
+
+func (x *CaptureResponse) GetSummary() *CaptureSummary {
+	if x != nil {
+		return x.Summary
+	}
+	return nil
+}
+
+type CaptureSummary struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`  // count | bytes | time | stopped (capture has ended)
+	Frames uint64                 `protobuf:"varint,2,opt,name=frames,proto3" json:"frames,omitempty"` // in the file
+	Missed uint64                 `protobuf:"varint,3,opt,name=missed,proto3" json:"missed,omitempty"` // matched, but the caller did not read fast enough
+	// What the sensor's interfaces (the one asked for, or all) did meanwhile with frames of any kind that no capture sees.
+	Dropped       uint64 `protobuf:"varint,4,opt,name=dropped,proto3" json:"dropped,omitempty"`     // by rules: drop and rate limit
+	Forwarded     uint64 `protobuf:"varint,5,opt,name=forwarded,proto3" json:"forwarded,omitempty"` // in the kernel
+	Passed        uint64 `protobuf:"varint,6,opt,name=passed,proto3" json:"passed,omitempty"`       // to the machine's own stack
+	Unread        uint64 `protobuf:"varint,7,opt,name=unread,proto3" json:"unread,omitempty"`       // lost before the sensor read them: ring full, no reader
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CaptureSummary) Reset() {
+	*x = CaptureSummary{}
+	mi := &file_ingest_v1_ingest_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CaptureSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CaptureSummary) ProtoMessage() {}
+
+func (x *CaptureSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_ingest_v1_ingest_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CaptureSummary.ProtoReflect.Descriptor instead.
+func (*CaptureSummary) Descriptor() ([]byte, []int) {
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CaptureSummary) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CaptureSummary) GetFrames() uint64 {
+	if x != nil {
+		return x.Frames
+	}
+	return 0
+}
+
+func (x *CaptureSummary) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
+func (x *CaptureSummary) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *CaptureSummary) GetForwarded() uint64 {
+	if x != nil {
+		return x.Forwarded
+	}
+	return 0
+}
+
+func (x *CaptureSummary) GetPassed() uint64 {
+	if x != nil {
+		return x.Passed
+	}
+	return 0
+}
+
+func (x *CaptureSummary) GetUnread() uint64 {
+	if x != nil {
+		return x.Unread
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -30,7 +261,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_ingest_v1_ingest_proto_msgTypes[0]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -42,7 +273,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ingest_v1_ingest_proto_msgTypes[0]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -55,7 +286,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{0}
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{3}
 }
 
 type StatusResponse struct {
@@ -70,7 +301,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_ingest_v1_ingest_proto_msgTypes[1]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -82,7 +313,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ingest_v1_ingest_proto_msgTypes[1]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -95,7 +326,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{1}
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StatusResponse) GetStatus() *v1.ServiceStatus {
@@ -144,7 +375,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_ingest_v1_ingest_proto_msgTypes[2]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -156,7 +387,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_ingest_v1_ingest_proto_msgTypes[2]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -169,7 +400,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{2}
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Interface) GetName() string {
@@ -246,7 +477,7 @@ type TopTalker struct {
 
 func (x *TopTalker) Reset() {
 	*x = TopTalker{}
-	mi := &file_ingest_v1_ingest_proto_msgTypes[3]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -258,7 +489,7 @@ func (x *TopTalker) String() string {
 func (*TopTalker) ProtoMessage() {}
 
 func (x *TopTalker) ProtoReflect() protoreflect.Message {
-	mi := &file_ingest_v1_ingest_proto_msgTypes[3]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -271,7 +502,7 @@ func (x *TopTalker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopTalker.ProtoReflect.Descriptor instead.
 func (*TopTalker) Descriptor() ([]byte, []int) {
-	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{3}
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TopTalker) GetAddr() string {
@@ -299,7 +530,26 @@ var File_ingest_v1_ingest_proto protoreflect.FileDescriptor
 
 const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"\n" +
-	"\x16ingest/v1/ingest.proto\x12\x12tidegate.ingest.v1\x1a\x16status/v1/status.proto\"\x0f\n" +
+	"\x16ingest/v1/ingest.proto\x12\x12tidegate.ingest.v1\x1a\x16status/v1/status.proto\"\xa5\x01\n" +
+	"\x0eCaptureRequest\x12\x16\n" +
+	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x14\n" +
+	"\x05iface\x18\x02 \x01(\tR\x05iface\x12\x18\n" +
+	"\asnaplen\x18\x03 \x01(\rR\asnaplen\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x04R\x05count\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x1f\n" +
+	"\vduration_ms\x18\x06 \x01(\rR\n" +
+	"durationMs\"c\n" +
+	"\x0fCaptureResponse\x12\x12\n" +
+	"\x04pcap\x18\x01 \x01(\fR\x04pcap\x12<\n" +
+	"\asummary\x18\x02 \x01(\v2\".tidegate.ingest.v1.CaptureSummaryR\asummary\"\xc0\x01\n" +
+	"\x0eCaptureSummary\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06frames\x18\x02 \x01(\x04R\x06frames\x12\x16\n" +
+	"\x06missed\x18\x03 \x01(\x04R\x06missed\x12\x18\n" +
+	"\adropped\x18\x04 \x01(\x04R\adropped\x12\x1c\n" +
+	"\tforwarded\x18\x05 \x01(\x04R\tforwarded\x12\x16\n" +
+	"\x06passed\x18\x06 \x01(\x04R\x06passed\x12\x16\n" +
+	"\x06unread\x18\a \x01(\x04R\x06unread\"\x0f\n" +
 	"\rStatusRequest\"\x94\x02\n" +
 	"\x0eStatusResponse\x129\n" +
 	"\x06status\x18\x01 \x01(\v2!.tidegate.status.v1.ServiceStatusR\x06status\x12=\n" +
@@ -330,9 +580,10 @@ const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"\tTopTalker\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\x12\x10\n" +
 	"\x03pps\x18\x02 \x01(\x01R\x03pps\x12\x10\n" +
-	"\x03bps\x18\x03 \x01(\x01R\x03bps2`\n" +
+	"\x03bps\x18\x03 \x01(\x01R\x03bps2\xb6\x01\n" +
 	"\rIngestService\x12O\n" +
-	"\x06Status\x12!.tidegate.ingest.v1.StatusRequest\x1a\".tidegate.ingest.v1.StatusResponseB<Z:github.com/tidegate-mesh/tidegate/proto/ingest/v1;ingestv1b\x06proto3"
+	"\x06Status\x12!.tidegate.ingest.v1.StatusRequest\x1a\".tidegate.ingest.v1.StatusResponse\x12T\n" +
+	"\aCapture\x12\".tidegate.ingest.v1.CaptureRequest\x1a#.tidegate.ingest.v1.CaptureResponse0\x01B<Z:github.com/tidegate-mesh/tidegate/proto/ingest/v1;ingestv1b\x06proto3"
 
 var (
 	file_ingest_v1_ingest_proto_rawDescOnce sync.Once
@@ -346,30 +597,36 @@ func file_ingest_v1_ingest_proto_rawDescGZIP() []byte {
 	return file_ingest_v1_ingest_proto_rawDescData
 }
 
-var file_ingest_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_ingest_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_ingest_v1_ingest_proto_goTypes = []any{
-	(*StatusRequest)(nil),    // 0: tidegate.ingest.v1.StatusRequest
-	(*StatusResponse)(nil),   // 1: tidegate.ingest.v1.StatusResponse
-	(*Interface)(nil),        // 2: tidegate.ingest.v1.Interface
-	(*TopTalker)(nil),        // 3: tidegate.ingest.v1.TopTalker
-	nil,                      // 4: tidegate.ingest.v1.Interface.XdpPacketsEntry
-	nil,                      // 5: tidegate.ingest.v1.Interface.XdpBytesEntry
-	(*v1.ServiceStatus)(nil), // 6: tidegate.status.v1.ServiceStatus
+	(*CaptureRequest)(nil),   // 0: tidegate.ingest.v1.CaptureRequest
+	(*CaptureResponse)(nil),  // 1: tidegate.ingest.v1.CaptureResponse
+	(*CaptureSummary)(nil),   // 2: tidegate.ingest.v1.CaptureSummary
+	(*StatusRequest)(nil),    // 3: tidegate.ingest.v1.StatusRequest
+	(*StatusResponse)(nil),   // 4: tidegate.ingest.v1.StatusResponse
+	(*Interface)(nil),        // 5: tidegate.ingest.v1.Interface
+	(*TopTalker)(nil),        // 6: tidegate.ingest.v1.TopTalker
+	nil,                      // 7: tidegate.ingest.v1.Interface.XdpPacketsEntry
+	nil,                      // 8: tidegate.ingest.v1.Interface.XdpBytesEntry
+	(*v1.ServiceStatus)(nil), // 9: tidegate.status.v1.ServiceStatus
 }
 var file_ingest_v1_ingest_proto_depIdxs = []int32{
-	6, // 0: tidegate.ingest.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
-	2, // 1: tidegate.ingest.v1.StatusResponse.interfaces:type_name -> tidegate.ingest.v1.Interface
-	3, // 2: tidegate.ingest.v1.StatusResponse.top_destinations:type_name -> tidegate.ingest.v1.TopTalker
-	3, // 3: tidegate.ingest.v1.StatusResponse.top_sources:type_name -> tidegate.ingest.v1.TopTalker
-	4, // 4: tidegate.ingest.v1.Interface.xdp_packets:type_name -> tidegate.ingest.v1.Interface.XdpPacketsEntry
-	5, // 5: tidegate.ingest.v1.Interface.xdp_bytes:type_name -> tidegate.ingest.v1.Interface.XdpBytesEntry
-	0, // 6: tidegate.ingest.v1.IngestService.Status:input_type -> tidegate.ingest.v1.StatusRequest
-	1, // 7: tidegate.ingest.v1.IngestService.Status:output_type -> tidegate.ingest.v1.StatusResponse
-	7, // [7:8] is the sub-list for method output_type
-	6, // [6:7] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	2, // 0: tidegate.ingest.v1.CaptureResponse.summary:type_name -> tidegate.ingest.v1.CaptureSummary
+	9, // 1: tidegate.ingest.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	5, // 2: tidegate.ingest.v1.StatusResponse.interfaces:type_name -> tidegate.ingest.v1.Interface
+	6, // 3: tidegate.ingest.v1.StatusResponse.top_destinations:type_name -> tidegate.ingest.v1.TopTalker
+	6, // 4: tidegate.ingest.v1.StatusResponse.top_sources:type_name -> tidegate.ingest.v1.TopTalker
+	7, // 5: tidegate.ingest.v1.Interface.xdp_packets:type_name -> tidegate.ingest.v1.Interface.XdpPacketsEntry
+	8, // 6: tidegate.ingest.v1.Interface.xdp_bytes:type_name -> tidegate.ingest.v1.Interface.XdpBytesEntry
+	3, // 7: tidegate.ingest.v1.IngestService.Status:input_type -> tidegate.ingest.v1.StatusRequest
+	0, // 8: tidegate.ingest.v1.IngestService.Capture:input_type -> tidegate.ingest.v1.CaptureRequest
+	4, // 9: tidegate.ingest.v1.IngestService.Status:output_type -> tidegate.ingest.v1.StatusResponse
+	1, // 10: tidegate.ingest.v1.IngestService.Capture:output_type -> tidegate.ingest.v1.CaptureResponse
+	9, // [9:11] is the sub-list for method output_type
+	7, // [7:9] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_ingest_v1_ingest_proto_init() }
@@ -383,7 +640,7 @@ func file_ingest_v1_ingest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ingest_v1_ingest_proto_rawDesc), len(file_ingest_v1_ingest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

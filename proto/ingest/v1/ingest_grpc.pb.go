@@ -19,7 +19,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	IngestService_Status_FullMethodName = "/tidegate.ingest.v1.IngestService/Status"
+	IngestService_Status_FullMethodName  = "/tidegate.ingest.v1.IngestService/Status"
+	IngestService_Capture_FullMethodName = "/tidegate.ingest.v1.IngestService/Capture"
 )
 
 // IngestServiceClient is the client API for IngestService service.
@@ -27,6 +28,13 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type IngestServiceClient interface {
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// Capture copies frames that match a filter, from the moment of the first response on, until a bound is reached,
+	// capture ends, or the caller cancels; the last response says how it ended. Only frames that come up to the sensor
+	// can be seen: not those that the XDP program drops, passes or forwards.
+	// INVALID_ARGUMENT with the place of a mistake in the filter, or a bound above its maximum; RESOURCE_EXHAUSTED when
+	// as many captures run as may; FAILED_PRECONDITION in host mode, and while the sensor's interfaces are away;
+	// DEADLINE_EXCEEDED when the caller reads too slowly.
+	Capture(ctx context.Context, in *CaptureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CaptureResponse], error)
 }
 
 type ingestServiceClient struct {
@@ -47,11 +55,37 @@ func (c *ingestServiceClient) Status(ctx context.Context, in *StatusRequest, opt
 	return out, nil
 }
 
+func (c *ingestServiceClient) Capture(ctx context.Context, in *CaptureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CaptureResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &IngestService_ServiceDesc.Streams[0], IngestService_Capture_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CaptureRequest, CaptureResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type IngestService_CaptureClient = grpc.ServerStreamingClient[CaptureResponse]
+
 // IngestServiceServer is the server API for IngestService service.
 // All implementations must embed UnimplementedIngestServiceServer
 // for forward compatibility.
 type IngestServiceServer interface {
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// Capture copies frames that match a filter, from the moment of the first response on, until a bound is reached,
+	// capture ends, or the caller cancels; the last response says how it ended. Only frames that come up to the sensor
+	// can be seen: not those that the XDP program drops, passes or forwards.
+	// INVALID_ARGUMENT with the place of a mistake in the filter, or a bound above its maximum; RESOURCE_EXHAUSTED when
+	// as many captures run as may; FAILED_PRECONDITION in host mode, and while the sensor's interfaces are away;
+	// DEADLINE_EXCEEDED when the caller reads too slowly.
+	Capture(*CaptureRequest, grpc.ServerStreamingServer[CaptureResponse]) error
 	mustEmbedUnimplementedIngestServiceServer()
 }
 
@@ -64,6 +98,9 @@ type UnimplementedIngestServiceServer struct{}
 
 func (UnimplementedIngestServiceServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedIngestServiceServer) Capture(*CaptureRequest, grpc.ServerStreamingServer[CaptureResponse]) error {
+	return status.Error(codes.Unimplemented, "method Capture not implemented")
 }
 func (UnimplementedIngestServiceServer) mustEmbedUnimplementedIngestServiceServer() {}
 func (UnimplementedIngestServiceServer) testEmbeddedByValue()                       {}
@@ -104,6 +141,17 @@ func _IngestService_Status_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IngestService_Capture_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CaptureRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(IngestServiceServer).Capture(m, &grpc.GenericServerStream[CaptureRequest, CaptureResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type IngestService_CaptureServer = grpc.ServerStreamingServer[CaptureResponse]
+
 // IngestService_ServiceDesc is the grpc.ServiceDesc for IngestService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -116,6 +164,12 @@ var IngestService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _IngestService_Status_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Capture",
+			Handler:       _IngestService_Capture_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "ingest/v1/ingest.proto",
 }
