@@ -11,7 +11,7 @@ import (
 
 // BenchmarkWindow is one window of a SYN flood: the victim and the many destinations of its answers.
 func BenchmarkWindow(b *testing.B) {
-	l := newLab(&testing.T{})
+	l := newLab(b)
 	gen, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.SYNFlood, Seed: 3, Target: victim})
 	if err != nil {
 		b.Fatal(err)

@@ -86,8 +86,9 @@ func (e *Engine) chooseFlood(w *flowv1.Window, a *attack, t *target, ring *sampl
 func (e *Engine) reconsider(w *flowv1.Window, a *attack, t *target, r *rise, g *group, out *WindowResult) {
 	if a.verdicts == 0 {
 		second := t.series.Sum(detect.Slots)
-		m := a.flood.Measure(&second, &g.thresholds)
-		e.floodVerdict(w, a, t, r, &m, &second, out)
+		if m := a.flood.Measure(&second, &g.thresholds); m.Level > 0 {
+			e.floodVerdict(w, a, t, r, &m, &second, out)
+		}
 		return
 	}
 	if a.verdicts >= maxVerdicts || w.GetStartNs() < a.verdictNs+int64(reviseAfter) {

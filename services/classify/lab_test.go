@@ -24,7 +24,7 @@ var victim = netip.MustParseAddr("10.77.0.2")
 
 // lab drives an engine with windows made of frames.
 type lab struct {
-	t      *testing.T
+	t      testing.TB
 	e      *Engine
 	rng    *rand.Rand
 	now    int64 // start of the window being filled
@@ -37,7 +37,7 @@ type lab struct {
 	out    WindowResult
 }
 
-func newLab(t *testing.T, edit ...func(*EngineConfig)) *lab {
+func newLab(t testing.TB, edit ...func(*EngineConfig)) *lab {
 	t.Helper()
 	cfg := DefaultEngineConfig()
 	for _, f := range edit {

@@ -76,7 +76,7 @@ func TestSeries(t *testing.T) {
 }
 
 // probe is what a window says of a source.
-type probe struct {
+type trial struct {
 	src, dst    netip.Addr
 	hosts       int // distinct destinations from dst on
 	ports       int // distinct ports from 1 on
@@ -89,7 +89,7 @@ type probe struct {
 	answer, arp bool
 }
 
-func (p probe) source() *flowv1.Source {
+func (p trial) source() *flowv1.Source {
 	a, top := p.src.As16(), p.dst.As16()
 	var hosts, ports, topPorts, empty sketch.HLL
 	w := &flowv1.Source{Addr: a[:], TopHost: top[:], InvalidFlags: p.invalid}
@@ -135,7 +135,7 @@ func (p probe) source() *flowv1.Source {
 	return w
 }
 
-func (p probe) sample(dst netip.Addr, port uint16) *flowv1.HeaderSample {
+func (p trial) sample(dst netip.Addr, port uint16) *flowv1.HeaderSample {
 	h := packet.Header{Src: p.src, Dst: dst, TTL: p.ttl}
 	var f []byte
 	switch {
@@ -145,6 +145,8 @@ func (p probe) sample(dst netip.Addr, port uint16) *flowv1.HeaderSample {
 		f = h.AppendUDP(nil, p.srcPort, port, body)
 	case p.proto == 17:
 		f = h.AppendUDP(nil, 40000, port, nil)
+	case p.proto == 50:
+		f = append(h.AppendIP(nil, 50, 64), make([]byte, 64)...)
 	default:
 		f = h.AppendTCP(nil, &packet.TCP{SrcPort: 40000, DstPort: port, Flags: packet.FlagSYN}, nil)
 	}
@@ -155,23 +157,24 @@ func TestScans(t *testing.T) {
 	src, dst := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1")
 	tests := []struct {
 		name        string
-		p           probe
+		p           trial
 		port, sweep bool
 	}{
-		{"7 failed ports", probe{ports: 7, failed: true}, false, false},
-		{"8 failed ports", probe{ports: 8, failed: true}, true, false},
-		{"8 ports that answer", probe{ports: 8}, false, false},
-		{"90 ports at once", probe{ports: 90}, true, false},
-		{"2 ports and 3 impossible flags", probe{ports: 2, failed: true, invalid: 3}, true, false},
-		{"6 failed hosts", probe{hosts: 6, port: 445, failed: true}, false, false},
-		{"9 failed hosts", probe{hosts: 9, port: 445, failed: true}, false, true},
-		{"40 hosts that answer", probe{hosts: 40, port: 443}, false, false},
-		{"90 hosts at once", probe{hosts: 90, port: 80}, false, true},
-		{"resolver asks 90 servers", probe{hosts: 90, port: 53, proto: 17}, false, false},
-		{"server's answers to many ports", probe{ports: 90, port: 40000, proto: 17, srcPort: 53, answer: true, failed: true}, false, false},
-		{"traceroute", probe{ports: 30, port: 33434, proto: 17, ttl: 9, failed: true}, false, false},
-		{"30 addresses by ARP", probe{hosts: 30, arp: true}, false, false},
-		{"60 addresses by ARP", probe{hosts: 60, arp: true}, false, true},
+		{"7 failed ports", trial{ports: 7, failed: true}, false, false},
+		{"8 failed ports", trial{ports: 8, failed: true}, true, false},
+		{"8 ports that answer", trial{ports: 8}, false, false},
+		{"90 ports at once", trial{ports: 90}, true, false},
+		{"2 ports and 3 impossible flags", trial{ports: 2, failed: true, invalid: 3}, true, false},
+		{"6 failed hosts", trial{hosts: 6, port: 445, failed: true}, false, false},
+		{"9 failed hosts", trial{hosts: 9, port: 445, failed: true}, false, true},
+		{"40 hosts that answer", trial{hosts: 40, port: 443}, false, false},
+		{"90 hosts at once", trial{hosts: 90, port: 80}, false, true},
+		{"resolver asks 90 servers", trial{hosts: 90, port: 53, proto: 17}, false, false},
+		{"server's answers to many ports", trial{ports: 90, port: 40000, proto: 17, srcPort: 53, answer: true, failed: true}, false, false},
+		{"traceroute", trial{ports: 30, port: 33434, proto: 17, ttl: 9, failed: true}, false, false},
+		{"tunnels to 9 hosts", trial{hosts: 9, proto: 50, failed: true}, false, false},
+		{"30 addresses by ARP", trial{hosts: 30, arp: true}, false, false},
+		{"60 addresses by ARP", trial{hosts: 60, arp: true}, false, true},
 	}
 	th := DefaultThresholds()
 	for _, tt := range tests {
@@ -199,7 +202,7 @@ func TestSlowSweep(t *testing.T) {
 		th := DefaultThresholds()
 		found := false
 		for i := range int64(10) {
-			p := probe{src: src, dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(10 * i)}), port: 22, failed: true, ttl: 64} //nolint:gosec // ten hosts
+			p := trial{src: src, dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(10 * i)}), port: 22, failed: true, ttl: 64} //nolint:gosec // ten hosts
 			w := p.source()
 			var h sketch.HLL
 			h.Add(sketch.Mix(uint64(i + 100))) //nolint:gosec // ten hosts
@@ -215,6 +218,32 @@ func TestSlowSweep(t *testing.T) {
 	}
 	if sweep(3600e9) {
 		t.Error("one host an hour is found, beyond the memory")
+	}
+}
+
+// TestTracerouteOfAClient: traceroute is no scan although its user asked the resolver and logged in before.
+func TestTracerouteOfAClient(t *testing.T) {
+	s, th, at := NewScanner(stranger, 1e18), DefaultThresholds(), int64(1e18)
+	add := func(p trial) {
+		p.src = stranger
+		s.Add(p.source(), at, at+int64(Slot))
+		at += int64(Slot)
+	}
+	for range maxScanSamples {
+		add(trial{dst: host.Next(), port: 53, proto: 17, ttl: 64})
+	}
+	add(trial{dst: host, port: 22, ttl: 64})
+	for i := range uint16(12) {
+		add(trial{dst: host, port: 33434 + i, proto: 17, ttl: uint8(i/3 + 1), failed: true}) //nolint:gosec // few
+	}
+	if scan, ok := s.PortScan(&th); ok {
+		t.Errorf("found %+v", scan)
+	}
+	for i := range uint16(12) {
+		add(trial{dst: host.Next(), port: 1000 + i, ttl: 64, failed: true})
+	}
+	if scan, ok := s.PortScan(&th); !ok || scan.Host != host.Next() {
+		t.Errorf("a scan of another host is not found: %+v", scan)
 	}
 }
 

@@ -27,7 +27,7 @@ func TestFlowFlood(t *testing.T) {
 			s := NewScanner(stranger, 1e18)
 			at := int64(1e18)
 			for range tt.slots {
-				p := probe{src: stranger, dst: host, port: 443, proto: tt.proto, ttl: 64}
+				p := trial{src: stranger, dst: host, port: 443, proto: tt.proto, ttl: 64}
 				w := p.source()
 				w.Attempts, w.TopHostAttempts = tt.perSlot, tt.perSlot
 				w.DstPorts = []*flowv1.PortCount{{Port: 443, Packets: tt.perSlot}}

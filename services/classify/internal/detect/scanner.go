@@ -17,10 +17,14 @@ const hostSlots = 4
 
 // scannedHost is one destination of a source.
 type scannedHost struct {
-	addr          [16]byte
-	attempts      uint64
-	ports, failed sketch.HLL
+	addr            [16]byte
+	attempts        uint64
+	ports, failed   sketch.HLL
+	sampled, probes uint32 // samples; of them, traceroute's
 }
+
+// traced: four fifths of what was sampled are traceroute's probes.
+func (h *scannedHost) traced() bool { return h.probes > 0 && h.probes*5 >= h.sampled*4 }
 
 // second counts what is distinct within the last half to one second: two halves, the older one whole.
 type second struct {
@@ -184,6 +188,14 @@ func (s *Scanner) sample(h *flowv1.HeaderSample) {
 	if !ok {
 		return
 	}
+	for i := range s.hosts {
+		if h := &s.hosts[i]; h.addr == f.Dst {
+			h.sampled++
+			if probe(&f) {
+				h.probes++
+			}
+		}
+	}
 	if s.low == ([16]byte{}) || less(f.Dst, s.low) {
 		s.low = f.Dst
 	}
@@ -232,25 +244,31 @@ type Scan struct {
 
 // PortScan judges ports of one host:
 // failed distinct ports + InvalidCost · invalid attempts ≥ ScanPorts over hours, or distinct ports ≥ FastPorts
-// within a second. Answers of servers and traceroute's probes are no scan.
+// within a second. Answers of servers and traceroute's probes are no scan, whatever else the source does.
 func (s *Scanner) PortScan(t *Thresholds) (Scan, bool) {
 	if s.benign() {
 		return Scan{}, false
 	}
-	best := &s.hosts[0]
+	failed, addr, traced := 0.0, [16]byte{}, false
+	fast := s.fastPorts.distinct()
 	for i := range s.hosts {
-		if s.hosts[i].failed.Estimate() > best.failed.Estimate() {
-			best = &s.hosts[i]
+		h := &s.hosts[i]
+		if h.traced() {
+			if traced = true; h.addr == s.fastTop {
+				fast = 0
+			}
+			continue
+		}
+		if n := h.failed.Estimate(); n > failed {
+			failed, addr = n, h.addr
 		}
 	}
-	failed, addr := best.failed.Estimate(), best.addr
 	// Failures may be told in a window whose favourite is another host.
-	if hosts := s.failedHosts.Estimate(); hosts > 0.5 {
+	if hosts := s.failedHosts.Estimate(); hosts > 0.5 && !traced {
 		if n := s.failedPorts.Estimate() / hosts; n > failed {
 			failed, addr = n, s.TopHost
 		}
 	}
-	fast := s.fastPorts.distinct()
 	slow := failed
 	if s.attemptHosts.Estimate() < 4 || s.Invalid >= 3 {
 		slow += t.InvalidCost * float64(s.Invalid)
@@ -319,7 +337,8 @@ func (s *Scanner) HostSweep(t *Thresholds) (Scan, bool) {
 	return Scan{Type: HostSweep, Target: target, Host: host, Measure: m, Fast: fast >= t.FastHosts, Packets: s.Attempts, Sources: 1}, level >= 1
 }
 
-// benign: most samples are servers' answers, or traceroute walks its port range.
+// benign: four fifths of the samples are servers' answers, or belong to a tunnel or to traceroute, which walks its port
+// range.
 func (s *Scanner) benign() bool {
 	if s.sampled > 0 && s.answers*5 >= s.sampled*4 {
 		return true
@@ -327,13 +346,27 @@ func (s *Scanner) benign() bool {
 	if s.ARP > 0 {
 		return false
 	}
-	probes := 0
+	usual := 0
 	for i := range s.Samples {
-		if f := &s.Samples[i]; f.Protocol == 17 && f.DstPort >= 33434 && f.DstPort <= 33634 && f.TTL <= 40 {
-			probes++
+		if f := &s.Samples[i]; tunnelled(f.Protocol) || probe(f) {
+			usual++
 		}
 	}
-	return probes > 0 && probes*5 >= len(s.Samples)*4
+	return usual > 0 && usual*5 >= len(s.Samples)*4
+}
+
+// probe: a packet of traceroute's.
+func probe(f *header.Facts) bool {
+	return f.Protocol == 17 && f.DstPort >= 33434 && f.DstPort <= 33634 && f.TTL <= 40
+}
+
+// tunnelled: IP in IP, IPv6 in IP, GRE, ESP and AH, whose ends often are seen from one side only.
+func tunnelled(protocol uint8) bool {
+	switch protocol {
+	case 4, 41, 47, 50, 51:
+		return true
+	}
+	return false
 }
 
 // udp: all samples are UDP.
