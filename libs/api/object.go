@@ -245,6 +245,38 @@ type RuleInput struct {
 	For      string `json:"for,omitempty" doc:"how long, as 10m or 1h30m; 0 = until revoked; default 1h" example:"10m" maxLength:"32"`
 }
 
+// CaptureInput is a capture of live frames as a user asks for it. What is left out has the sensor's default.
+type CaptureInput struct {
+	Sensor  string `json:"sensor,omitempty" doc:"the sensor's name; needed where there are several" maxLength:"255"`
+	Iface   string `json:"iface,omitempty" doc:"one interface of the sensor; absent: all" maxLength:"64"`
+	Filter  string `json:"filter,omitempty" doc:"tcpdump's expression, pcap-filter(7); absent: every frame" maxLength:"4096" example:"tcp port 443 and host 192.0.2.1"`
+	Snaplen uint32 `json:"snaplen,omitempty" doc:"bytes kept of a frame; absent: all" maximum:"262144"`
+	Count   uint64 `json:"count,omitempty" doc:"frames at most; absent: bounded by bytes and time"`
+	Bytes   uint64 `json:"bytes,omitempty" doc:"bytes of the file at most; absent: 67108864" maximum:"1073741824"`
+	For     string `json:"for,omitempty" doc:"how long at most, as 90s; absent: 1m, at most 1h" example:"90s" maxLength:"32"`
+}
+
+// CaptureSummary says how a capture ended. The last four are frames of any kind that no capture can have, of the
+// sensor's interfaces while it ran.
+type CaptureSummary struct {
+	Sensor    string `json:"sensor"`
+	Reason    string `json:"reason" doc:"count, bytes, time, stopped (the sensor ends), cancelled (by the user), expired (the token) or failed"`
+	Problem   string `json:"problem,omitempty" doc:"of a failed one"`
+	Frames    uint64 `json:"frames" doc:"in the file"`
+	Missed    uint64 `json:"missed" doc:"matched, but were not read fast enough"`
+	Dropped   uint64 `json:"dropped" doc:"by rules, in the driver"`
+	Forwarded uint64 `json:"forwarded" doc:"in the kernel, of flows that were decided"`
+	Passed    uint64 `json:"passed" doc:"to the machine's own stack"`
+	Unread    uint64 `json:"unread" doc:"lost before the sensor read them"`
+}
+
+// CaptureType is the media type of a capture; CaptureTrailer the header field after its body, which holds a
+// CaptureSummary as JSON.
+const (
+	CaptureType    = "application/vnd.tcpdump.pcap"
+	CaptureTrailer = "Tidegate-Capture"
+)
+
 // DryRun says what a rule would do.
 type DryRun struct {
 	Rule     RuleSpec `json:"rule" doc:"as it would be applied"`

@@ -34,6 +34,7 @@ type cli struct {
 	Flows      flowsCmd      `cmd:"" help:"list flows"`
 	Top        topCmd        `cmd:"" help:"the heaviest applications, hosts, addresses or ports"`
 	Timeseries timeseriesCmd `cmd:"" help:"traffic over time"`
+	Capture    captureCmd    `cmd:"" help:"capture frames that a sensor receives now, by tcpdump's expressions (role operator)"`
 	Watch      watchCmd      `cmd:"" help:"follow attacks and verdicts as they happen, until a signal"`
 	Groups     groupsCmd     `cmd:"" help:"the groups of protected prefixes and their thresholds"`
 	Sensors    sensorsCmd    `cmd:"" help:"the sensors and their interfaces"`

@@ -122,6 +122,7 @@ type request struct {
 	query        url.Values
 	body         any    // nil: none
 	revision     string // of the rule to change; empty: any
+	accept       string // beside JSON
 }
 
 // call sends a request and decodes its answer into out, unless that is nil or the answer has no body. A write is
@@ -222,6 +223,9 @@ func (c *Client) send(ctx context.Context, q request, body []byte, key string) (
 		return nil, fmt.Errorf("make the request: %w", err)
 	}
 	r.Header.Set("Accept", "application/json, application/problem+json")
+	if q.accept != "" {
+		r.Header.Set("Accept", q.accept+", application/problem+json")
+	}
 	r.Header.Set("User-Agent", "tidegate")
 	if body != nil {
 		r.Header.Set("Content-Type", "application/json")

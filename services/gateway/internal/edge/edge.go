@@ -162,7 +162,7 @@ func (c *Chain) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, x.span = c.t.Tracer.Start(ctx, r.Method, trace.WithSpanKind(trace.SpanKindServer))
 	ctx = context.WithValue(caller.With(ctx, x.who), exchangeKey{}, x)
-	if strings.Contains(r.Header.Get("Accept"), eventStream) {
+	if accept := r.Header.Get("Accept"); strings.Contains(accept, eventStream) || strings.Contains(accept, api.CaptureType) { // answers without an end of their own
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()

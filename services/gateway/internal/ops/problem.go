@@ -95,7 +95,7 @@ func translateStatus(peer mesh.Peer, st *status.Status) *api.Problem {
 	case codes.Aborted:
 		return problem(http.StatusPreconditionFailed, "somebody else has changed it meanwhile: read it again")
 	case codes.ResourceExhausted:
-		if peer.Service == serviceEnforce { // its limit of changes; others run out of memory or of message size
+		if peer.Service == serviceEnforce || peer.Service == serviceIngest { // their limits; others run out of memory or of message size
 			return problem(http.StatusTooManyRequests, "%s", said)
 		}
 		return problem(http.StatusServiceUnavailable, "%s is overloaded, or the answer is too large: ask for less", who)

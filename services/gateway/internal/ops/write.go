@@ -25,6 +25,7 @@ const (
 	actionRevoke   = "rule.revoke"
 	actionPanicOn  = "panic.on"
 	actionPanicOff = "panic.off"
+	actionCapture  = "capture"
 )
 
 // reachTime is how long one node may take for the question that finds out who will make a change.

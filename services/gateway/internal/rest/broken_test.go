@@ -100,7 +100,7 @@ var broken = map[string]func(g *generator, p *parts) (refused, did bool){
 		})
 	},
 	"body without a field": func(_ *generator, p *parts) (bool, bool) {
-		did := p.body != "" && p.op.id != "panic" && p.drop("action")
+		did := p.body != "" && p.op.id != "panic" && p.op.id != "capture" && p.drop("action")
 		return did, did
 	},
 	"body with a value of another type": func(g *generator, p *parts) (bool, bool) {

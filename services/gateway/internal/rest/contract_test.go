@@ -44,6 +44,7 @@ var contractCases = map[string][]struct {
 	"get-panic":       {{call("GET", "/api/v1/panic", ""), 200}},
 	"panic":           {{call("POST", "/api/v1/panic", `{"reason":"a drill"}`), 200}, {call("POST", "/api/v1/panic", ""), 200}},
 	"end-panic":       {{call("DELETE", "/api/v1/panic", ""), 200}},
+	"capture":         {{call("POST", "/api/v1/capture", `{"filter":"tcp port 443","count":10,"for":"2s"}`), 200}, {call("POST", "/api/v1/capture", `{"sensor":"none"}`), 404}, {call("POST", "/api/v1/capture", `{"filter":"tcp prot"}`), 422}},
 	"list-groups":     {{call("GET", "/api/v1/groups", ""), 200}},
 	"list-sensors":    {{call("GET", "/api/v1/sensors", ""), 200}},
 	"list-nodes":      {{call("GET", "/api/v1/nodes", ""), 200}},

@@ -293,6 +293,24 @@ func (m *fakeMesh) Panic(ctx context.Context, on bool, reason string) (api.Panic
 	return api.PanicResult{Panic: m.panic, Revoked: []api.RuleSpec{}, Nodes: []api.PanicNode{{Node: "a", Done: true}}}, nil
 }
 
+func (m *fakeMesh) Capture(_ context.Context, in api.CaptureInput, write func([]byte) error) (api.CaptureSummary, error) {
+	switch {
+	case in.Sensor == "none":
+		return api.CaptureSummary{}, missing("sensor", in.Sensor)
+	case strings.Contains(in.Filter, "prot"):
+		return api.CaptureSummary{}, &api.Problem{Status: http.StatusUnprocessableEntity, Title: "Unprocessable Entity", Detail: "filter: column 5"}
+	}
+	if err := m.call("capture", in); err != nil {
+		return api.CaptureSummary{}, err
+	}
+	for _, part := range []string{"one ", "two"} {
+		if err := write([]byte(part)); err != nil {
+			return api.CaptureSummary{}, err
+		}
+	}
+	return api.CaptureSummary{Sensor: "s", Reason: "count", Frames: 10}, nil
+}
+
 func (m *fakeMesh) Once(ctx context.Context, key string, fingerprint []byte, do func(context.Context) ops.Stored) (ops.Stored, bool, error) {
 	key = caller.From(ctx).Subject + " " + key
 	m.mu.Lock()

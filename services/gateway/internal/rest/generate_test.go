@@ -181,6 +181,9 @@ func (g *generator) goodBody(op *documented) map[string]any {
 	if op.id == "panic" {
 		return map[string]any{"reason": pick(g, "", "a drill", "ünï→ç", strings.Repeat("x", 200))}
 	}
+	if op.id == "capture" {
+		return map[string]any{"filter": pick(g, "", "tcp port 443", "ünï→ç"), "count": g.rnd.IntN(1000), "for": pick(g, "1s", "1m"), "snaplen": pick(g, 0, 262144)}
+	}
 	action := pick(g, "allow", "drop", "rate-limit", "count")
 	match := map[string]any{}
 	maybe := func(name string, v any) {

@@ -27,6 +27,7 @@ const (
 	metaRole       = "role"
 	metaHot        = "hot"
 	metaIdempotent = "idempotent"
+	metaStreams    = "streams"
 )
 
 // Problem is api.Problem as huma's error.

@@ -89,8 +89,6 @@ type captureOutput struct {
 	Body        []byte
 }
 
-const captureType = "application/vnd.tcpdump.pcap"
-
 // reads are the routes of what is stored.
 func (a *API) reads() {
 	o := a.d.Operations
@@ -122,14 +120,14 @@ func (a *API) reads() {
 	capture := get("/attacks/{id}/pcap", "get-attack-pcap", "Sampled packets of an attack as a capture", "attacks")
 	capture.Errors = []int{http.StatusNotFound}
 	capture.Responses = map[string]*huma.Response{"200": {
-		Description: "the capture", Content: map[string]*huma.MediaType{captureType: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}},
+		Description: "the capture", Content: map[string]*huma.MediaType{api.CaptureType: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}},
 	}}
 	huma.Register(a.huma, capture, func(ctx context.Context, in *Identified) (*captureOutput, error) {
 		name, b, err := o.AttackPcap(ctx, in.ID)
 		if err != nil {
 			return nil, fail(ctx, err)
 		}
-		return &captureOutput{ContentType: captureType, Disposition: `attachment; filename="` + name + `"`, Body: b}, nil
+		return &captureOutput{ContentType: api.CaptureType, Disposition: `attachment; filename="` + name + `"`, Body: b}, nil
 	})
 	huma.Register(a.huma, get("/verdicts", "list-verdicts", "Verdicts with their evidence, the newest first", "attacks"), func(ctx context.Context, in *verdictsInput) (*Listing[api.Verdict], error) {
 		page, err := o.Verdicts(ctx, ops.VerdictQuery{Range: in.span(), AttackID: in.AttackID, Paging: in.paging()})

@@ -48,6 +48,7 @@ type Operations interface {
 	ReplaceRule(ctx context.Context, id, revision string, in api.RuleInput) (api.Rule, error)
 	RevokeRule(ctx context.Context, id, revision string) error
 	Panic(ctx context.Context, on bool, reason string) (api.PanicResult, error)
+	Capture(ctx context.Context, in api.CaptureInput, write func(pcap []byte) error) (api.CaptureSummary, error)
 	Once(ctx context.Context, key string, fingerprint []byte, do func(context.Context) ops.Stored) (s ops.Stored, replayed bool, err error)
 }
 
@@ -77,6 +78,7 @@ func New(d Deps) (*API, error) {
 	a.state()
 	a.rules()
 	a.emergency()
+	a.capture()
 	a.stream()
 	self := huma.Operation{
 		OperationID: "get-openapi", Method: http.MethodGet, Path: openAPIPath, Summary: "This document; it needs no token", Tags: []string{"state"},

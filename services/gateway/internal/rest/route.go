@@ -39,6 +39,7 @@ func (a *adapter) Handle(op *huma.Operation, handler func(huma.Context)) {
 	r.serve = func(w http.ResponseWriter, req *http.Request) { handler(humago.NewContext(op, req, w)) }
 	r.hot = op.Metadata[metaHot] != nil
 	r.idempotent = op.Metadata[metaIdempotent] != nil
+	r.streams = op.Metadata[metaStreams] != nil
 	a.mux.Handle(r.pattern, edge.Require(role, r))
 }
 
@@ -49,6 +50,7 @@ type route struct {
 	query      map[string]bool // its parameters
 	hot        bool            // the answer is kept for a moment
 	idempotent bool            // it may be sent again with the same Idempotency-Key
+	streams    bool            // the answer comes bit by bit
 	kept       atomic.Pointer[kept]
 	serve      http.HandlerFunc
 }
@@ -87,6 +89,10 @@ func (r *route) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	if key := req.Header.Values("Idempotency-Key"); r.idempotent && len(key) > 0 {
 		r.once(w, req, key)
+		return
+	}
+	if r.streams {
+		r.serve(w, req)
 		return
 	}
 	rec := r.record(req)
