@@ -23,6 +23,7 @@ type ReplayConfig struct {
 	MaxFlows      int           // flows at a time, default 1 Mi
 	Idle          time.Duration // idle timeout of every flow that was not closed, default 10 min
 	AnswerTimeout time.Duration // an attempt without an answer for this long failed, default 3 s
+	NoWindows     bool          // the sink gets none: closing them is most of the work on a capture of hours
 }
 
 // Sink takes what a replay makes, in order. Arguments are valid during the call only. An error ends the replay.
@@ -100,7 +101,7 @@ type replay struct {
 
 func newReplay(cfg ReplayConfig, sink Sink) *replay {
 	r := &replay{cfg: cfg, sink: sink, quiet: true}
-	r.q = pipeline.New(pipeline.Config{
+	p := pipeline.Config{
 		Flow: flowtable.Config{
 			MaxFlows: cfg.MaxFlows, InitialFlows: 1 << 14,
 			IdleTCP: cfg.Idle, IdleUDP: cfg.Idle, IdleOther: cfg.Idle, IdleSingle: cfg.Idle,
@@ -109,7 +110,11 @@ func newReplay(cfg ReplayConfig, sink Sink) *replay {
 		BatchAge: -1,
 		OnBatch:  r.onBatch,
 		OnWindow: r.onWindow,
-	}, 0)
+	}
+	if cfg.NoWindows { // batches end by their age then, not with the windows
+		p.BatchAge, p.WindowLength = 100*time.Millisecond, time.Hour
+	}
+	r.q = pipeline.New(p, 0)
 	return r
 }
 
@@ -127,6 +132,10 @@ func (r *replay) onBatch(b *flowv1.FlowBatch) *flowv1.FlowBatch {
 }
 
 func (r *replay) onWindow(b *window.Builder) *window.Builder {
+	if r.cfg.NoWindows {
+		b.Reset()
+		return b
+	}
 	empty := b.Empty()
 	if empty && r.quiet {
 		return b // nothing in it, so it needs no Reset

@@ -136,6 +136,21 @@ func TestReplay(t *testing.T) {
 		t.Error("a second replay gives something else")
 	}
 
+	var plain record
+	without, err := Replay(context.Background(), ReplayConfig{NoWindows: true}, path, &plain)
+	if err != nil || without.Difference != 0 || without.Flows != l.Flows || len(plain.windows) != 0 {
+		t.Errorf("without windows: %+v, %d windows, %v", without, len(plain.windows), err)
+	}
+	var same []flow.End
+	for _, b := range plain.batches {
+		for j := range int(b.GetEnds().GetCount()) {
+			same = append(same, flow.EndAt(b.Ends, j))
+		}
+	}
+	if !slices.Equal(same, ends) {
+		t.Errorf("without windows flows end as %+v, with them as %+v", same, ends)
+	}
+
 	broken := record{fail: errors.New("disk full")}
 	if _, err := Replay(context.Background(), ReplayConfig{}, path, &broken); !errors.Is(err, broken.fail) {
 		t.Errorf("the sink's error is lost: %v", err)

@@ -106,7 +106,7 @@ func (p *player) play(file string) (ingest.ReplayLedger, error) {
 		return ingest.ReplayLedger{}, err
 	}
 	p.engine = engine
-	l, err := ingest.Replay(p.ctx, ingest.ReplayConfig{}, file, p)
+	l, err := ingest.Replay(p.ctx, ingest.ReplayConfig{NoWindows: !p.cmd.Detect}, file, p)
 	engine.Flush(&p.batch, &p.window)
 	return l, errors.Join(err, p.flows(), p.detections(), p.report())
 }
@@ -121,9 +121,6 @@ func (p *player) Batch(b *flowv1.FlowBatch) error {
 
 // Window implements ingest.Sink.
 func (p *player) Window(w *flowv1.Window) error {
-	if !p.cmd.Detect {
-		return nil
-	}
 	if err := p.engine.Window(w, &p.window); err != nil {
 		return err
 	}
