@@ -50,8 +50,8 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	b := &lateBus{}
-	t.Check("nats", b.ready)
+	b := lateBus{bus.NewLate()}
+	t.Check("nats", b.Ready)
 	if c.Classify.Advertise == "" {
 		c.Classify.Advertise = c.Listen
 	}
@@ -65,11 +65,11 @@ func run(args []string) error {
 	var g lifecycle.Group
 	g.Add("telemetry", 0, t.Run)
 	g.Add("nats", 0, func(ctx context.Context) error {
-		if !b.connect(ctx, t, c.NATS) {
+		if !b.Connect(ctx, t, "tidegate-classify", c.NATS, "NATS cannot be reached, trying again", nil) {
 			return nil
 		}
 		<-ctx.Done()
-		return b.close()
+		return b.Close()
 	})
 	g.Add("grpc", 0, func(ctx context.Context) error { return rpc.Serve(ctx, srv, health, c.Listen) })
 	g.Add("classify", 5*time.Second, svc.Run)

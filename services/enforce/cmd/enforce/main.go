@@ -62,7 +62,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	b := newLateBus()
+	b := lateBus{bus.NewLate()}
 	svc, err := enforce.New(c.Enforce, enforce.Deps{Telemetry: t, Registrar: srv, Bus: b})
 	if err != nil {
 		return config.Usagef("%w", err)
@@ -70,10 +70,12 @@ func run(args []string) error {
 	var g lifecycle.Group
 	g.Add("telemetry", 0, t.Run)
 	g.Add("nats", 0, func(ctx context.Context) error {
-		if b.connect(ctx, t, "enforce "+c.Enforce.Node, c.NATS) {
-			defer b.close()
-			<-ctx.Done()
+		if !b.Connect(ctx, t, "enforce "+c.Enforce.Node, c.NATS, "waiting for NATS; rules already in the kernel stay in force until they expire",
+			func(ctx context.Context, b *bus.Bus) error { return b.EnsureStreams(ctx) }) {
+			return nil
 		}
+		<-ctx.Done()
+		_ = b.Close() // everything that matters was acknowledged
 		return nil
 	})
 	g.Add("enforce", 5*time.Second, svc.Run)

@@ -59,7 +59,7 @@ func run(args []string) error {
 	c.NATS.OnBad = func(subject string, err error) {
 		t.Log.Warn("a message cannot be read and is skipped", "subject", subject, "error", err)
 	}
-	b := &lateBus{}
+	b := lateBus{bus.NewLate()}
 	services, err := mesh.Dial(t, c.Mesh, c.TLS)
 	if err != nil {
 		return config.Usagef("%w", err)
@@ -72,8 +72,8 @@ func run(args []string) error {
 	var g lifecycle.Group
 	g.Add("telemetry", 0, t.Run)
 	g.Add("nats", 0, func(ctx context.Context) error {
-		if b.connect(ctx, t, c.NATS) {
-			defer b.close()
+		if b.Connect(ctx, t, "tidegate-gateway", c.NATS, "NATS cannot be reached, trying again", nil) {
+			defer func() { _ = b.Close() }() // an audit entry that was not acknowledged was reported
 			<-ctx.Done()
 		}
 		return nil

@@ -54,8 +54,8 @@ func run(args []string) error {
 	c.NATS.OnBad = func(subject string, err error) {
 		t.Log.Warn("a message cannot be read and is skipped", "subject", subject, "error", err)
 	}
-	b := &lateBus{}
-	t.Check("nats", b.ready)
+	b := lateBus{bus.NewLate()}
+	t.Check("nats", b.Ready)
 	svc, err := persist.New(c.Persist, persist.Deps{Telemetry: t, Registrar: srv, Bus: b})
 	if err != nil {
 		return config.Usagef("%w", err)
@@ -64,8 +64,8 @@ func run(args []string) error {
 	g.Add("telemetry", 0, t.Run)
 	g.Add("grpc", 0, func(ctx context.Context) error { return rpc.Serve(ctx, srv, health, c.Listen) })
 	g.Add("nats", 0, func(ctx context.Context) error {
-		if b.connect(ctx, t, c.NATS) {
-			defer b.close()
+		if b.Connect(ctx, t, "tidegate-persist", c.NATS, "NATS cannot be reached, trying again", nil) {
+			defer func() { _ = b.Close() }() // what failed to flush is not acknowledged and comes again
 			<-ctx.Done()
 		}
 		return nil
