@@ -3,6 +3,7 @@ package afxdp
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -98,11 +99,10 @@ func (s *native) mapMemory(cfg Config) error {
 	}
 	s.umem = m
 	preferNode(m, cfg.Iface)
-	// Touched now, after the NUMA preference: not one page fault at a time in the hot loop.
-	if err := unix.Madvise(m, unix.MADV_POPULATE_WRITE); err != nil {
-		for i := 0; i < len(m); i += 4096 {
-			m[i] = 0
-		}
+	// Touched now, after the NUMA preference, and by this process: neither a page fault nor, where a hypervisor keeps page
+	// tables of its own, the first access to a page that madvise populated, should cost microseconds in the hot loop.
+	for i := 0; i < len(m); i += os.Getpagesize() {
+		m[i] = 0
 	}
 	reg := unix.XDPUmemReg{
 		Addr: uint64(uintptr(unsafe.Pointer(&m[0]))), //nolint:gosec // address of a mapping, which does not move

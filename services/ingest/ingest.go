@@ -317,6 +317,7 @@ func (s *Service) newWorker(n, of int) *worker {
 		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval,
 		OnBatch: w.onBatch, OnWindow: s.windows.take,
 	}, uint8(n)) //nolint:gosec // below maxQueues
+	s.windows.provide()
 	return w
 }
 

@@ -16,6 +16,10 @@ const (
 	windowWorth = time.Second
 	// windowLimit bounds the windows that wait for an acknowledgement.
 	windowLimit = 64
+	// readyBatches are kept for reuse, each with room for batchPayload bytes of payload, 4 MiB in all. That room is what the
+	// payload of a flood takes in one batch; a batch that has to find it first stops its queue for milliseconds.
+	readyBatches = 32
+	batchPayload = 1 << 17
 )
 
 // outbox keeps batches and windows from when a queue hands them over until classify acknowledges them. It is
@@ -29,7 +33,9 @@ type outbox struct {
 	epoch  uint64
 	limit  int64
 	wake   chan struct{} // holds one token while there may be something to send
-	pool   sync.Pool     // of *flowv1.FlowBatch
+
+	readyMu sync.Mutex
+	ready   []*flowv1.FlowBatch // empty ones
 
 	mu       sync.Mutex
 	parcels  []*parcel // oldest first; acknowledged ones in the middle stay until the front moves on
@@ -67,18 +73,37 @@ type parcel struct {
 }
 
 func newOutbox(sensor string, epoch uint64, limit int64) *outbox {
-	return &outbox{
+	o := &outbox{
 		sensor: sensor, epoch: epoch, limit: limit, wake: make(chan struct{}, 1),
-		pool: sync.Pool{New: func() any { return &flowv1.FlowBatch{} }},
 	}
+	for range readyBatches {
+		data := make([]byte, batchPayload)
+		clear(data) // written, so that the memory is there
+		o.ready = append(o.ready, &flowv1.FlowBatch{Segments: &flowv1.FlowSegments{Data: data[:0]}})
+	}
+	return o
 }
 
-// empty returns a batch to fill.
-func (o *outbox) empty() *flowv1.FlowBatch { return o.pool.Get().(*flowv1.FlowBatch) } //nolint:forcetypeassert // only batches go in
+// empty returns a batch to fill, the one given back last: its columns have grown to what traffic takes.
+func (o *outbox) empty() *flowv1.FlowBatch {
+	o.readyMu.Lock()
+	defer o.readyMu.Unlock()
+	last := len(o.ready) - 1
+	if last < 0 {
+		return &flowv1.FlowBatch{}
+	}
+	b := o.ready[last]
+	o.ready = o.ready[:last]
+	return b
+}
 
 func (o *outbox) recycle(b *flowv1.FlowBatch) {
 	flow.Reset(b)
-	o.pool.Put(b)
+	o.readyMu.Lock()
+	defer o.readyMu.Unlock()
+	if len(o.ready) < readyBatches {
+		o.ready = append(o.ready, b)
+	}
 }
 
 // put takes a batch over, numbers it, and drops the oldest batches that no longer fit.

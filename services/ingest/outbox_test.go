@@ -202,9 +202,8 @@ func TestOutboxAllocations(t *testing.T) {
 		o.sent(p)
 		o.ackBatch(p.number, 10, 0, t0)
 	})
-	// The parcel and, now and then, the list; never the columns. Under the race detector a pool forgets at
-	// random.
-	if n > 4 && !raceDetector {
+	// The parcel and, now and then, the list; never the columns.
+	if n > 4 {
 		t.Errorf("%v allocations a batch", n)
 	}
 }

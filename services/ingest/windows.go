@@ -39,6 +39,14 @@ func newWindows(tel *telemetry.Telemetry, box *outbox, queues func() int) *windo
 	}
 }
 
+// provide makes the builders that a queue changes with: one that is merged while the next is filled, and one to spare.
+// Made by take they would stop the queue for milliseconds.
+func (w *windows) provide() {
+	for range 2 {
+		w.giveBack(window.New(window.DefaultConfig()))
+	}
+}
+
 // take is a queue's OnWindow: it never blocks, and takes nothing when the merging falls behind.
 func (w *windows) take(b *window.Builder) *window.Builder {
 	var fresh *window.Builder

@@ -54,10 +54,12 @@ const (
 type Config struct {
 	// Seed of sampling and of the tables' hashes. Live sensors take a random one.
 	Seed uint64
+	// Touch makes New write all of the memory, about 8 MiB, so that the first packets of a flood do not wait for it.
+	Touch bool
 }
 
-// DefaultConfig returns the zero seed.
-func DefaultConfig() Config { return Config{} }
+// DefaultConfig returns what live traffic takes, with the zero seed.
+func DefaultConfig() Config { return Config{Touch: true} }
 
 // Flows are the window's counts of flows, set by who runs the flow table and added up by Merge.
 type Flows struct{ Opened, Active, Summarised uint64 }
@@ -92,6 +94,11 @@ func New(cfg Config) *Builder {
 	b.k = [2]uint64{sketch.Mix(cfg.Seed+1) | 1, sketch.Mix(cfg.Seed+2) | 1}
 	b.random = sketch.Mix(cfg.Seed+3) | 1
 	b.sources.init()
+	if cfg.Touch {
+		clear(b.details)
+		clear(b.sources.list)
+		b.Reset()
+	}
 	return b
 }
 
