@@ -107,12 +107,12 @@ func newReplay(cfg ReplayConfig, sink Sink) *replay {
 			IdleTCP: cfg.Idle, IdleUDP: cfg.Idle, IdleOther: cfg.Idle, IdleSingle: cfg.Idle,
 			AnswerTimeout: cfg.AnswerTimeout,
 		},
-		BatchAge: -1,
-		OnBatch:  r.onBatch,
-		OnWindow: r.onWindow,
+		OnBatch: r.onBatch,
 	}
-	if cfg.NoWindows { // batches end by their age then, not with the windows
-		p.BatchAge, p.WindowLength = 100*time.Millisecond, time.Hour
+	if cfg.NoWindows {
+		p.BatchAge = 100 * time.Millisecond
+	} else { // batches end with the windows
+		p.BatchAge, p.OnWindow = -1, r.onWindow
 	}
 	r.q = pipeline.New(p, 0)
 	return r
@@ -132,10 +132,6 @@ func (r *replay) onBatch(b *flowv1.FlowBatch) *flowv1.FlowBatch {
 }
 
 func (r *replay) onWindow(b *window.Builder) *window.Builder {
-	if r.cfg.NoWindows {
-		b.Reset()
-		return b
-	}
 	empty := b.Empty()
 	if empty && r.quiet {
 		return b // nothing in it, so it needs no Reset

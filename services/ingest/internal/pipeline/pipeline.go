@@ -37,7 +37,7 @@ type Config struct {
 	OnBatch func(*flowv1.FlowBatch) *flowv1.FlowBatch
 	// OnWindow takes the builder of a window that ended, with StartNs, EndNs and Flows set, and returns an empty
 	// one; it must not block. When it returns nil it took nothing, and the window goes on to the next boundary.
-	// Required.
+	// Without OnWindow there are no windows: batches are handed over by their age and size only.
 	OnWindow func(*window.Builder) *window.Builder
 }
 
@@ -53,7 +53,7 @@ func DefaultConfig() Config {
 type Queue struct {
 	cfg   Config
 	table *flowtable.Table
-	w     *window.Builder
+	w     *window.Builder // nil: no windows
 	batch *flowv1.FlowBatch
 
 	batchNs     int64 // when the batch got its first record
@@ -95,9 +95,13 @@ func New(cfg Config, queue uint8) *Queue {
 		cfg.WindowLength = 100 * time.Millisecond
 	}
 	q := &Queue{
-		cfg: cfg, table: flowtable.New(cfg.Flow, queue), w: window.New(cfg.Window), batch: &flowv1.FlowBatch{},
+		cfg: cfg, table: flowtable.New(cfg.Flow, queue), batch: &flowv1.FlowBatch{},
+		failed: func(*flowtable.Failure) {},
 	}
-	q.failed = func(f *flowtable.Failure) { q.w.Failure(f) }
+	if cfg.OnWindow != nil {
+		q.w = window.New(cfg.Window)
+		q.failed = func(f *flowtable.Failure) { q.w.Failure(f) }
+	}
 	return q
 }
 
@@ -150,13 +154,17 @@ func (q *Queue) account(p *packet.Packet, r packet.Reason, hash uint32, frame []
 			return
 		}
 		q.accounted++
-		q.w.Add(p, nil, nowNs, &noFlow)
+		if q.w != nil {
+			q.w.Add(p, nil, nowNs, &noFlow)
+		}
 		return
 	}
 	q.accounted++
 	q.bytes += uint64(p.IPLen)
 	o := q.table.AccountHashed(p, hash, frame[p.Payload:p.Payload+p.PayloadLen], nowNs, port, q.batch)
-	q.w.Add(p, frame[p.L3:], nowNs, &o)
+	if q.w != nil {
+		q.w.Add(p, frame[p.L3:], nowNs, &o)
+	}
 	if !q.batchBegun || size(q.batch) > MaxBatchBytes-headroom {
 		q.age(nowNs)
 	}
@@ -205,10 +213,10 @@ func size(b *flowv1.FlowBatch) int {
 // Poll runs timers and window boundaries up to nowNs and hands the batch over when it is time. Call it at least
 // every few milliseconds, also when no frames arrive.
 func (q *Queue) Poll(nowNs int64) {
-	if q.windowEnd == 0 {
+	if q.windowEnd == 0 && q.w != nil {
 		q.begin(nowNs)
 	}
-	for nowNs >= q.windowEnd {
+	for q.w != nil && nowNs >= q.windowEnd {
 		q.table.Advance(q.windowEnd-1, q.batch, q.failed)
 		q.age(nowNs)
 		q.boundary(nowNs)
@@ -249,11 +257,11 @@ func (q *Queue) boundary(nowNs int64) {
 	q.begin(max(nowNs, q.windowEnd))
 }
 
-// WindowEnd is the next window boundary, 0 before the first Poll.
+// WindowEnd is the next window boundary, 0 before the first Poll and without windows.
 func (q *Queue) WindowEnd() int64 { return q.windowEnd }
 
 // Idle tells whether no flow is active and the window is empty: time may jump.
-func (q *Queue) Idle() bool { return q.table.Stats().Active == 0 && q.w.Empty() }
+func (q *Queue) Idle() bool { return q.table.Stats().Active == 0 && (q.w == nil || q.w.Empty()) }
 
 // Settle runs timers up to nowNs without a bound on the work, handing over batches as they fill. It is for
 // captures, whose clock jumps.
@@ -268,7 +276,9 @@ func (q *Queue) Settle(nowNs int64) {
 // the flow is in the table.
 func (q *Queue) Meter(k flow.Key, packets, bytes uint64, lastNs int64) bool {
 	_, ok := q.table.Meter(k, packets, bytes, lastNs)
-	q.w.Metered(k, packets, bytes)
+	if q.w != nil {
+		q.w.Metered(k, packets, bytes)
+	}
 	return ok
 }
 
@@ -278,13 +288,18 @@ func (q *Queue) Enough(id uint64) (flow.Key, bool) { return q.table.Enough(id) }
 // Close ends all flows, hands over the last batches, and the last window with what the flush found. The queue
 // must not be used afterwards; counts stay readable.
 func (q *Queue) Close(nowNs int64) {
-	if q.windowEnd == 0 {
+	if q.windowEnd == 0 && q.w != nil {
 		q.begin(nowNs)
 	}
 	for q.table.Flush(nowNs, q.batch, q.failed) {
 		q.cut()
 	}
-	q.boundary(q.windowEnd)
+	switch {
+	case q.w != nil:
+		q.boundary(q.windowEnd)
+	case size(q.batch) > 0:
+		q.cut()
+	}
 	q.publish()
 }
 
