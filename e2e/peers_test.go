@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"maps"
 	"net"
 	"net/netip"
@@ -232,32 +233,43 @@ func zeekExpects(t *testing.T, dir string, flows []replayed) []*expected {
 	return all.list
 }
 
-// suricataExpects reads the checks of Suricata's tests that an event of a protocol occurs.
-func suricataExpects(t *testing.T, dir string, _ []replayed) []*expected {
-	files, err := filepath.Glob(filepath.Join(dir, "expected", "*.test.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all join
-	for _, file := range files {
-		b, err := os.ReadFile(file)
+// readAll gives what the files of a folder with an ending hold, by their names without it. What cannot be read as T is told.
+func readAll[T any](t *testing.T, dir, ending string, unmarshal func([]byte, any) error) iter.Seq2[string, T] {
+	return func(yield func(string, T) bool) {
+		files, err := filepath.Glob(filepath.Join(dir, "*"+ending))
 		if err != nil {
 			t.Fatal(err)
 		}
-		var test struct {
-			Pcap   any
-			Checks []struct {
-				Filter struct {
-					Count any
-					Match map[string]any
-				}
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var v T
+			if err := unmarshal(b, &v); err != nil {
+				t.Logf("%s: %v", file, err)
+				continue
+			}
+			if !yield(strings.TrimSuffix(filepath.Base(file), ending), v) {
+				return
 			}
 		}
-		if err := yaml.Unmarshal(b, &test); err != nil {
-			t.Logf("%s: %v", file, err)
-			continue
+	}
+}
+
+// suricataExpects reads the checks of Suricata's tests that an event of a protocol occurs.
+func suricataExpects(t *testing.T, dir string, _ []replayed) []*expected {
+	type suricataTest struct {
+		Pcap   any
+		Checks []struct {
+			Filter struct {
+				Count any
+				Match map[string]any
+			}
 		}
-		name := strings.TrimSuffix(filepath.Base(file), ".test.yaml")
+	}
+	var all join
+	for name, test := range readAll[suricataTest](t, filepath.Join(dir, "expected"), ".test.yaml", yaml.Unmarshal) {
 		capture := name
 		if p, ok := test.Pcap.(string); ok && strings.Contains(p, "/") { // of another test's folder
 			capture = strings.ReplaceAll(path.Dir(path.Join(strings.ReplaceAll(name, "__", "/"), p)), "/", "__")
@@ -313,36 +325,23 @@ func flatten(into map[string]string, at string, v any) {
 
 // arkimeExpects reads Arkime's sessions.
 func arkimeExpects(t *testing.T, dir string, _ []replayed) []*expected {
-	files, err := filepath.Glob(filepath.Join(dir, "*.test"))
-	if err != nil {
-		t.Fatal(err)
+	type end struct {
+		IP   string
+		Port int
+	}
+	type arkimeTest struct {
+		Sessions []struct {
+			Body struct {
+				Source, Destination end
+				Protocol            []string
+				IPProtocol          int
+				HTTP, QUIC          struct{ Host []string }
+				DNS                 json.RawMessage // one, or a list with one for each message
+			}
+		} `json:"sessions3"`
 	}
 	var all join
-	for _, file := range files {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		type end struct {
-			IP   string
-			Port int
-		}
-		var test struct {
-			Sessions []struct {
-				Body struct {
-					Source, Destination end
-					Protocol            []string
-					IPProtocol          int
-					HTTP, QUIC          struct{ Host []string }
-					DNS                 json.RawMessage // one, or a list with one for each message
-				}
-			} `json:"sessions3"`
-		}
-		if err := json.Unmarshal(b, &test); err != nil {
-			t.Logf("%s: %v", file, err)
-			continue
-		}
-		name := strings.TrimSuffix(filepath.Base(file), ".test")
+	for name, test := range readAll[arkimeTest](t, dir, ".test", json.Unmarshal) {
 		for _, s := range test.Sessions {
 			s := s.Body
 			var dns []struct{ QueryHost string }
