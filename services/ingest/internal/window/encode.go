@@ -25,7 +25,7 @@ func heaviest(a, b *candidate) int {
 	return cmp.Or(cmp.Compare(b.packets(), a.packets()), bytes.Compare(a.addr[:], b.addr[:]))
 }
 
-// Encode writes the window into w: bounds, totals, targets, sources and flow counts. Sensor, epoch, sequence and
+// Encode writes the window into w: bounds, totals, targets, sources, ARP bindings and flow counts. Sensor, epoch, sequence and
 // traceparent are the caller's. What w points to is used again, so a pooled Window costs little. Targets are
 // hosts, then /24 (/64), then /16 (/48), each heaviest first; hosts that got amplification answers nobody asked
 // for are among them however few their packets. The encoded size stays below 1 MiB.
@@ -63,6 +63,7 @@ func (b *Builder) Encode(w *flowv1.Window) {
 	}
 	b.encodeRegions(w, regions)
 	b.encodeSources(w)
+	b.bindings.encode(w)
 }
 
 // encodeRegions adds the heaviest /16 and /48.

@@ -32,6 +32,7 @@ func (b *Builder) Merge(o *Builder) {
 			mine.merge(x)
 		}
 	}
+	b.bindings.merge(&o.bindings, b)
 }
 
 func (b *Builder) mergeEntry(mine *light, e *lightEntry, o *Builder, l level) {

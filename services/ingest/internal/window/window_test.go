@@ -40,7 +40,7 @@ func (r *rig) add(f []byte, to ...*Builder) {
 	reason := r.p.Decode(f)
 	if reason == packet.NotIP {
 		for _, b := range to {
-			b.Add(&r.p, nil, r.now, &flowtable.Observation{})
+			b.Add(&r.p, f[r.p.L3:], r.now, &flowtable.Observation{})
 		}
 		return
 	}
