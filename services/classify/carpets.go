@@ -78,8 +78,13 @@ func (e *Engine) network(w *flowv1.Window, wt *flowv1.Target, out *WindowResult)
 		if d.Stray && e.cfg.Now != nil && w.GetSequence() < settleWindows {
 			continue
 		}
-		m, now := d.Measure(&second, &limits), d.Measure(&slot, &limits)
+		m := d.Measure(&second, &limits)
 		on := a != nil && a.bombs[d.Type]
+		if m.Level == 0 && !on && n.rises[d.Type] == nil {
+			n.learn(c, 0, region && e.cfg.Now != nil)
+			continue
+		}
+		now := d.Measure(&slot, &limits)
 		high := now.Level*detect.Slots*c.share() >= 0.5*detect.CarpetLimit(times, c.usual)
 		r := n.rise(d, w, high || on && now.Level > 0, e.facts, e.raw)
 		spread := detect.Spread{}
