@@ -119,6 +119,7 @@ type Process struct {
 	path string
 	args []string
 	env  []string
+	attr *syscall.SysProcAttr
 	mu   sync.Mutex
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -152,7 +153,13 @@ func (l *logBuffer) String() string {
 // Start starts a binary; it is stopped when the test ends, and its output shown if the test failed.
 func Start(t testing.TB, path string, env []string, args ...string) *Process {
 	t.Helper()
-	p := &Process{Name: filepath.Base(path), t: t, path: path, args: args, env: env, log: &logBuffer{}}
+	return StartAs(t, nil, path, env, args...)
+}
+
+// StartAs is Start with another user, or other rights, than the test's.
+func StartAs(t testing.TB, attr *syscall.SysProcAttr, path string, env []string, args ...string) *Process {
+	t.Helper()
+	p := &Process{Name: filepath.Base(path), t: t, path: path, args: args, env: env, attr: attr, log: &logBuffer{}}
 	p.Restart()
 	t.Cleanup(func() {
 		_ = p.Stop(15 * time.Second)
@@ -170,6 +177,7 @@ func (p *Process) Restart() {
 	defer p.mu.Unlock()
 	p.cmd = exec.Command(p.path, p.args...)
 	p.cmd.Env = append(os.Environ(), p.env...)
+	p.cmd.SysProcAttr = p.attr
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatalf("start %s: %v", p.Name, err)
