@@ -800,7 +800,6 @@ type Window struct {
 	FlowsOpened     uint64    `protobuf:"varint,9,opt,name=flows_opened,json=flowsOpened,proto3" json:"flows_opened,omitempty"`
 	FlowsActive     uint64    `protobuf:"varint,10,opt,name=flows_active,json=flowsActive,proto3" json:"flows_active,omitempty"`
 	FlowsSummarised uint64    `protobuf:"varint,11,opt,name=flows_summarised,json=flowsSummarised,proto3" json:"flows_summarised,omitempty"`
-	Traceparent     string    `protobuf:"bytes,12,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -910,13 +909,6 @@ func (x *Window) GetFlowsSummarised() uint64 {
 		return x.FlowsSummarised
 	}
 	return 0
-}
-
-func (x *Window) GetTraceparent() string {
-	if x != nil {
-		return x.Traceparent
-	}
-	return ""
 }
 
 type Counters struct {
@@ -1701,7 +1693,7 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x14\n" +
 	"\x05flows\x18\x03 \x01(\x04R\x05flows\x12\x18\n" +
 	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\xb1\x03\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\xa2\x03\n" +
 	"\x06Window\x12\x16\n" +
 	"\x06sensor\x18\x01 \x01(\tR\x06sensor\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x1a\n" +
@@ -1714,8 +1706,7 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\fflows_opened\x18\t \x01(\x04R\vflowsOpened\x12!\n" +
 	"\fflows_active\x18\n" +
 	" \x01(\x04R\vflowsActive\x12)\n" +
-	"\x10flows_summarised\x18\v \x01(\x04R\x0fflowsSummarised\x12 \n" +
-	"\vtraceparent\x18\f \x01(\tR\vtraceparent\"\xe8\x02\n" +
+	"\x10flows_summarised\x18\v \x01(\x04R\x0fflowsSummarisedJ\x04\b\f\x10\rR\vtraceparent\"\xe8\x02\n" +
 	"\bCounters\x12\x18\n" +
 	"\apackets\x18\x01 \x01(\x04R\apackets\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x10\n" +
