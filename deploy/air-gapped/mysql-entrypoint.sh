@@ -1,10 +1,14 @@
 #!/bin/sh
-# docker-entrypoint.sh [mysqld] [OPTION...]: makes the data folder when it is empty, then runs the server, as user mysql.
-# MYSQL_ROOT_PASSWORD or MYSQL_RANDOM_ROOT_PASSWORD (then nobody can be root), MYSQL_DATABASE, MYSQL_USER, MYSQL_PASSWORD, each also as NAME_FILE.
+# docker-entrypoint.sh [mariadbd|mysqld] [OPTION...]: makes the data folder when it is empty, then runs the server that the
+# image has, as user mysql.
+# MYSQL_ROOT_PASSWORD or MYSQL_RANDOM_ROOT_PASSWORD (then nobody can be root), MYSQL_DATABASE, MYSQL_USER, MYSQL_PASSWORD, each also
+# as NAME_FILE; with MariaDB MARIADB_ for MYSQL_, too. A node that joins a Galera cluster takes users and data from the cluster.
 set -eu
+server=mysqld prefix=MYSQL
+if command -v mariadbd >/dev/null; then server=mariadbd prefix=MARIADB; fi
 case ${1:-} in
-"" | -*) set -- mysqld "$@" ;;
-mysqld) ;;
+"" | -*) set -- $server "$@" ;;
+mariadbd | mysqld) ;;
 *) exec "$@" ;;
 esac
 data=/var/lib/mysql
@@ -12,7 +16,7 @@ run=/run/mysqld
 
 # value NAME: the variable's value or the content of the file that NAME_FILE names.
 value() {
-  eval "v=\${MYSQL_$1:-} f=\${MYSQL_$1_FILE:-}"
+  eval "v=\${${prefix}_$1:-\${MYSQL_$1:-}} f=\${${prefix}_$1_FILE:-\${MYSQL_$1_FILE:-}}"
   if [ -n "$f" ]; then cat "$f"; else printf '%s' "$v"; fi
 }
 # quoted TEXT: TEXT inside the quotes of a string.
@@ -27,7 +31,7 @@ if [ "$(id -u)" = 0 ]; then
   if [ -z "$root" ] && [ ! -d $data/mysql ] && [ -n "$(value RANDOM_ROOT_PASSWORD)" ]; then
     root=$(od -An -N16 -tx1 /dev/urandom | tr -d ' ')
   fi
-  [ -n "$root" ] || [ -d $data/mysql ] || { echo "entrypoint: set MYSQL_ROOT_PASSWORD_FILE to a file with the password of root, or MYSQL_RANDOM_ROOT_PASSWORD to have none" >&2; exit 1; }
+  [ -n "$root" ] || [ -d $data/mysql ] || { echo "entrypoint: set ${prefix}_ROOT_PASSWORD_FILE to a file with the password of root, or ${prefix}_RANDOM_ROOT_PASSWORD to have none" >&2; exit 1; }
   (
     umask 077
     {
@@ -40,13 +44,21 @@ if [ "$(id -u)" = 0 ]; then
     } >$run/init.sql
   )
   chown mysql:mysql $run/init.sql
-  unset MYSQL_ROOT_PASSWORD MYSQL_PASSWORD
+  unset MARIADB_ROOT_PASSWORD MARIADB_PASSWORD MYSQL_ROOT_PASSWORD MYSQL_PASSWORD
   exec setpriv --reuid=mysql --regid=mysql --init-groups "$0" "$@"
 fi
 
 if [ ! -d $data/mysql ]; then
   trap 'rm -rf $data/*' EXIT
-  mysqld --initialize-insecure --datadir=$data
+  if [ $server = mariadbd ]; then
+    mariadb-install-db --datadir=$data --auth-root-authentication-method=normal --skip-test-db --skip-log-bin >/dev/null
+  else
+    mysqld --initialize-insecure --datadir=$data
+  fi
   trap - EXIT
 fi
+case " $* " in
+*wsrep[-_]new[-_]cluster*) ;;
+*wsrep[-_]cluster[-_]address*) exec "$@" ;; # it joins
+esac
 exec "$@" --init-file=$run/init.sql
