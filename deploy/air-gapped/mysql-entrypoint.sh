@@ -21,6 +21,8 @@ value() {
 }
 # quoted TEXT: TEXT inside the quotes of a string.
 quoted() { printf '%s' "$1" | sed -e 's/\\/\\\\/g' -e "s/'/''/g"; }
+# line TEXT: TEXT as it is, where sh's echo changes backslashes.
+line() { printf '%s\n' "$1"; }
 
 if [ "$(id -u)" = 0 ]; then
   mkdir -p $data $run
@@ -35,11 +37,11 @@ if [ "$(id -u)" = 0 ]; then
   (
     umask 077
     {
-      [ -z "$root" ] || echo "ALTER USER 'root'@'localhost' IDENTIFIED BY '$root';"
-      [ -z "$db" ] || echo "CREATE DATABASE IF NOT EXISTS \`$db\` CHARACTER SET utf8mb4;"
+      [ -z "$root" ] || line "ALTER USER 'root'@'localhost' IDENTIFIED BY '$root';"
+      [ -z "$db" ] || line "CREATE DATABASE IF NOT EXISTS \`$db\` CHARACTER SET utf8mb4;"
       if [ -n "$user" ]; then
-        echo "CREATE USER IF NOT EXISTS '$user'@'%' IDENTIFIED BY '$password';"
-        [ -z "$db" ] || echo "GRANT ALL ON \`$db\`.* TO '$user'@'%';"
+        line "CREATE USER IF NOT EXISTS '$user'@'%' IDENTIFIED BY '$password';"
+        [ -z "$db" ] || line "GRANT ALL ON \`$db\`.* TO '$user'@'%';"
       fi
     } >$run/init.sql
   )
