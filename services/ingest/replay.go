@@ -107,10 +107,12 @@ func newReplay(cfg ReplayConfig, sink Sink) *replay {
 			IdleTCP: cfg.Idle, IdleUDP: cfg.Idle, IdleOther: cfg.Idle, IdleSingle: cfg.Idle,
 			AnswerTimeout: cfg.AnswerTimeout,
 		},
-		OnBatch: r.onBatch,
+		OnBatch: r.onBatch, CountAge: time.Second,
 	}
 	if cfg.NoWindows {
-		p.BatchAge = 100 * time.Millisecond
+		// By size only: nobody waits for them, and a batch of a few packets costs more than they do. This size stays in
+		// the CPU's second cache until it is read.
+		p.BatchAge, p.BatchBytes = -1, 1<<16
 	} else { // batches end with the windows
 		p.BatchAge, p.OnWindow = -1, r.onWindow
 	}
@@ -151,12 +153,11 @@ func (r *replay) onWindow(b *window.Builder) *window.Builder {
 
 // read takes all records.
 func (r *replay) read(ctx context.Context, in *pcapfile.Reader) error {
-	buf := make([]byte, 0, 1<<16)
 	for {
 		if r.records%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
-		rec, err := in.Next(buf)
+		rec, err := in.Next(nil)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}

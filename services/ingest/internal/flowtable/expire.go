@@ -69,6 +69,9 @@ func endReason(e *entry) flowv1.EndReason {
 // Summaries of the last 100 ms are appended when the next begin.
 func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure)) (more bool) {
 	t.clock(nowNs)
+	if t.now < t.calmUntil {
+		return false
+	}
 	tick := t.now / tickNs
 	if tick != t.interval {
 		t.interval = tick
@@ -78,7 +81,6 @@ func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure
 	w := &t.wheel
 	if t.stats.Active == 0 {
 		w.cursor = max(w.cursor, tick+1)
-		return false
 	}
 	if tick-w.cursor >= wheelSlots {
 		w.cursor = tick - wheelSlots + 1 // every slot is still passed once
@@ -86,7 +88,7 @@ func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure
 	for done := 0; w.cursor <= tick; {
 		head := w.heads[w.cursor%wheelSlots]
 		if head == 0 {
-			w.cursor++
+			w.skip(tick)
 			continue
 		}
 		if done == perAdvance {
@@ -95,6 +97,7 @@ func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure
 		done++
 		t.due(head-1, t.entry(head-1), out, failed)
 	}
+	t.calmUntil = w.cursor * tickNs
 	return false
 }
 
