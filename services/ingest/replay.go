@@ -28,7 +28,8 @@ type ReplayConfig struct {
 
 // Sink takes what a replay makes, in order. Arguments are valid during the call only. An error ends the replay.
 type Sink interface {
-	Batch(*flowv1.FlowBatch) error
+	// Batch may name flows of which no more payload is wanted.
+	Batch(*flowv1.FlowBatch) (enough []uint64, err error)
 	Window(*flowv1.Window) error
 }
 
@@ -124,7 +125,11 @@ func (r *replay) onBatch(b *flowv1.FlowBatch) *flowv1.FlowBatch {
 	r.batch++
 	b.Sensor, b.Epoch, b.Batch = r.cfg.Sensor, r.epoch, r.batch
 	if r.err == nil {
-		r.err = r.sink.Batch(b)
+		var enough []uint64
+		enough, r.err = r.sink.Batch(b)
+		for _, id := range enough {
+			r.q.Enough(id)
+		}
 	}
 	if r.err == nil {
 		r.ends += uint64(b.GetEnds().GetCount())

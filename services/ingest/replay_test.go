@@ -26,9 +26,9 @@ type record struct {
 	fail    error
 }
 
-func (r *record) Batch(b *flowv1.FlowBatch) error {
+func (r *record) Batch(b *flowv1.FlowBatch) ([]uint64, error) {
 	r.batches = append(r.batches, proto.Clone(b).(*flowv1.FlowBatch))
-	return r.fail
+	return nil, r.fail
 }
 
 func (r *record) Window(w *flowv1.Window) error {
@@ -174,14 +174,14 @@ type tally struct {
 	last    int64
 }
 
-func (c *tally) Batch(b *flowv1.FlowBatch) error {
+func (c *tally) Batch(b *flowv1.FlowBatch) ([]uint64, error) {
 	if err := flow.Validate(b); err != nil {
 		c.t.Errorf("%s: %v", c.name, err)
 	}
 	if n := proto.Size(b); n > 1<<20 {
 		c.t.Errorf("%s: a batch of %d bytes", c.name, n)
 	}
-	return nil
+	return nil, nil
 }
 
 func (c *tally) Window(w *flowv1.Window) error {
