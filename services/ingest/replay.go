@@ -201,7 +201,9 @@ func (r *replay) step(t int64) {
 		r.q.Poll(end)
 	}
 	r.q.Settle(t)
-	r.q.Poll(t)
+	if !r.cfg.NoWindows {
+		r.q.Poll(t)
+	}
 }
 
 // finish waits, in capture time, for answers that do not come, and ends all flows.

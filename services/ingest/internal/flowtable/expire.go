@@ -63,13 +63,16 @@ func endReason(e *entry) flowv1.EndReason {
 	return flowv1.EndReason_END_REASON_FIN
 }
 
+// Calm tells whether Advance has nothing to do at nowNs.
+func (t *Table) Calm(nowNs int64) bool { return nowNs < t.calmUntil }
+
 // Advance runs the timers up to nowNs, looking at a bounded number of flows. It reports whether more are due,
 // so a caller that can afford it calls again at once; otherwise the next call goes on. failed is called for
 // every attempt that got no answer in time, with a Failure that is valid during the call; nil is allowed.
 // Summaries of the last 100 ms are appended when the next begin.
 func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure)) (more bool) {
 	t.clock(nowNs)
-	if t.now < t.calmUntil {
+	if t.Calm(t.now) {
 		return false
 	}
 	tick := t.now / tickNs

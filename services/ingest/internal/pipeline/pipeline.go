@@ -136,7 +136,7 @@ func (q *Queue) Frames(frames [][]byte, nowNs int64, port uint8) {
 	}
 }
 
-// FrameLink takes one frame of a capture file's link type, borrowed for the call. Poll must be called before.
+// FrameLink takes one frame of a capture file's link type, borrowed for the call. Poll or Settle must be called before.
 // A tunnelled packet is accounted by what it carries, at most two tunnels deep. Frames does not look into
 // tunnels: the XDP program matches outer headers, and what is judged live must be what can be stopped.
 func (q *Queue) FrameLink(linkType int, frame []byte, nowNs int64, port uint8) packet.Reason {
@@ -231,6 +231,11 @@ func (q *Queue) Poll(nowNs int64) {
 	}
 	q.table.Advance(nowNs, q.batch, q.failed)
 	q.age(nowNs)
+	q.count(nowNs)
+}
+
+// count publishes when the public counts are too old.
+func (q *Queue) count(nowNs int64) {
 	if nowNs-q.publishedNs >= int64(q.cfg.CountAge) {
 		q.publishedNs = nowNs
 		q.publish()
@@ -272,12 +277,16 @@ func (q *Queue) WindowEnd() int64 { return q.windowEnd }
 func (q *Queue) Idle() bool { return q.table.Stats().Active == 0 && (q.w == nil || q.w.Empty()) }
 
 // Settle runs timers up to nowNs without a bound on the work, handing over batches as they fill. It is for
-// captures, whose clock jumps.
+// captures, whose clock jumps; without windows it stands for Poll too.
 func (q *Queue) Settle(nowNs int64) {
+	if q.cfg.BatchAge < 0 && q.table.Calm(nowNs) {
+		return // the batch is as it was, and its age does not count
+	}
 	for q.table.Advance(nowNs, q.batch, q.failed) {
 		q.age(nowNs)
 	}
 	q.age(nowNs)
+	q.count(nowNs)
 }
 
 // Meter adds what the kernel forwarded of a flow in k's direction to the flow and the window. It reports whether
