@@ -201,7 +201,7 @@ func TestFirstLabels(t *testing.T) {
 
 // firstDetectors are the attack types that must be found in captures of their classes.
 var firstDetectors = []string{"syn_flood", "udp_flood", "icmp_flood", "amp_dns", "amp_ntp", "port_scan", "host_sweep",
-	"flow_flood", "synack_reflection", "fragment_flood", "amp_snmp", "amp_isakmp", "brute_force", "slowloris", "dns_tunnel", "icmp_tunnel"}
+	"flow_flood", "synack_reflection", "fragment_flood", "amp_snmp", "amp_isakmp", "brute_force", "slowloris", "dns_tunnel", "icmp_tunnel", "arp_spoof"}
 
 // notFound is a tunnel over HTTPS: from outside it is DNS over HTTPS.
 const notFound = "dns2tcp_tunnel.pcap"

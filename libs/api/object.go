@@ -118,7 +118,7 @@ type Point struct {
 type Attack struct {
 	ID          string   `json:"id"`
 	Type        string   `json:"type" example:"syn_flood"`
-	Target      string   `json:"target" doc:"the victim, or the scanned prefix"`
+	Target      string   `json:"target" doc:"the victim, or the scanned or bombed prefix"`
 	State       string   `json:"state" enum:"started,updated,ended"`
 	Sensor      string   `json:"sensor"`
 	FirstNs     Nanos    `json:"first_ns" doc:"first packet"`

@@ -34,7 +34,10 @@ type Attack struct {
 	Avoid  []netip.Prefix // no source is taken from these
 	// Sources is how many source addresses there are; 0 takes the kind's own number: random for every
 	// packet in the SYN floods, thousands of reflectors in the amplifications, one in the scans.
-	Sources        int
+	Sources int
+	// Carpet is the length of the target's prefix whose addresses get the packets, in turn at random; 0: only the target does.
+	// Scans choose their hosts themselves.
+	Carpet         int
 	SrcMAC, DstMAC [6]byte
 }
 
@@ -87,6 +90,9 @@ func NewFrames(a Attack) (*Frames, error) {
 	}
 	if !a.Target.Is4() {
 		return nil, fmt.Errorf("attack %s: the target %v is not an IPv4 address", a.Kind, a.Target)
+	}
+	if a.Carpet < 0 || a.Carpet > 32 {
+		return nil, fmt.Errorf("attack %s: a prefix of length %d is none of IPv4's", a.Kind, a.Carpet)
 	}
 	f := &Frames{a: a, next: k.next, rng: rand.New(rand.NewPCG(a.Seed, 0x7469646567617465))}
 	n := a.Sources
@@ -184,6 +190,12 @@ func (f *Frames) start() {
 		f.header.Src = f.sources[f.rng.IntN(len(f.sources))]
 	} else {
 		f.header.Src = f.randomSource()
+	}
+	if n := f.a.Carpet; n > 0 {
+		to := f.a.Target.As4()
+		mask := uint32(1)<<(32-n) - 1
+		binary.BigEndian.PutUint32(to[:], binary.BigEndian.Uint32(to[:])&^mask|f.rng.Uint32()&mask)
+		f.header.Dst = netip.AddrFrom4(to)
 	}
 	f.header.TTL = uint8(min(255, f.ttlMin+f.rng.IntN(f.ttlSpan)))
 	f.header.ID = uint16(f.rng.Uint32())

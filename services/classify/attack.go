@@ -22,12 +22,14 @@ type attackKey struct{ typ, target string }
 type attack struct {
 	key                 attackKey
 	id                  string
-	target              netip.Addr    // of floods
-	flood               *detect.Flood // nil for scans
+	target              netip.Prefix    // of floods
+	flood               *detect.Flood   // nil for scans; the newest kind when a network is bombed
+	bombs               map[string]bool // types of floods that bomb a network, else nil
 	sensor              string
 	firstNs, detectedNs int64
 	updatedNs           int64 // last published
 	lastOver, lastHit   int64 // newest window over half the threshold; newest drop by a rule
+	holdNs              int64 // added to the quiet after which it is over
 	packets, bytes      uint64
 	pps, bps            float64
 	hitPackets          uint64 // dropped since the last update
@@ -157,8 +159,11 @@ func (e *Engine) remove(a *attack) {
 			delete(e.rules, id)
 		}
 	}
-	if a.flood != nil {
-		if k := a.target.As16(); e.flooded[k] <= 1 {
+	switch {
+	case a.bombs != nil:
+		delete(e.bombed, a.target)
+	case a.flood != nil:
+		if k := a.target.Addr().As16(); e.flooded[k] <= 1 {
 			delete(e.flooded, k)
 		} else {
 			e.flooded[k]--
@@ -204,7 +209,7 @@ func (e *Engine) tick(w *flowv1.Window, out *WindowResult) {
 	now := e.now(w)
 	for _, a := range e.ordered() {
 		// While a rule may still live it hides the attack's return from the sensors.
-		alive := max(a.lastOver, a.lastHit+max(0, int64(e.cfg.Lease-e.cfg.Quiet)))
+		alive := max(a.lastOver+a.holdNs, a.lastHit+max(0, int64(e.cfg.Lease-e.cfg.Quiet)))
 		switch {
 		case w.GetEndNs()-alive >= int64(e.cfg.Quiet):
 			e.finish(a, now, out)

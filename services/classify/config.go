@@ -93,6 +93,8 @@ var thresholdNames = map[string]func(t *detect.Thresholds) *float64{
 	"unfinished":     func(t *detect.Thresholds) *float64 { return &t.Stalled },
 	"dns-data":       func(t *detect.Thresholds) *float64 { return &t.DNSData },
 	"changed-echoes": func(t *detect.Thresholds) *float64 { return &t.EchoData },
+	"carpet":         func(t *detect.Thresholds) *float64 { return &t.Carpet },
+	"arp-flips":      func(t *detect.Thresholds) *float64 { return &t.ARPFlips },
 }
 
 // UnmarshalText reads a group from its text form.
@@ -215,6 +217,32 @@ func (g *groups) of(addr netip.Addr) *group {
 		}
 	}
 	return best
+}
+
+// network is the protected part of a network and its group: all of it when a protected prefix holds it, else the widest
+// protected prefix in it. The group is nil when nothing of it is protected.
+func (g *groups) network(p netip.Prefix) (*group, netip.Prefix) {
+	if g.all != nil {
+		return g.all, p
+	}
+	var best, inside *group
+	bits, part := -1, netip.Prefix{}
+	for i := range g.list {
+		for _, own := range g.list[i].prefixes {
+			switch {
+			case own.Bits() <= p.Bits() && own.Contains(p.Addr()):
+				if own.Bits() > bits {
+					best, bits = &g.list[i], own.Bits()
+				}
+			case p.Contains(own.Addr()) && (inside == nil || own.Bits() < part.Bits()):
+				inside, part = &g.list[i], own
+			}
+		}
+	}
+	if best != nil {
+		return best, p
+	}
+	return inside, part
 }
 
 // overlapping is the group of protected prefixes that a swept network of a usual size has addresses in common

@@ -25,11 +25,11 @@ type fresh struct {
 
 // riseNs is when an attack began: the first window in which the rate rose, or the first sampled packet of the
 // flood's kind from a stranger, whichever is later.
-func (e *Engine) riseNs(r *rise, dst [16]byte) int64 {
+func (e *Engine) riseNs(r *rise) int64 {
 	first := int64(0)
 	for i := range r.ring.facts {
 		f := &r.ring.facts[i]
-		if e.peers.Trusted(dst, f.Src, f.Protocol, f.SrcPort, r.startNs) {
+		if e.peers.Trusted(f.Dst, f.Src, f.Protocol, f.SrcPort, r.startNs) {
 			continue
 		}
 		if first == 0 || f.TimeNs < first {
@@ -56,14 +56,14 @@ func (e *Engine) chooseFlood(w *flowv1.Window, a *attack, t *target, ring *sampl
 	m *detect.Measure, sources float64, out *WindowResult) {
 	good, goodRate := t.baseline.Good(a.flood.Kind)
 	in := verdict.Input{
-		Type: a.key.typ, Target: a.target, FirstNs: a.firstNs, Attack: ring.facts, Good: good, Fragments: fragments,
+		Type: a.flood.Type, Target: a.target, FirstNs: a.firstNs, Attack: ring.facts, Good: good, Fragments: fragments,
 		GoodFragments: t.baseline.Fragments(), Sources: sources, Peers: e.peers,
 	}
 	if a.pps > 0 && len(good) > 0 {
 		// Good packets of clients that are not known yet are mixed in with the attack's.
-		dst, strange := a.target.As16(), 0
+		strange := 0
 		for i := range good {
-			if !e.peers.Trusted(dst, good[i].Src, good[i].Protocol, good[i].SrcPort, a.firstNs) {
+			if !e.peers.Trusted(good[i].Dst, good[i].Src, good[i].Protocol, good[i].SrcPort, a.firstNs) {
 				strange++
 			}
 		}
@@ -82,11 +82,12 @@ func (e *Engine) chooseFlood(w *flowv1.Window, a *attack, t *target, ring *sampl
 }
 
 // reconsider looks at what still comes through after the rules of an attack had time to be applied. When it is
-// over the threshold and the rules do not match it, the attack has changed: a further verdict follows.
-func (e *Engine) reconsider(w *flowv1.Window, a *attack, t *target, r *rise, g *group, out *WindowResult) {
+// over the threshold and the rules do not match it, the attack has changed: a further verdict follows. times is how many
+// times the threshold that is.
+func (e *Engine) reconsider(w *flowv1.Window, a *attack, t *target, r *rise, limits *detect.Thresholds, times float64, out *WindowResult) {
 	if a.verdicts == 0 {
 		second := t.series.Sum(detect.Slots)
-		if m := a.flood.Measure(&second, &g.thresholds); m.Level > 0 {
+		if m := a.flood.Measure(&second, limits); m.Level > 0 {
 			e.floodVerdict(w, a, t, r, &m, &second, out)
 		}
 		return
@@ -97,10 +98,9 @@ func (e *Engine) reconsider(w *flowv1.Window, a *attack, t *target, r *rise, g *
 	if w.GetEndNs()-a.fresh.sinceNs > int64(time.Second) {
 		a.fresh = fresh{sinceNs: w.GetStartNs()}
 	}
-	dst := a.target.As16()
 	for i := range e.facts {
 		f := &e.facts[i]
-		if !a.flood.Kind(f) || e.peers.Trusted(dst, f.Src, f.Protocol, f.SrcPort, a.firstNs) {
+		if !a.flood.Kind(f) || e.peers.Trusted(f.Dst, f.Src, f.Protocol, f.SrcPort, a.firstNs) {
 			continue
 		}
 		a.fresh.seen++
@@ -114,8 +114,8 @@ func (e *Engine) reconsider(w *flowv1.Window, a *attack, t *target, r *rise, g *
 		return
 	}
 	sums := t.series.Sum(slots)
-	m := a.flood.Measure(&sums, &g.thresholds)
-	if m.Level*detect.Slots/slots*float64(left)/float64(a.fresh.seen) < 1 {
+	m := a.flood.Measure(&sums, limits)
+	if m.Level*detect.Slots/slots*float64(left)/float64(a.fresh.seen) < times {
 		return
 	}
 	ring := a.fresh.ring
@@ -127,6 +127,16 @@ func (e *Engine) reconsider(w *flowv1.Window, a *attack, t *target, r *rise, g *
 func (a *attack) covers(f *header.Facts) bool {
 	for i := range a.matches {
 		if f.Matched(&a.matches[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+// covers reports whether a rule of one of the attacks matches a packet.
+func covers(list []*attack, f *header.Facts) bool {
+	for _, a := range list {
+		if a.covers(f) {
 			return true
 		}
 	}

@@ -44,6 +44,7 @@ type Engine struct {
 	version string
 	groups  *groups
 	floods  []detect.Flood
+	carpets []detect.Flood // those that can be spread over a network
 
 	apps         *app.Engine
 	flows        map[flowID]*flowState
@@ -59,6 +60,7 @@ type Engine struct {
 
 	peers    *verdict.Peers
 	targets  map[netip.Addr]*target
+	nets     map[netip.Prefix]*network
 	scanners map[netip.Addr]*detect.Scanner
 	probes   map[[2]netip.Addr]*detect.ProtocolProbe
 
@@ -67,6 +69,7 @@ type Engine struct {
 	stallers *detect.Stallers
 	names    *detect.Names
 	echoes   *detect.Echoes
+	stations *detect.Stations
 	pending  []finding // of batches, told with the next window
 	checked  int64     // when the stallers were last looked at
 	firstNs  int64     // start of the first window
@@ -77,8 +80,9 @@ type Engine struct {
 	rules   map[string]*ruleState
 	blocked map[netip.Addr]*attack // sources that scans made blocked → the attack whose rule it is
 	flooded map[[16]byte]int       // destinations under flood → how many kinds
-	ended   map[string]int64       // ids of attacks that are over → when they began
-	known   map[string]int64       // ids of attacks that rules of an earlier run name → when they began
+	bombed  map[netip.Prefix]*attack
+	ended   map[string]int64 // ids of attacks that are over → when they began
+	known   map[string]int64 // ids of attacks that rules of an earlier run name → when they began
 
 	facts []header.Facts // of the window's target at hand
 	raw   [][]byte
@@ -90,7 +94,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), apps: app.NewEngine()}
+	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), apps: app.NewEngine()}
 	e.reset()
 	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]int64), make(map[string]int64)
 	return e, nil
@@ -100,15 +104,15 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 func (e *Engine) reset() {
 	e.flows = make(map[flowID]*flowState)
 	e.peers = verdict.NewPeers()
-	e.targets = make(map[netip.Addr]*target)
+	e.targets, e.nets = make(map[netip.Addr]*target), make(map[netip.Prefix]*network)
 	e.scanners = make(map[netip.Addr]*detect.Scanner)
 	e.probes = make(map[[2]netip.Addr]*detect.ProtocolProbe)
 	e.repeats, e.logins, e.stallers = &detect.Repeats{}, detect.NewLogins(), detect.NewStallers()
-	e.names, e.echoes, e.pending = detect.NewNames(), detect.NewEchoes(), nil
+	e.names, e.echoes, e.stations, e.pending = detect.NewNames(), detect.NewEchoes(), detect.NewStations(), nil
 	e.firstNs, e.lastEnd = 0, 0
 	e.attacks = make(map[attackKey]*attack)
 	e.rules = make(map[string]*ruleState)
-	e.flooded = make(map[[16]byte]int)
+	e.flooded, e.bombed = make(map[[16]byte]int), make(map[netip.Prefix]*attack)
 	e.blocked = make(map[netip.Addr]*attack)
 }
 
@@ -167,12 +171,14 @@ func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	if e.firstNs == 0 || w.GetStartNs() < e.firstNs {
 		e.firstNs = w.GetStartNs()
 	}
+	e.networks(w, out)
 	for _, t := range w.GetTargets() {
 		if t.GetPrefixLen() == 128 && len(t.GetAddr()) == 16 {
 			e.destination(w, t, out)
 		}
 	}
 	e.sources(w, out)
+	e.bindings(w)
 	e.sessions(w, out)
 	e.tick(w, out)
 	return nil
@@ -208,15 +214,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	}
 	t := e.target(addr, w)
 	sums := detect.FromTarget(wt)
-	sums.Samples = detect.CountSamples(e.facts, func(f *header.Facts) detect.Standing {
-		switch {
-		case !e.peers.Trusted(addr16, f.Src, f.Protocol, f.SrcPort, w.GetStartNs()):
-			return detect.Stranger
-		case e.settled(addr16, f.Src, w.GetStartNs()):
-			return detect.Settled
-		}
-		return detect.Peer
-	})
+	sums.Samples = detect.CountSamples(e.facts, e.standing(w))
 	sums.Samples.Overlaps = detect.Overlaps(e.facts, e.raw)
 	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
 	second, short, slot := t.series.Sum(detect.Slots), t.series.Sum(steepSlots), t.series.Sum(1)
@@ -246,14 +244,14 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 			calm = false
 		}
 		switch {
-		case a == nil && level.Level >= 1:
+		case a == nil && level.Level >= 1 && !e.underCarpet(addr, d.Kind):
 			t.baseline.Drop()
 			start := w.GetStartNs()
 			if r != nil {
-				start = e.riseNs(r, addr16)
+				start = e.riseNs(r)
 			}
 			a = e.begin(w, d.Type, name, start)
-			a.target, a.flood = addr, d
+			a.target, a.flood = netip.PrefixFrom(addr, addr.BitLen()), d
 			e.flooded[addr16]++
 			e.account(a, level.Packets, level.Bytes)
 			e.rate(a, w, &level)
@@ -268,11 +266,24 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 			if level.Level >= 0.5 {
 				a.lastOver = w.GetEndNs()
 			}
-			e.reconsider(w, a, t, r, g, out)
+			e.reconsider(w, a, t, r, &g.thresholds, 1, out)
 		}
 	}
 	if calm {
 		t.baseline.Stage(w.GetStartNs()/int64(detect.Slot), &sums, e.facts)
+	}
+}
+
+// standing tells what the source of a sample is to its destination.
+func (e *Engine) standing(w *flowv1.Window) func(f *header.Facts) detect.Standing {
+	return func(f *header.Facts) detect.Standing {
+		switch {
+		case !e.peers.Trusted(f.Dst, f.Src, f.Protocol, f.SrcPort, w.GetStartNs()):
+			return detect.Stranger
+		case e.settled(f.Dst, f.Src, w.GetStartNs()):
+			return detect.Settled
+		}
+		return detect.Peer
 	}
 }
 

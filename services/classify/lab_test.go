@@ -1,9 +1,12 @@
 package classify
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
@@ -30,9 +33,10 @@ type lab struct {
 	now    int64 // start of the window being filled
 	seq    uint64
 	id     uint64
-	target map[netip.Addr]*flowv1.Target
-	hll    map[netip.Addr]*sketch.HLL
-	seen   map[netip.Addr]int
+	target map[netip.Prefix]*flowv1.Target
+	hll    map[netip.Prefix]*sketch.HLL
+	seen   map[netip.Prefix]int
+	nets   bool // windows tell of /24 and /16 too
 	batch  flowv1.FlowBatch
 	out    WindowResult
 }
@@ -53,17 +57,25 @@ func newLab(t testing.TB, edit ...func(*EngineConfig)) *lab {
 }
 
 func (l *lab) clear() {
-	l.target, l.hll, l.seen = make(map[netip.Addr]*flowv1.Target), make(map[netip.Addr]*sketch.HLL), make(map[netip.Addr]int)
+	l.target, l.hll, l.seen = make(map[netip.Prefix]*flowv1.Target), make(map[netip.Prefix]*sketch.HLL), make(map[netip.Prefix]int)
 }
 
-func (l *lab) of(dst netip.Addr) *flowv1.Target {
+func (l *lab) of(dst netip.Prefix) *flowv1.Target {
 	t := l.target[dst]
 	if t == nil {
-		a := dst.As16()
-		t = &flowv1.Target{Addr: a[:], PrefixLen: 128, Counters: &flowv1.Counters{}}
+		a := dst.Addr().As16()
+		t = &flowv1.Target{Addr: a[:], PrefixLen: uint32(128 - 32 + dst.Bits()), Counters: &flowv1.Counters{}} //nolint:gosec // few
 		l.target[dst], l.hll[dst] = t, &sketch.HLL{}
 	}
 	return t
+}
+
+// samplesOf is how many a window has of a host, and of a network.
+func samplesOf(dst netip.Prefix) int {
+	if dst.IsSingleIP() {
+		return 64
+	}
+	return 16
 }
 
 // frame counts an Ethernet frame at offset ns within the window. solicited: the receiver asked for it.
@@ -73,6 +85,16 @@ func (l *lab) frame(f []byte, offset int64, solicited bool) {
 		l.t.Fatalf("frame: %v", r)
 	}
 	dst := flow.Addr(p.Dst)
+	lengths := []int{32}
+	if l.nets {
+		lengths = []int{32, 24, 16}
+	}
+	for _, n := range lengths {
+		l.count(netip.PrefixFrom(dst, n).Masked(), &p, f, offset, solicited)
+	}
+}
+
+func (l *lab) count(dst netip.Prefix, p *packet.Packet, f []byte, offset int64, solicited bool) {
 	t := l.of(dst)
 	c := t.GetCounters()
 	c.Packets++
@@ -86,7 +108,7 @@ func (l *lab) frame(f []byte, offset int64, solicited bool) {
 	case 17:
 		c.Udp++
 		if !solicited && header.Reflector(p.SrcPort) {
-			reflected(t, &p, f)
+			reflected(t, p, f)
 		}
 	case 1, 58:
 		c.Icmp++
@@ -95,9 +117,9 @@ func (l *lab) frame(f []byte, offset int64, solicited bool) {
 	l.seen[dst]++
 	h := f[p.L3:]
 	s := &flowv1.HeaderSample{TimeNs: l.now + offset, Length: uint32(p.IPLen), Header: append([]byte(nil), h[:min(len(h), 128)]...)}
-	if len(t.Samples) < 64 {
+	if limit := samplesOf(dst); len(t.Samples) < limit {
 		t.Samples = append(t.Samples, s)
-	} else if i := l.rng.IntN(l.seen[dst]); i < 64 {
+	} else if i := l.rng.IntN(l.seen[dst]); i < limit {
 		t.Samples[i] = s
 	}
 }
@@ -129,6 +151,9 @@ func (l *lab) close(sources ...*flowv1.Source) *WindowResult {
 		t.SourceRegisters = l.hll[a][:]
 		w.Targets = append(w.Targets, t)
 	}
+	slices.SortFunc(w.Targets, func(a, b *flowv1.Target) int { // hosts, then their networks, as sensors do
+		return cmp.Or(cmp.Compare(b.PrefixLen, a.PrefixLen), bytes.Compare(a.Addr, b.Addr))
+	})
 	if err := l.e.Window(w, &l.out); err != nil {
 		l.t.Fatal(err)
 	}
@@ -150,7 +175,7 @@ func (l *lab) benign(clients []netip.Addr, n int) {
 		l.frame(h.AppendTCP(nil, &syn, nil), int64(i)*1e6, false)
 		ack := packet.TCP{SrcPort: sport, DstPort: port, Flags: policy.ACK, Window: 502}
 		l.frame(h.AppendTCP(nil, &ack, make([]byte, 200)), int64(i)*1e6+5e5, false)
-		l.of(victim).GetCounters().Handshakes++
+		l.of(netip.PrefixFrom(victim, 32)).GetCounters().Handshakes++
 		l.id++
 		k := flow.Key{Src: c.As16(), Dst: victim.As16(), SrcPort: sport, DstPort: port, Protocol: 6}
 		flow.AppendOpen(&l.batch, &flow.Open{ID: l.id, Key: k, FirstNs: l.now})

@@ -33,7 +33,8 @@ type finding struct {
 	scan    detect.Scan
 	source  netip.Addr
 	firstNs int64
-	toward  bool // only what goes to the host is blocked: the source is innocent, or does other things too
+	toward  bool   // only what goes to the host is blocked: the source is innocent, or does other things too
+	text    string // what an alert says, when scan.What does not
 	facts   []header.Facts
 	raw     [][]byte
 }
@@ -91,16 +92,21 @@ func (e *Engine) scanned(s *detect.Scanner) *group {
 
 // partOfFlood: most of the source's samples are what a flood's rules drop already.
 func (e *Engine) partOfFlood(s *detect.Scanner, host netip.Addr) bool {
-	if e.flooded[host.As16()] == 0 || len(s.Samples) == 0 {
+	list := e.bombing(netip.PrefixFrom(host, host.BitLen()))
+	if e.flooded[host.As16()] > 0 {
+		for i := range e.floods {
+			if a := e.attacks[attackKey{e.floods[i].Type, host.String()}]; a != nil {
+				list = append(list, a)
+			}
+		}
+	}
+	if len(list) == 0 || len(s.Samples) == 0 {
 		return false
 	}
 	n := 0
 	for i := range s.Samples {
-		for j := range e.floods {
-			if a := e.attacks[attackKey{e.floods[j].Type, host.String()}]; a != nil && a.covers(&s.Samples[i]) {
-				n++
-				break
-			}
+		if covers(list, &s.Samples[i]) {
+			n++
 		}
 	}
 	return 2*n >= len(s.Samples)
@@ -171,14 +177,6 @@ func (e *Engine) protocolProbes(w *flowv1.Window, out *WindowResult) {
 	}
 }
 
-// targetOf writes a scan's target: an address for a host, else CIDR notation.
-func targetOf(s *detect.Scan) string {
-	if s.Target.IsSingleIP() {
-		return s.Target.Addr().String()
-	}
-	return s.Target.String()
-}
-
 // report begins or continues the attacks that findings belong to, and blocks sources that are new to them: one
 // verdict an attack and window.
 func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
@@ -192,11 +190,11 @@ func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
 			if f.scan.Fast && w.GetStartNs()-start > int64(2*time.Second) {
 				start = w.GetStartNs() // the source was there long before it began to scan
 			}
-			a = e.begin(w, f.scan.Type, targetOf(&f.scan), start)
+			a = e.begin(w, f.scan.Type, verdict.TargetName(f.scan.Target), start)
 			begun[a] = true
 			order = append(order, a)
 		}
-		a.lastOver = w.GetEndNs()
+		a.lastOver, a.holdNs = w.GetEndNs(), f.scan.HoldNs
 		if a.scanners[f.source] {
 			a.packets = max(a.packets, f.scan.Packets)
 			continue
@@ -204,7 +202,7 @@ func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
 		a.scanners[f.source] = true
 		a.sourceCount++
 		a.packets += f.scan.Packets
-		if len(a.top) < verdict.MaxSources {
+		if len(a.top) < verdict.MaxSources && f.source.IsValid() {
 			a.top = append(a.top, f.source.String())
 		}
 		if fresh[a] == nil && !begun[a] {
@@ -225,7 +223,7 @@ func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
 // scanOf is the attack that a finding continues: of the same target, or of the same source, whose swept prefix
 // may have widened since.
 func (e *Engine) scanOf(f *finding) *attack {
-	if a := e.attacks[attackKey{f.scan.Type, targetOf(&f.scan)}]; a != nil {
+	if a := e.attacks[attackKey{f.scan.Type, verdict.TargetName(f.scan.Target)}]; a != nil {
 		return a
 	}
 	if f.scan.Type != detect.HostSweep {

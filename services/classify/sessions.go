@@ -140,12 +140,27 @@ func (e *Engine) sessions(w *flowv1.Window, out *WindowResult) {
 	e.report(w, found, out)
 }
 
+// bindings looks at what ARP said. The one who said it has no address of its own to name.
+func (e *Engine) bindings(w *flowv1.Window) {
+	for _, b := range w.GetArpBindings() {
+		t := e.thresholdsOf(flow.AddrBytes(b.GetAddr()))
+		if t == nil {
+			continue
+		}
+		if scan, text, ok := e.stations.Add(w.GetSensor(), b, t); ok {
+			e.find(finding{scan: scan, firstNs: scan.FirstNs, text: text + "; nothing is blocked, because rules match IP packets and ARP is none."})
+		}
+	}
+}
+
 // alert tells of an attack that no rule would stop without stopping what is wanted too: names and echo messages are
 // carried by resolvers and hosts that others need.
 func (e *Engine) alert(w *flowv1.Window, a *attack, list []finding, out *WindowResult) {
 	f := &list[0]
-	c := verdict.Choice{Key: verdict.KeyNone,
-		Explanation: fmt.Sprintf(f.scan.What, f.source, f.scan.Host) + "; nothing is blocked, because a rule would stop wanted traffic too."}
+	c := verdict.Choice{Key: verdict.KeyNone, Explanation: f.text}
+	if c.Explanation == "" {
+		c.Explanation = fmt.Sprintf(f.scan.What, f.source, f.scan.Host) + "; nothing is blocked, because a rule would stop wanted traffic too."
+	}
 	m := f.scan.Measure
 	e.verdict(w, a, &c, m.Features, m.Limits, []uint64{w.GetSequence()}, f.facts, f.raw, out)
 }

@@ -560,7 +560,7 @@ type Attack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`         // deterministic: type, target, start bucket
 	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`     // a name of the attack type list, for example syn_flood
-	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"` // the victim, or the scanned prefix; address or CIDR
+	Target        string                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"` // the victim, or the scanned or bombed prefix; address or CIDR
 	State         AttackState            `protobuf:"varint,4,opt,name=state,proto3,enum=tidegate.event.v1.AttackState" json:"state,omitempty"`
 	Sensor        string                 `protobuf:"bytes,5,opt,name=sensor,proto3" json:"sensor,omitempty"`
 	FirstNs       int64                  `protobuf:"varint,6,opt,name=first_ns,json=firstNs,proto3" json:"first_ns,omitempty"` // first packet of the window in which the attack starts

@@ -795,12 +795,13 @@ type Window struct {
 	EndNs    int64                  `protobuf:"varint,5,opt,name=end_ns,json=endNs,proto3" json:"end_ns,omitempty"`
 	Total    *Counters              `protobuf:"bytes,6,opt,name=total,proto3" json:"total,omitempty"`
 	// The heaviest destinations: hosts (prefix length 32 or 128) and the prefixes that contain them.
-	Targets         []*Target `protobuf:"bytes,7,rep,name=targets,proto3" json:"targets,omitempty"`
-	Sources         []*Source `protobuf:"bytes,8,rep,name=sources,proto3" json:"sources,omitempty"`
-	FlowsOpened     uint64    `protobuf:"varint,9,opt,name=flows_opened,json=flowsOpened,proto3" json:"flows_opened,omitempty"`
-	FlowsActive     uint64    `protobuf:"varint,10,opt,name=flows_active,json=flowsActive,proto3" json:"flows_active,omitempty"`
-	FlowsSummarised uint64    `protobuf:"varint,11,opt,name=flows_summarised,json=flowsSummarised,proto3" json:"flows_summarised,omitempty"`
-	Traceparent     string    `protobuf:"bytes,12,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Targets         []*Target     `protobuf:"bytes,7,rep,name=targets,proto3" json:"targets,omitempty"`
+	Sources         []*Source     `protobuf:"bytes,8,rep,name=sources,proto3" json:"sources,omitempty"`
+	FlowsOpened     uint64        `protobuf:"varint,9,opt,name=flows_opened,json=flowsOpened,proto3" json:"flows_opened,omitempty"`
+	FlowsActive     uint64        `protobuf:"varint,10,opt,name=flows_active,json=flowsActive,proto3" json:"flows_active,omitempty"`
+	FlowsSummarised uint64        `protobuf:"varint,11,opt,name=flows_summarised,json=flowsSummarised,proto3" json:"flows_summarised,omitempty"`
+	Traceparent     string        `protobuf:"bytes,12,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	ArpBindings     []*ArpBinding `protobuf:"bytes,13,rep,name=arp_bindings,json=arpBindings,proto3" json:"arp_bindings,omitempty"` // at most 256
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -919,6 +920,91 @@ func (x *Window) GetTraceparent() string {
 	return ""
 }
 
+func (x *Window) GetArpBindings() []*ArpBinding {
+	if x != nil {
+		return x.ArpBindings
+	}
+	return nil
+}
+
+// ArpBinding says that messages of ARP (RFC 826) gave an IPv4 address to a station: their sender's, and in a reply also
+// the one it is for.
+type ArpBinding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addr          []byte                 `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"` // 16 bytes
+	Mac           []byte                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`   // 6 bytes
+	Vlan          uint32                 `protobuf:"varint,3,opt,name=vlan,proto3" json:"vlan,omitempty"`
+	Messages      uint64                 `protobuf:"varint,4,opt,name=messages,proto3" json:"messages,omitempty"`
+	FirstNs       int64                  `protobuf:"varint,5,opt,name=first_ns,json=firstNs,proto3" json:"first_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArpBinding) Reset() {
+	*x = ArpBinding{}
+	mi := &file_flow_v1_flow_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArpBinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArpBinding) ProtoMessage() {}
+
+func (x *ArpBinding) ProtoReflect() protoreflect.Message {
+	mi := &file_flow_v1_flow_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArpBinding.ProtoReflect.Descriptor instead.
+func (*ArpBinding) Descriptor() ([]byte, []int) {
+	return file_flow_v1_flow_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ArpBinding) GetAddr() []byte {
+	if x != nil {
+		return x.Addr
+	}
+	return nil
+}
+
+func (x *ArpBinding) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *ArpBinding) GetVlan() uint32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+func (x *ArpBinding) GetMessages() uint64 {
+	if x != nil {
+		return x.Messages
+	}
+	return 0
+}
+
+func (x *ArpBinding) GetFirstNs() int64 {
+	if x != nil {
+		return x.FirstNs
+	}
+	return 0
+}
+
 type Counters struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Packets       uint64                 `protobuf:"varint,1,opt,name=packets,proto3" json:"packets,omitempty"`
@@ -942,7 +1028,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_flow_v1_flow_proto_msgTypes[7]
+	mi := &file_flow_v1_flow_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1040,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_v1_flow_proto_msgTypes[7]
+	mi := &file_flow_v1_flow_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1053,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_flow_v1_flow_proto_rawDescGZIP(), []int{7}
+	return file_flow_v1_flow_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Counters) GetPackets() uint64 {
@@ -1097,7 +1183,7 @@ type Target struct {
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_flow_v1_flow_proto_msgTypes[8]
+	mi := &file_flow_v1_flow_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1195,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_v1_flow_proto_msgTypes[8]
+	mi := &file_flow_v1_flow_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1208,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_flow_v1_flow_proto_rawDescGZIP(), []int{8}
+	return file_flow_v1_flow_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Target) GetAddr() []byte {
@@ -1222,7 +1308,7 @@ type Reflector struct {
 
 func (x *Reflector) Reset() {
 	*x = Reflector{}
-	mi := &file_flow_v1_flow_proto_msgTypes[9]
+	mi := &file_flow_v1_flow_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1320,7 @@ func (x *Reflector) String() string {
 func (*Reflector) ProtoMessage() {}
 
 func (x *Reflector) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_v1_flow_proto_msgTypes[9]
+	mi := &file_flow_v1_flow_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1333,7 @@ func (x *Reflector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reflector.ProtoReflect.Descriptor instead.
 func (*Reflector) Descriptor() ([]byte, []int) {
-	return file_flow_v1_flow_proto_rawDescGZIP(), []int{9}
+	return file_flow_v1_flow_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Reflector) GetPort() uint32 {
@@ -1289,7 +1375,7 @@ type PortCount struct {
 
 func (x *PortCount) Reset() {
 	*x = PortCount{}
-	mi := &file_flow_v1_flow_proto_msgTypes[10]
+	mi := &file_flow_v1_flow_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1387,7 @@ func (x *PortCount) String() string {
 func (*PortCount) ProtoMessage() {}
 
 func (x *PortCount) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_v1_flow_proto_msgTypes[10]
+	mi := &file_flow_v1_flow_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1400,7 @@ func (x *PortCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortCount.ProtoReflect.Descriptor instead.
 func (*PortCount) Descriptor() ([]byte, []int) {
-	return file_flow_v1_flow_proto_rawDescGZIP(), []int{10}
+	return file_flow_v1_flow_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PortCount) GetPort() uint32 {
@@ -1349,7 +1435,7 @@ type AddrCount struct {
 
 func (x *AddrCount) Reset() {
 	*x = AddrCount{}
-	mi := &file_flow_v1_flow_proto_msgTypes[11]
+	mi := &file_flow_v1_flow_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1447,7 @@ func (x *AddrCount) String() string {
 func (*AddrCount) ProtoMessage() {}
 
 func (x *AddrCount) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_v1_flow_proto_msgTypes[11]
+	mi := &file_flow_v1_flow_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1460,7 @@ func (x *AddrCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddrCount.ProtoReflect.Descriptor instead.
 func (*AddrCount) Descriptor() ([]byte, []int) {
-	return file_flow_v1_flow_proto_rawDescGZIP(), []int{11}
+	return file_flow_v1_flow_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AddrCount) GetAddr() []byte {
@@ -1410,7 +1496,7 @@ type HeaderSample struct {
 
 func (x *HeaderSample) Reset() {
 	*x = HeaderSample{}
-	mi := &file_flow_v1_flow_proto_msgTypes[12]
+	mi := &file_flow_v1_flow_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1508,7 @@ func (x *HeaderSample) String() string {
 func (*HeaderSample) ProtoMessage() {}
 
 func (x *HeaderSample) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_v1_flow_proto_msgTypes[12]
+	mi := &file_flow_v1_flow_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1521,7 @@ func (x *HeaderSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderSample.ProtoReflect.Descriptor instead.
 func (*HeaderSample) Descriptor() ([]byte, []int) {
-	return file_flow_v1_flow_proto_rawDescGZIP(), []int{12}
+	return file_flow_v1_flow_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HeaderSample) GetTimeNs() int64 {
@@ -1485,7 +1571,7 @@ type Source struct {
 
 func (x *Source) Reset() {
 	*x = Source{}
-	mi := &file_flow_v1_flow_proto_msgTypes[13]
+	mi := &file_flow_v1_flow_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1583,7 @@ func (x *Source) String() string {
 func (*Source) ProtoMessage() {}
 
 func (x *Source) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_v1_flow_proto_msgTypes[13]
+	mi := &file_flow_v1_flow_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1596,7 @@ func (x *Source) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Source.ProtoReflect.Descriptor instead.
 func (*Source) Descriptor() ([]byte, []int) {
-	return file_flow_v1_flow_proto_rawDescGZIP(), []int{13}
+	return file_flow_v1_flow_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Source) GetAddr() []byte {
@@ -1701,7 +1787,7 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x14\n" +
 	"\x05flows\x18\x03 \x01(\x04R\x05flows\x12\x18\n" +
 	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\xb1\x03\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\xf2\x03\n" +
 	"\x06Window\x12\x16\n" +
 	"\x06sensor\x18\x01 \x01(\tR\x06sensor\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x1a\n" +
@@ -1715,7 +1801,15 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\fflows_active\x18\n" +
 	" \x01(\x04R\vflowsActive\x12)\n" +
 	"\x10flows_summarised\x18\v \x01(\x04R\x0fflowsSummarised\x12 \n" +
-	"\vtraceparent\x18\f \x01(\tR\vtraceparent\"\xe8\x02\n" +
+	"\vtraceparent\x18\f \x01(\tR\vtraceparent\x12?\n" +
+	"\farp_bindings\x18\r \x03(\v2\x1c.tidegate.flow.v1.ArpBindingR\varpBindings\"}\n" +
+	"\n" +
+	"ArpBinding\x12\x12\n" +
+	"\x04addr\x18\x01 \x01(\fR\x04addr\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\fR\x03mac\x12\x12\n" +
+	"\x04vlan\x18\x03 \x01(\rR\x04vlan\x12\x1a\n" +
+	"\bmessages\x18\x04 \x01(\x04R\bmessages\x12\x19\n" +
+	"\bfirst_ns\x18\x05 \x01(\x03R\afirstNs\"\xe8\x02\n" +
 	"\bCounters\x12\x18\n" +
 	"\apackets\x18\x01 \x01(\x04R\apackets\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x10\n" +
@@ -1811,7 +1905,7 @@ func file_flow_v1_flow_proto_rawDescGZIP() []byte {
 }
 
 var file_flow_v1_flow_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_flow_v1_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_flow_v1_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_flow_v1_flow_proto_goTypes = []any{
 	(EndReason)(0),       // 0: tidegate.flow.v1.EndReason
 	(*FlowBatch)(nil),    // 1: tidegate.flow.v1.FlowBatch
@@ -1821,13 +1915,14 @@ var file_flow_v1_flow_proto_goTypes = []any{
 	(*FlowEnds)(nil),     // 5: tidegate.flow.v1.FlowEnds
 	(*FlowSummary)(nil),  // 6: tidegate.flow.v1.FlowSummary
 	(*Window)(nil),       // 7: tidegate.flow.v1.Window
-	(*Counters)(nil),     // 8: tidegate.flow.v1.Counters
-	(*Target)(nil),       // 9: tidegate.flow.v1.Target
-	(*Reflector)(nil),    // 10: tidegate.flow.v1.Reflector
-	(*PortCount)(nil),    // 11: tidegate.flow.v1.PortCount
-	(*AddrCount)(nil),    // 12: tidegate.flow.v1.AddrCount
-	(*HeaderSample)(nil), // 13: tidegate.flow.v1.HeaderSample
-	(*Source)(nil),       // 14: tidegate.flow.v1.Source
+	(*ArpBinding)(nil),   // 8: tidegate.flow.v1.ArpBinding
+	(*Counters)(nil),     // 9: tidegate.flow.v1.Counters
+	(*Target)(nil),       // 10: tidegate.flow.v1.Target
+	(*Reflector)(nil),    // 11: tidegate.flow.v1.Reflector
+	(*PortCount)(nil),    // 12: tidegate.flow.v1.PortCount
+	(*AddrCount)(nil),    // 13: tidegate.flow.v1.AddrCount
+	(*HeaderSample)(nil), // 14: tidegate.flow.v1.HeaderSample
+	(*Source)(nil),       // 15: tidegate.flow.v1.Source
 }
 var file_flow_v1_flow_proto_depIdxs = []int32{
 	2,  // 0: tidegate.flow.v1.FlowBatch.opens:type_name -> tidegate.flow.v1.FlowOpens
@@ -1835,22 +1930,23 @@ var file_flow_v1_flow_proto_depIdxs = []int32{
 	4,  // 2: tidegate.flow.v1.FlowBatch.updates:type_name -> tidegate.flow.v1.FlowUpdates
 	5,  // 3: tidegate.flow.v1.FlowBatch.ends:type_name -> tidegate.flow.v1.FlowEnds
 	6,  // 4: tidegate.flow.v1.FlowBatch.summaries:type_name -> tidegate.flow.v1.FlowSummary
-	8,  // 5: tidegate.flow.v1.Window.total:type_name -> tidegate.flow.v1.Counters
-	9,  // 6: tidegate.flow.v1.Window.targets:type_name -> tidegate.flow.v1.Target
-	14, // 7: tidegate.flow.v1.Window.sources:type_name -> tidegate.flow.v1.Source
-	8,  // 8: tidegate.flow.v1.Target.counters:type_name -> tidegate.flow.v1.Counters
-	10, // 9: tidegate.flow.v1.Target.reflectors:type_name -> tidegate.flow.v1.Reflector
-	11, // 10: tidegate.flow.v1.Target.dst_ports:type_name -> tidegate.flow.v1.PortCount
-	11, // 11: tidegate.flow.v1.Target.src_ports:type_name -> tidegate.flow.v1.PortCount
-	12, // 12: tidegate.flow.v1.Target.top_sources:type_name -> tidegate.flow.v1.AddrCount
-	13, // 13: tidegate.flow.v1.Target.samples:type_name -> tidegate.flow.v1.HeaderSample
-	11, // 14: tidegate.flow.v1.Source.dst_ports:type_name -> tidegate.flow.v1.PortCount
-	13, // 15: tidegate.flow.v1.Source.samples:type_name -> tidegate.flow.v1.HeaderSample
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	9,  // 5: tidegate.flow.v1.Window.total:type_name -> tidegate.flow.v1.Counters
+	10, // 6: tidegate.flow.v1.Window.targets:type_name -> tidegate.flow.v1.Target
+	15, // 7: tidegate.flow.v1.Window.sources:type_name -> tidegate.flow.v1.Source
+	8,  // 8: tidegate.flow.v1.Window.arp_bindings:type_name -> tidegate.flow.v1.ArpBinding
+	9,  // 9: tidegate.flow.v1.Target.counters:type_name -> tidegate.flow.v1.Counters
+	11, // 10: tidegate.flow.v1.Target.reflectors:type_name -> tidegate.flow.v1.Reflector
+	12, // 11: tidegate.flow.v1.Target.dst_ports:type_name -> tidegate.flow.v1.PortCount
+	12, // 12: tidegate.flow.v1.Target.src_ports:type_name -> tidegate.flow.v1.PortCount
+	13, // 13: tidegate.flow.v1.Target.top_sources:type_name -> tidegate.flow.v1.AddrCount
+	14, // 14: tidegate.flow.v1.Target.samples:type_name -> tidegate.flow.v1.HeaderSample
+	12, // 15: tidegate.flow.v1.Source.dst_ports:type_name -> tidegate.flow.v1.PortCount
+	14, // 16: tidegate.flow.v1.Source.samples:type_name -> tidegate.flow.v1.HeaderSample
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_flow_v1_flow_proto_init() }
@@ -1864,7 +1960,7 @@ func file_flow_v1_flow_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flow_v1_flow_proto_rawDesc), len(file_flow_v1_flow_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

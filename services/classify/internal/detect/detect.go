@@ -76,6 +76,8 @@ type Thresholds struct {
 	Stalled     float64 // HTTP requests of one source that stay unfinished
 	DNSData     float64 // distinct names with data in them within a minute
 	EchoData    float64 // echo answers with other data than was sent, within five minutes
+	Carpet      float64 // times the threshold of a host that a /24 may get, and the square root of what a /16 may get
+	ARPFlips    float64 // changes of an address back to a station it was at before, within five minutes
 }
 
 // DefaultThresholds returns the built-in values.
@@ -86,7 +88,7 @@ func DefaultThresholds() Thresholds {
 		Protocols: 8, InvalidCost: 2,
 		ACK: 1000, RSTFIN: 500, SYNACK: 300, SYNACKAgain: 20, Invalid: 50, Fragments: 2000, AmpPackets: 300, AmpSources: 10, AmpBits: 50e6,
 		Flows: 1000, HTTPPair: 150, HTTP: 1000, DNSNames: 200, DNSQueries: 5000, Logins: 10, Stalled: 30, DNSData: 12,
-		EchoData: 10,
+		EchoData: 10, ARPFlips: 4, Carpet: 4,
 	}
 }
 
@@ -104,6 +106,7 @@ func (t *Thresholds) Named() map[string]float64 {
 		"requests_of_a_source": t.HTTP, "requests_for_a_resource": t.HTTP, "requests_of_a_settled_peer": known * t.HTTP,
 		"new_names": t.DNSNames, "dns_queries": t.DNSQueries, "short_sessions": t.Logins, "unfinished_requests": t.Stalled,
 		"overlaps": 1, "data_names": t.DNSData, "changed_echoes": t.EchoData,
+		"arp_flips": t.ARPFlips, "times_the_threshold_of_a_host": t.Carpet,
 	}
 }
 

@@ -238,6 +238,7 @@ type Scan struct {
 	Fast             bool // found by what was tried within a second
 	Packets, Sources uint64
 	FirstNs          int64  // 0: when the source was first seen
+	HoldNs           int64  // how much longer than others the attack lasts when nothing more is found
 	Alert            bool   // nothing is to be blocked
 	What             string // how the attack was done, for people, with a verb for the source and one for the host; empty for scans
 }

@@ -220,7 +220,7 @@ func (c *Shares) stray(f *header.Facts, good func(f *header.Facts) bool) {
 }
 
 // loneScanner returns how many of the samples, all SYN or all ACK, come from one source that makes nearly all of them and
-// walks over ports: that is a port scan, however fast.
+// walks over ports or hosts: that is a scan, however fast.
 func loneScanner(syn []*header.Facts) uint32 {
 	if len(syn) < 4 {
 		return 0
@@ -233,13 +233,17 @@ func loneScanner(syn []*header.Facts) uint32 {
 			top = f.Src
 		}
 	}
-	ports := make(map[uint16]struct{}, len(syn))
+	type place struct {
+		host [16]byte
+		port uint16
+	}
+	places := make(map[place]struct{}, len(syn))
 	for _, f := range syn {
 		if f.Src == top {
-			ports[f.DstPort] = struct{}{}
+			places[place{f.Dst, f.DstPort}] = struct{}{}
 		}
 	}
-	if n := counts[top]; n*10 >= len(syn)*9 && len(ports)*2 >= n {
+	if n := counts[top]; n*10 >= len(syn)*9 && len(places)*2 >= n {
 		return uint32(n) //nolint:gosec // at most the samples of a window
 	}
 	return 0

@@ -39,9 +39,9 @@ const (
 // Input is what a choice is made from. Attack holds samples of the flood's kind; a few good ones among them
 // are expected: Contamination, 0 … 1. Good are baseline samples of the same kind.
 type Input struct {
-	Type          string
-	Target        netip.Addr
-	FirstNs       int64 // when the attack began
+	Type          string       // of the flood
+	Target        netip.Prefix // a host, or a network whose hosts are flooded together
+	FirstNs       int64        // when the attack began
 	Attack, Good  []header.Facts
 	Fragments     float64 // share of later fragments among the destination's samples during the attack
 	GoodFragments bool    // the baseline has fragments
@@ -80,7 +80,7 @@ func Choose(in *Input) (Choice, bool) {
 	if in.Type == detect.HTTPFlood {
 		// A signature of requests would hit every visitor.
 		return Choice{Key: KeyNone, Explanation: fmt.Sprintf("About %.0f sources send requests to %s, too many to list, and nothing in the headers tells them from visitors; "+
-			"nothing is blocked.", in.Sources, in.Target)}, true
+			"nothing is blocked.", in.Sources, TargetName(in.Target))}, true
 	}
 	return bySignature(in), true
 }
@@ -95,11 +95,10 @@ func strangers(in *Input) []header.Facts {
 	for i := range in.Attack {
 		counts[in.Attack[i].Src]++
 	}
-	dst := in.Target.As16()
 	out := make([]header.Facts, 0, len(in.Attack))
 	for i := range in.Attack {
 		f := &in.Attack[i]
-		if counts[f.Src]*5 < len(in.Attack) && in.Peers.Trusted(dst, f.Src, f.Protocol, f.SrcPort, in.FirstNs) {
+		if counts[f.Src]*5 < len(in.Attack) && in.Peers.Trusted(f.Dst, f.Src, f.Protocol, f.SrcPort, in.FirstNs) {
 			continue
 		}
 		out = append(out, *f)
@@ -109,7 +108,7 @@ func strangers(in *Input) []header.Facts {
 
 // base is the match that every packet of the flood's kind satisfies.
 func base(in *Input) policy.Match {
-	m := policy.Match{Dst: netip.PrefixFrom(in.Target, in.Target.BitLen()), HasProtocol: true, Protocol: in.Attack[0].Protocol}
+	m := policy.Match{Dst: in.Target, HasProtocol: true, Protocol: in.Attack[0].Protocol}
 	switch in.Type {
 	case detect.SYNFlood:
 		m.TCPFlags, m.TCPFlagsMask = policy.SYN, policy.SYN|policy.ACK|policy.FIN|policy.RST
@@ -172,7 +171,7 @@ func bySources(in *Input) (Choice, bool) {
 		r := m
 		addr := flow.Addr(s.addr)
 		r.Src = netip.PrefixFrom(addr, addr.BitLen())
-		if in.Peers == nil || in.Peers.Known(in.Target.As16(), s.addr) == nil {
+		if in.Peers == nil || !in.Peers.KnownIn(in.Target, s.addr) {
 			// A stranger: all it sends to the target by this protocol goes.
 			r.TCPFlags, r.TCPFlagsMask, r.HasSrcPort, r.SrcPort = 0, 0, false, 0
 		}
@@ -187,6 +186,14 @@ func bySources(in *Input) (Choice, bool) {
 		c.GoodShare = float64(hit) / float64(len(in.Good))
 	}
 	c.Explanation = fmt.Sprintf("%d source(s) send %.0f%% of the sampled attack packets to %s, so these sources are blocked toward it.",
-		k, 100*c.AttackShare, in.Target)
+		k, 100*c.AttackShare, TargetName(in.Target))
 	return c, true
+}
+
+// TargetName writes a target: an address for a host, else CIDR notation.
+func TargetName(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
 }

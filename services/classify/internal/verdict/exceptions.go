@@ -24,9 +24,12 @@ func exceptions(in *Input, drop *policy.Match) []Rule {
 	if drop.HasSrcPort {
 		sport = drop.SrcPort
 	}
+	v4 := in.Target.Addr().Is4()
 	var peers []netip.Addr
-	in.Peers.Each(in.Target.As16(), drop.Protocol, sport, in.FirstNs, func(a netip.Addr, _ *Peer) {
-		if a.Is4() == in.Target.Is4() {
+	seen := make(map[netip.Addr]struct{}) // a peer of several hosts of the target counts once
+	in.Peers.Each(in.Target, drop.Protocol, sport, in.FirstNs, func(a netip.Addr) {
+		if _, again := seen[a]; !again && a.Is4() == v4 {
+			seen[a] = struct{}{}
 			peers = append(peers, a)
 		}
 	})
@@ -38,7 +41,7 @@ func exceptions(in *Input, drop *policy.Match) []Rule {
 		leak   float64
 	}
 	lengths, minimum := []int{16, 24, 32}, []int{4, 1, 1}
-	if !in.Target.Is4() {
+	if !v4 {
 		lengths = []int{48, 64, 128}
 	}
 	within := make(map[netip.Prefix]int)

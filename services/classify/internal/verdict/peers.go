@@ -3,7 +3,10 @@
 package verdict
 
 import (
+	"bytes"
+	"cmp"
 	"net/netip"
+	"slices"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 )
@@ -165,15 +168,51 @@ func (e *Peer) trusted(protocol uint8, sport uint16, firstNs int64) bool {
 	}
 }
 
-// Each calls f for the peers of dst that Trusted accepts.
-func (p *Peers) Each(dst [16]byte, protocol uint8, sport uint16, firstNs int64, f func(addr netip.Addr, e *Peer)) {
-	s := p.sets[dst]
-	if s == nil {
-		return
+// maxHosts bounds the hosts of a network whose peers are looked at, those heard of last first.
+const maxHosts = 256
+
+// within lists the destinations in dst that peers are known of.
+func (p *Peers) within(dst netip.Prefix) []*peerSet {
+	if dst.IsSingleIP() {
+		if s := p.sets[dst.Addr().As16()]; s != nil {
+			return []*peerSet{s}
+		}
+		return nil
 	}
-	for a, e := range s.peers {
-		if e.trusted(protocol, sport, firstNs) {
-			f(flow.Addr(a), e)
+	var hosts [][16]byte
+	for a := range p.sets {
+		if dst.Contains(flow.Addr(a)) {
+			hosts = append(hosts, a)
+		}
+	}
+	slices.SortFunc(hosts, func(a, b [16]byte) int {
+		return cmp.Or(cmp.Compare(p.sets[b].lastNs, p.sets[a].lastNs), bytes.Compare(a[:], b[:]))
+	})
+	list := make([]*peerSet, 0, min(len(hosts), maxHosts))
+	for _, a := range hosts[:min(len(hosts), maxHosts)] {
+		list = append(list, p.sets[a])
+	}
+	return list
+}
+
+// KnownIn reports whether addr is a peer of dst, or of a host in it.
+func (p *Peers) KnownIn(dst netip.Prefix, addr [16]byte) bool {
+	for _, s := range p.within(dst) {
+		if s.peers[addr] != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Each calls f for the peers of dst, or of the hosts in it, that Trusted accepts, in no order; once for each host that a
+// peer is known to.
+func (p *Peers) Each(dst netip.Prefix, protocol uint8, sport uint16, firstNs int64, f func(addr netip.Addr)) {
+	for _, s := range p.within(dst) {
+		for a, e := range s.peers {
+			if e.trusted(protocol, sport, firstNs) {
+				f(flow.Addr(a))
+			}
 		}
 	}
 }

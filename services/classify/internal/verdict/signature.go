@@ -66,7 +66,7 @@ func bySignature(in *Input) Choice {
 
 func explain(in *Input, m *policy.Match, used []string, c *Choice, allows int) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "About %.0f sources, too many to list, send this to %s, so packets that match \"%s\" are dropped", in.Sources, in.Target, m)
+	fmt.Fprintf(&b, "About %.0f sources, too many to list, send this to %s, so packets that match \"%s\" are dropped", in.Sources, TargetName(in.Target), m)
 	switch {
 	case len(in.Good) == 0:
 		b.WriteString("; no good traffic of this kind was seen before to compare with")

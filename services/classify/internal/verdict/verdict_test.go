@@ -12,7 +12,10 @@ import (
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 )
 
-var target = netip.MustParseAddr("203.0.113.10")
+var (
+	target = netip.MustParseAddr("203.0.113.10")
+	single = netip.PrefixFrom(target, 32)
+)
 
 const began = int64(1e18)
 
@@ -82,7 +85,7 @@ func TestChoose(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.in.Type, tt.in.Target, tt.in.FirstNs, tt.in.Peers = detect.SYNFlood, target, began, peersOf(100, client)
+			tt.in.Type, tt.in.Target, tt.in.FirstNs, tt.in.Peers = detect.SYNFlood, single, began, peersOf(100, client)
 			c, ok := Choose(&tt.in)
 			if !ok || c.Key != tt.key || c.Rules[0].Match.String() != tt.match {
 				t.Errorf("got %s %q, want %s %q", c.Key, c.Rules[0].Match.String(), tt.key, tt.match)
@@ -100,7 +103,7 @@ func TestChoose(t *testing.T) {
 			}
 		})
 	}
-	if _, ok := Choose(&Input{Type: detect.SYNFlood, Target: target}); ok {
+	if _, ok := Choose(&Input{Type: detect.SYNFlood, Target: single}); ok {
 		t.Error("a choice from no samples")
 	}
 }
@@ -125,7 +128,7 @@ func TestExceptions(t *testing.T) {
 		{"attack from the peers' network", 60, client, near, 60, 50, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			in := Input{Type: detect.SYNFlood, Target: target, FirstNs: began, Attack: syn(64, tt.attack, nil), Good: syn(64, tt.peer, nil), Sources: 900,
+			in := Input{Type: detect.SYNFlood, Target: single, FirstNs: began, Attack: syn(64, tt.attack, nil), Good: syn(64, tt.peer, nil), Sources: 900,
 				Peers: peersOf(tt.peers, tt.peer)}
 			c, _ := Choose(&in)
 			reach, leak := 0, 0
@@ -159,7 +162,7 @@ func TestAmplification(t *testing.T) {
 	answers := syn(64, random(4), func(_ int, f *header.Facts) {
 		f.Protocol, f.SrcPort, f.DstPort, f.Flags, f.Length = 17, 53, f.SrcPort, 0, 1200
 	})
-	c, ok := Choose(&Input{Type: detect.AmpDNS, Target: target, FirstNs: began, Attack: answers, Sources: 900, Peers: p, Fragments: 0.3})
+	c, ok := Choose(&Input{Type: detect.AmpDNS, Target: single, FirstNs: began, Attack: answers, Sources: 900, Peers: p, Fragments: 0.3})
 	if !ok || len(c.Rules) != 3 {
 		t.Fatalf("choice %+v", c)
 	}
@@ -214,5 +217,43 @@ func TestBaseline(t *testing.T) {
 	b.Stage(200, &detect.Sums{}, nil)
 	if got, _ := b.Good(kind); len(got) != stagedPerClass {
 		t.Errorf("dropped samples count: %d", len(got))
+	}
+}
+
+// TestNetwork: a flood over a /24 gets one rule for the network, and peers of its hosts get through to all of it.
+func TestNetwork(t *testing.T) {
+	network := netip.MustParsePrefix("203.0.113.0/24")
+	over := func(i int, f *header.Facts) {
+		f.Dst = netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}).As16() //nolint:gosec // few
+		f.Length = 40
+	}
+	p := peersOf(20, client)
+	other := netip.MustParseAddr("203.0.113.77")
+	p.Observe(flow.Key{Src: client(0).As16(), Dst: other.As16(), DstPort: 443, Protocol: 6}, began-int64(60e9))
+	p.Observe(flow.Key{Src: netip.MustParseAddr("192.0.2.9").As16(), Dst: other.As16(), DstPort: 443, Protocol: 6}, began-int64(60e9))
+	p.Observe(flow.Key{Src: netip.MustParseAddr("198.18.0.1").As16(), Dst: netip.MustParseAddr("203.0.114.1").As16(), DstPort: 443, Protocol: 6}, began-int64(60e9))
+	in := Input{Type: detect.SYNFlood, Target: network, FirstNs: began, Attack: syn(64, random(9), over), Good: syn(64, client, nil), Sources: 900, Peers: p}
+	c, ok := Choose(&in)
+	if !ok || c.Key != KeySignature || c.Rules[0].Match.String() != "proto 6 dst 203.0.113.0/24 dport 443 flags S/FSRA length 0-49" {
+		t.Fatalf("got %s %q", c.Key, c.Rules[0].Match.String())
+	}
+	allowed := func(src netip.Addr) bool {
+		for _, r := range c.Rules[1:] {
+			if r.Match.Dst != network {
+				t.Errorf("an exception for %v", r.Match.Dst)
+			}
+			if r.Match.Src.Contains(src) {
+				return true
+			}
+		}
+		return false
+	}
+	if !allowed(client(0)) || !allowed(netip.MustParseAddr("192.0.2.9")) || allowed(netip.MustParseAddr("198.18.0.1")) {
+		t.Errorf("exceptions: %v", c.Rules[1:])
+	}
+	one := syn(64, func(int) netip.Addr { return netip.MustParseAddr("192.0.2.66") }, over)
+	if c, ok = Choose(&Input{Type: detect.UDPFlood, Target: network, FirstNs: began, Attack: one, Sources: 1, Peers: p}); !ok || c.Key != KeySources ||
+		c.Rules[0].Match.Dst != network {
+		t.Errorf("one source: %s %v", c.Key, c.Rules)
 	}
 }

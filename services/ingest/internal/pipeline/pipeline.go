@@ -163,7 +163,11 @@ func (q *Queue) account(p *packet.Packet, r packet.Reason, hash uint32, frame []
 		}
 		q.accounted++
 		if q.w != nil {
-			q.w.Add(p, nil, nowNs, &noFlow)
+			var arp []byte
+			if p.IsARP {
+				arp = frame[p.L3:]
+			}
+			q.w.Add(p, arp, nowNs, &noFlow)
 		}
 		return
 	}

@@ -129,8 +129,8 @@ func amplified(p *packet.Packet, ip []byte) bool {
 	return false
 }
 
-// merge adds o to d.
-func (d *detail) merge(o *detail) {
+// merge adds o to d; chance is b's.
+func (d *detail) merge(o *detail, b *Builder) {
 	d.n.merge(&o.n)
 	for i := range d.lengths {
 		d.lengths[i] += o.lengths[i]
@@ -163,18 +163,25 @@ func (d *detail) merge(o *detail) {
 			d.reflect(r.port, r.marked, 0, true)
 		}
 	}
-	d.mergeSamples(o)
+	d.mergeSamples(o, b)
 }
 
-// mergeSamples keeps samples of both in proportion to the packets they stand for.
-func (d *detail) mergeSamples(o *detail) {
+// mergeSamples keeps samples of both in proportion to the packets they stand for. A network is merged from hundreds of
+// hosts with few packets each, so what is below one sample is rounded at random, and any sample may make room.
+func (d *detail) mergeSamples(o *detail, b *Builder) {
 	take := o.kept
-	if d.kept+o.kept > hostSamples {
-		share := uint32(uint64(hostSamples) * uint64(o.seen) / (uint64(d.seen) + uint64(o.seen))) //nolint:gosec // at most 64
+	if all := uint64(d.seen) + uint64(o.seen); d.kept+o.kept > hostSamples {
+		share := uint32((uint64(o.seen)*hostSamples + b.next()%all) / all) //nolint:gosec // at most 64
 		take = min(o.kept, max(share, hostSamples-d.kept))
-		d.kept = hostSamples - take
+		for d.kept+take > hostSamples {
+			at := b.next() % uint64(d.kept)
+			d.kept--
+			d.samples[at] = d.samples[d.kept]
+		}
 	}
-	copy(d.samples[d.kept:], o.samples[:take])
+	for i := range take {
+		d.samples[d.kept+i] = o.samples[i*o.kept/take]
+	}
 	d.kept += take
 	d.seen += o.seen
 }

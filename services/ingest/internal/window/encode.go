@@ -25,7 +25,7 @@ func heaviest(a, b *candidate) int {
 	return cmp.Or(cmp.Compare(b.packets(), a.packets()), bytes.Compare(a.addr[:], b.addr[:]))
 }
 
-// Encode writes the window into w: bounds, totals, targets, sources and flow counts. Sensor, epoch, sequence and
+// Encode writes the window into w: bounds, totals, targets, sources, ARP bindings and flow counts. Sensor, epoch, sequence and
 // traceparent are the caller's. What w points to is used again, so a pooled Window costs little. Targets are
 // hosts, then /24 (/64), then /16 (/48), each heaviest first; hosts that got amplification answers nobody asked
 // for are among them however few their packets. The encoded size stays below 1 MiB.
@@ -52,7 +52,7 @@ func (b *Builder) Encode(w *flowv1.Window) {
 	}
 	for _, c := range nets[:min(len(nets), MaxNets)] {
 		b.scratch[0].reset()
-		c.gather(&b.scratch[0])
+		c.gather(&b.scratch[0], b)
 		c.detail = &b.scratch[0]
 		encodeTarget(next(&w.Targets), c, netLevel, netSamples)
 	}
@@ -63,13 +63,14 @@ func (b *Builder) Encode(w *flowv1.Window) {
 	}
 	b.encodeRegions(w, regions)
 	b.encodeSources(w)
+	b.bindings.encode(w)
 }
 
 // encodeRegions adds the heaviest /16 and /48.
 func (b *Builder) encodeRegions(w *flowv1.Window, regions []*candidate) {
 	for _, c := range regions[:min(len(regions), MaxRegions)] {
 		b.scratch[0].reset()
-		c.gather(&b.scratch[0])
+		c.gather(&b.scratch[0], b)
 		c.detail = &b.scratch[0]
 		encodeTarget(next(&w.Targets), c, regionLevel, netSamples)
 	}
@@ -166,12 +167,12 @@ func (b *Builder) prefixes(below []*candidate, own *light, l level) []*candidate
 }
 
 // gather merges the details a prefix is made of.
-func (c *candidate) gather(d *detail) {
+func (c *candidate) gather(d *detail, b *Builder) {
 	for _, e := range c.entries {
 		if e.detail != nil {
-			d.merge(e.detail)
+			d.merge(e.detail, b)
 		} else {
-			e.gather(d)
+			e.gather(d, b)
 		}
 	}
 }
@@ -228,7 +229,7 @@ func encodeTarget(t *flowv1.Target, c *candidate, l level, samples int) {
 			m.Packets, m.Bytes = uint64(s.packets), s.bytes
 		}
 	}
-	encodeSamples(&t.Samples, d.samples[:min(int(d.kept), samples)])
+	encodeSamples(&t.Samples, d.samples[:d.kept], samples)
 }
 
 func histogram(dst []byte, h []uint32) []byte {
@@ -252,9 +253,11 @@ func encodePorts(dst *[]*flowv1.PortCount, table []portSlot, limit int) {
 	}
 }
 
-func encodeSamples(dst *[]*flowv1.HeaderSample, list []sample) {
-	for i := range list {
-		s := &list[i]
+// encodeSamples writes at most limit of the samples, evenly chosen: those of a network lie host by host.
+func encodeSamples(dst *[]*flowv1.HeaderSample, list []sample, limit int) {
+	n := min(len(list), limit)
+	for i := range n {
+		s := &list[i*len(list)/n]
 		m := next(dst)
 		m.TimeNs, m.Length = s.timeNs, uint32(s.length)
 		m.Header = append(m.Header[:0], s.header[:s.size]...)
@@ -306,7 +309,7 @@ func encodeSource(m *flowv1.Source, addr *[16]byte, x *source) {
 	}
 	m.DstPorts, m.Samples = m.DstPorts[:0], m.Samples[:0]
 	encodePorts(&m.DstPorts, x.ports[:], len(x.ports))
-	encodeSamples(&m.Samples, x.samples[:x.kept])
+	encodeSamples(&m.Samples, x.samples[:x.kept], sourceSamples)
 }
 
 // registers encodes h; empty registers are left out.

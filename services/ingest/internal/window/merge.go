@@ -32,6 +32,7 @@ func (b *Builder) Merge(o *Builder) {
 			mine.merge(x)
 		}
 	}
+	b.bindings.merge(&o.bindings, b)
 }
 
 func (b *Builder) mergeEntry(mine *light, e *lightEntry, o *Builder, l level) {
@@ -65,7 +66,7 @@ func (b *Builder) mergeEntry(mine *light, e *lightEntry, o *Builder, l level) {
 			b.prefixUsed++
 		}
 	}
-	b.details[x.detail-1].merge(theirs)
+	b.details[x.detail-1].merge(theirs, b)
 }
 
 // lift adds the packets of a host that only its detail had to the /24 above, so that prefixes stay complete.

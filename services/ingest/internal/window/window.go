@@ -81,6 +81,7 @@ type Builder struct {
 	used       int
 	prefixUsed int
 	sources    sources
+	bindings   bindings
 	scratch    []detail // for prefixes, made at the first Encode
 }
 
@@ -112,19 +113,21 @@ func (b *Builder) Reset() {
 	b.freed = b.freed[:0]
 	b.used, b.prefixUsed = 0, 0
 	b.sources.reset()
+	b.bindings.reset()
 }
 
 // Empty tells whether nothing was added since New or Reset.
 func (b *Builder) Empty() bool { return b.total.n[cPackets] == 0 && b.sources.used == 0 }
 
-// Add counts a packet. ip is the frame from the network header on (nil for other protocols); p's offsets are
-// relative to the frame, so ip[p.L4-p.L3:] is the transport header. o is what the flow table said, or empty.
+// Add counts a packet. ip is the frame from the network header on (of ARP, its message; nil for other protocols); p's
+// offsets are relative to the frame, so ip[p.L4-p.L3:] is the transport header. o is what the flow table said, or empty.
 func (b *Builder) Add(p *packet.Packet, ip []byte, nowNs int64, o *flowtable.Observation) {
 	m := counted(p, o)
 	b.total.add(m, 1, uint64(p.IPLen))
 	if !p.IsIP {
 		if p.IsARP {
 			b.sources.arp(p, nowNs, b)
+			b.bindings.add(p, ip, nowNs, b)
 		}
 		return
 	}
