@@ -26,8 +26,10 @@ var risks = [...]struct{ name, reason string }{
 }
 
 // Names lists the risks' names, nil for none. Bits of a later version have no name here and are left out.
-func (r Risk) Names() []string {
-	var out []string
+func (r Risk) Names() []string { return r.AppendNames(nil) }
+
+// AppendNames appends to out what Names lists.
+func (r Risk) AppendNames(out []string) []string {
 	for i, k := range risks {
 		if r&(1<<i) != 0 {
 			out = append(out, k.name)

@@ -45,14 +45,14 @@ func (r *Reader) nextNG(buf []byte) (Record, error) {
 			}
 			return Record{}, fmt.Errorf("block header: %w", err)
 		}
-		kind := r.order.Uint32(head)
+		kind := r.u32(head)
 		if kind == blockSection { // the same in both byte orders
 			if err := r.section(head); err != nil {
 				return Record{}, err
 			}
 			continue
 		}
-		size := r.order.Uint32(head[4:])
+		size := r.u32(head[4:])
 		if size < 12 || size%4 != 0 {
 			return Record{}, fmt.Errorf("block of type %d has length %d: %w", kind, size, ErrFormat)
 		}
@@ -79,7 +79,7 @@ func (r *Reader) nextNG(buf []byte) (Record, error) {
 		if _, err := io.ReadFull(r.in, trailer); err != nil {
 			return Record{}, fmt.Errorf("block end: %w", early(err))
 		}
-		if end := r.order.Uint32(trailer); end != size+12 {
+		if end := r.u32(trailer); end != size+12 {
 			return Record{}, fmt.Errorf("block of type %d begins with length %d and ends with %d: %w", kind, size+12, end, ErrFormat)
 		}
 		if packet {
@@ -98,13 +98,13 @@ func (r *Reader) section(head []byte) error {
 	}
 	switch binary.LittleEndian.Uint32(body) {
 	case 0x1A2B3C4D:
-		r.order = binary.LittleEndian
+		r.big = false
 	case 0x4D3C2B1A:
-		r.order = binary.BigEndian
+		r.big = true
 	default:
 		return fmt.Errorf("section header has no byte-order magic: %w", ErrFormat)
 	}
-	size := r.order.Uint32(length[:])
+	size := r.u32(length[:])
 	if size < 28 || size%4 != 0 {
 		return fmt.Errorf("section header has length %d: %w", size, ErrFormat)
 	}
@@ -127,9 +127,9 @@ func (r *Reader) describe(size uint32) error {
 	if _, err := io.ReadFull(r.in, body); err != nil {
 		return fmt.Errorf("interface description: %w", early(err))
 	}
-	i := iface{link: int(r.order.Uint16(body)), snap: r.order.Uint32(body[4:]), perSec: 1e6}
+	i := iface{link: int(r.u16(body)), snap: r.u32(body[4:]), perSec: 1e6}
 	for opts := body[8:]; len(opts) >= 4; {
-		code, n := r.order.Uint16(opts), int(r.order.Uint16(opts[2:]))
+		code, n := r.u16(opts), int(r.u16(opts[2:]))
 		opts = opts[4:]
 		if code == optionEnd {
 			break
@@ -145,7 +145,7 @@ func (r *Reader) describe(size uint32) error {
 			}
 			i.perSec = perSec
 		case code == optionTsOffset && n >= 8:
-			i.offsetS = int64(r.order.Uint64(opts)) //nolint:gosec // a signed 64-bit field
+			i.offsetS = int64(r.u64(opts)) //nolint:gosec // a signed 64-bit field
 		}
 		opts = opts[min((n+3)/4*4, len(opts)):]
 	}
@@ -181,20 +181,20 @@ func (r *Reader) stamped(buf []byte, kind, size uint32) (Record, error) {
 	if _, err := io.ReadFull(r.in, head); err != nil {
 		return Record{}, fmt.Errorf("packet block: %w", early(err))
 	}
-	id := r.order.Uint32(head)
+	id := r.u32(head)
 	if kind == blockPacket {
-		id = uint32(r.order.Uint16(head))
+		id = uint32(r.u16(head))
 	}
 	if int64(id) >= int64(len(r.ifaces)) {
 		return Record{}, fmt.Errorf("packet of interface %d, the section has %d: %w", id, len(r.ifaces), ErrFormat)
 	}
 	i := &r.ifaces[id]
-	ticks := uint64(r.order.Uint32(head[4:]))<<32 | uint64(r.order.Uint32(head[8:]))
-	captured := r.order.Uint32(head[12:])
+	ticks := uint64(r.u32(head[4:]))<<32 | uint64(r.u32(head[8:]))
+	captured := r.u32(head[12:])
 	if captured > size-20 {
 		return Record{}, fmt.Errorf("packet of %d bytes in a block with room for %d: %w", captured, size-20, ErrFormat)
 	}
-	rec := Record{LinkType: i.link, WireLen: wire(r.order.Uint32(head[16:])), TimeNs: i.unix(ticks)}
+	rec := Record{LinkType: i.link, WireLen: wire(r.u32(head[16:])), TimeNs: i.unix(ticks)}
 	r.lastNs = rec.TimeNs
 	var err error
 	if rec.Data, err = r.data(buf, captured); err != nil {
@@ -215,7 +215,7 @@ func (r *Reader) simple(buf []byte, size uint32) (Record, error) {
 	if _, err := io.ReadFull(r.in, head); err != nil {
 		return Record{}, fmt.Errorf("simple packet block: %w", early(err))
 	}
-	original := r.order.Uint32(head)
+	original := r.u32(head)
 	captured := min(original, size-4)
 	if snap := r.ifaces[0].snap; snap != 0 {
 		captured = min(captured, snap)

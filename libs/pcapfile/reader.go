@@ -36,7 +36,7 @@ type Reader struct {
 	own     []byte
 	head    [32]byte
 	count   uint64
-	order   binary.ByteOrder
+	big     bool // byte order
 	fail    error
 	ng      bool
 	nano    bool
@@ -91,21 +91,19 @@ func newReader(in io.Reader, name string) (*Reader, error) {
 func (r *Reader) begin(magic uint32) error {
 	switch magic {
 	case 0x0A0D0D0A:
-		r.ng = true
-		r.order = binary.LittleEndian // until the first section header says
+		r.ng = true // each section header says its byte order
 		return nil
 	case 0xA1B2C3D4:
-		r.order = binary.LittleEndian
 	case 0xA1B23C4D:
-		r.order, r.nano = binary.LittleEndian, true
+		r.nano = true
 	case 0xA1B2CD34:
-		r.order, r.extra = binary.LittleEndian, 8
+		r.extra = 8
 	case 0xD4C3B2A1:
-		r.order = binary.BigEndian
+		r.big = true
 	case 0x4D3CB2A1:
-		r.order, r.nano = binary.BigEndian, true
+		r.big, r.nano = true, true
 	case 0x34CDB2A1:
-		r.order, r.extra = binary.BigEndian, 8
+		r.big, r.extra = true, 8
 	default:
 		return fmt.Errorf("magic number %#08x is neither pcap nor pcapng: %w", magic, ErrFormat)
 	}
@@ -113,7 +111,7 @@ func (r *Reader) begin(magic uint32) error {
 		return fmt.Errorf("file header: %w", early(err))
 	}
 	// The high bits of the field carry the length of a frame check sequence.
-	r.link = int(r.order.Uint32(r.head[20:]) & 0xFFFF)
+	r.link = int(r.u32(r.head[20:]) & 0xFFFF)
 	return nil
 }
 
@@ -159,23 +157,32 @@ func (r *Reader) Close() error {
 }
 
 func (r *Reader) nextPcap(buf []byte) (Record, error) {
-	head := r.head[:16+r.extra]
-	if _, err := io.ReadFull(r.in, head); err != nil {
-		if errors.Is(err, io.EOF) {
+	head, err := r.in.Peek(16 + r.extra)
+	if err != nil {
+		if errors.Is(err, io.EOF) && len(head) == 0 {
 			return Record{}, io.EOF
 		}
-		return Record{}, fmt.Errorf("record header: %w", err)
+		return Record{}, fmt.Errorf("record header: %w", early(err))
 	}
-	rec := Record{LinkType: r.link, WireLen: wire(r.order.Uint32(head[12:]))}
-	rec.TimeNs = int64(r.order.Uint32(head)) * 1e9
-	fraction := int64(r.order.Uint32(head[4:]))
+	rec := Record{LinkType: r.link, WireLen: wire(r.u32(head[12:]))}
+	rec.TimeNs = int64(r.u32(head)) * 1e9
+	fraction := int64(r.u32(head[4:]))
 	if r.nano {
 		rec.TimeNs += fraction
 	} else {
 		rec.TimeNs += fraction * 1000
 	}
-	var err error
-	rec.Data, err = r.data(buf, r.order.Uint32(head[8:]))
+	size := r.u32(head[8:])
+	_, _ = r.in.Discard(len(head)) // they were there to peek at
+	// What the buffer holds is not copied. It stays as it is until the next record is read.
+	if buf == nil && int64(size) <= int64(r.in.Size()) {
+		if rec.Data, err = r.in.Peek(int(size)); err != nil {
+			return Record{}, fmt.Errorf("record data: %w", early(err))
+		}
+		_, _ = r.in.Discard(len(rec.Data))
+		return rec, nil
+	}
+	rec.Data, err = r.data(buf, size)
 	return rec, err
 }
 

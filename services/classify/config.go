@@ -36,6 +36,8 @@ type EngineConfig struct {
 	MaxTargets int           `name:"max-targets" default:"2048" help:"Destinations whose traffic is watched."`
 	MaxSources int           `name:"max-sources" default:"8192" help:"Sources remembered for scans."`
 
+	// LabelsOnly: flows are labelled and nothing watches for attacks, as for captures that nobody asked to judge.
+	LabelsOnly bool `kong:"-" yaml:"-" json:"-"`
 	// Now gives Unix ns for the times of decisions and leases; nil takes the windows' own clock, as for captures.
 	Now func() int64 `kong:"-" yaml:"-" json:"-"`
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/app"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/verdict"
@@ -20,6 +21,8 @@ type BatchResult struct {
 	Records    []*eventv1.FlowRecord // flows that ended; owned by the caller
 	Enough     []uint64              // ids of flows whose label is final
 	Summarised uint64                // flows that ingest summed up instead of telling one by one
+	// Reuse is the caller's: the next call writes over the records, which have no Id then. A flow costs no allocation so.
+	Reuse bool
 }
 
 // WindowResult is what a window led to. Verdicts carry their rules; trace ids are left to the caller.
@@ -43,11 +46,17 @@ type Engine struct {
 	floods  []detect.Flood
 	carpets []detect.Flood // those that can be spread over a network
 
-	newLabel     func(k flow.Key) labeller
+	apps         *app.Engine
 	flows        map[flowID]*flowState
+	unused       []*flowState // of flows that ended
 	flowsEvicted uint64
 	streams      map[string]uint32
 	streamCount  uint32
+	lastStream   struct { // of the newest batch
+		sensor string
+		epoch  uint64
+		number uint32
+	}
 
 	peers    *verdict.Peers
 	targets  map[netip.Addr]*target
@@ -85,7 +94,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), newLabel: payloadLabels()}
+	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), apps: app.NewEngine()}
 	e.reset()
 	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]int64), make(map[string]int64)
 	return e, nil
@@ -361,7 +370,7 @@ func (e *Engine) Flush(b *BatchResult, out *WindowResult) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if b != nil {
-		*b = BatchResult{}
+		*b = BatchResult{Records: b.Records[:0], Reuse: b.Reuse}
 	}
 	var drop WindowResult
 	if out == nil {

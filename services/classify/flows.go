@@ -3,10 +3,8 @@ package classify
 import (
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
-	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/app"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
@@ -24,8 +22,8 @@ type flowID struct {
 // flowState is what is known of a flow that has not ended.
 type flowState struct {
 	key     flow.Key
-	label   labeller // nil until payload came, and again when the label is final
-	result  labelled
+	label   *app.Flow // nil until payload came, and again when the label is final
+	result  app.Result
 	lastNs  int64
 	payload uint8 // bit 0: from the source, bit 1: towards it
 	final   bool  // the label is final
@@ -36,23 +34,11 @@ type flowState struct {
 	head    detect.Head
 }
 
-// labeller reads a flow's payload; see internal/app.
-type labeller interface {
-	segment(direction uint8, offset uint32, data []byte) (done bool)
-	result() labelled
-	release()
-}
-
-// labelled is what a labeller says of a flow; empty fields are not known.
-type labelled struct {
-	app, host, hostSource string
-	alpn                  string
-	confidence            app.Confidence
-	app.Facts
-}
-
 // streamNumber gives sensor and epoch a small number.
 func (e *Engine) streamNumber(sensor string, epoch uint64) uint32 {
+	if e.lastStream.number != 0 && e.lastStream.sensor == sensor && e.lastStream.epoch == epoch {
+		return e.lastStream.number
+	}
 	k := sensor + "/" + strconv.FormatUint(epoch, 10)
 	n, ok := e.streams[k]
 	if !ok {
@@ -63,6 +49,7 @@ func (e *Engine) streamNumber(sensor string, epoch uint64) uint32 {
 		}
 		e.streams[k] = n
 	}
+	e.lastStream.sensor, e.lastStream.epoch, e.lastStream.number = sensor, epoch, n
 	return n
 }
 
@@ -72,7 +59,7 @@ const maxStreams = 4_096
 // Batch takes in one batch and fills out: records of flows that ended, and flows whose label is final. out is
 // overwritten. The error names a malformed batch, nothing of which was used.
 func (e *Engine) Batch(b *flowv1.FlowBatch, out *BatchResult) error {
-	*out = BatchResult{Records: out.Records[:0], Enough: out.Enough[:0]}
+	*out = BatchResult{Records: out.Records[:0], Enough: out.Enough[:0], Reuse: out.Reuse}
 	if err := flow.Validate(b); err != nil {
 		return fmt.Errorf("batch %d of %s: %w", b.GetBatch(), b.GetSensor(), err)
 	}
@@ -105,7 +92,7 @@ func (e *Engine) Batch(b *flowv1.FlowBatch, out *BatchResult) error {
 	if c := b.GetEnds(); c != nil {
 		for i := range int(c.Count) {
 			x := flow.EndAt(c, i)
-			out.Records = append(out.Records, e.end(flowID{stream, x.ID}, &x, b))
+			e.end(flowID{stream, x.ID}, &x, b, out)
 		}
 	}
 	for _, s := range b.GetSummaries() {
@@ -121,8 +108,27 @@ func (e *Engine) open(id flowID, o *flow.Open) {
 	if len(e.flows) >= e.cfg.MaxFlows {
 		e.evictFlow()
 	}
-	e.flows[id] = &flowState{key: o.Key, lastNs: o.FirstNs}
+	var f *flowState
+	if n := len(e.unused); n > 0 {
+		f, e.unused = e.unused[n-1], e.unused[:n-1]
+	} else {
+		f = &flowState{}
+	}
+	*f = flowState{key: o.Key, lastNs: o.FirstNs}
+	e.flows[id] = f
 }
+
+// forget ends what is known of a flow; f is for another one afterwards.
+func (e *Engine) forget(id flowID, f *flowState) {
+	f.close()
+	delete(e.flows, id)
+	if len(e.unused) < maxUnused {
+		e.unused = append(e.unused, f)
+	}
+}
+
+// maxUnused bounds the memory that a peak of flows leaves behind.
+const maxUnused = 1 << 14
 
 // evictTries is how many flows an eviction looks at; a map's order is random enough for it.
 const evictTries = 8
@@ -140,15 +146,14 @@ func (e *Engine) evictFlow() {
 		}
 	}
 	e.over(oldest, found)
-	found.close()
-	delete(e.flows, oldest)
+	e.forget(oldest, found)
 	e.flowsEvicted++
 }
 
 func (f *flowState) close() {
 	if f.label != nil {
-		f.result = f.label.result()
-		f.label.release()
+		f.result = f.label.Result()
+		f.label.Release()
 		f.label = nil
 	}
 }
@@ -160,22 +165,24 @@ func (e *Engine) segment(id flowID, direction uint8, offset uint32, timeNs int64
 	}
 	f.lastNs = max(f.lastNs, timeNs)
 	f.payload |= 1 << direction
-	e.dialogue(id, f, direction, offset, timeNs, data)
-	if f.payload == 3 {
-		e.good(f)
+	if !e.cfg.LabelsOnly {
+		e.dialogue(id, f, direction, offset, timeNs, data)
+		if f.payload == 3 {
+			e.good(f)
+		}
 	}
 	if !f.final {
 		if f.label == nil {
-			f.label = e.newLabel(f.key)
+			f.label = e.apps.Open(f.key)
 		}
-		if f.label.segment(direction, offset, data) {
+		if f.label.Segment(direction, offset, data) {
 			f.close()
 			f.final = true
 		}
 	}
 	// Once the kernel forwards a flow no payload comes any more, so a TCP flow waits for its answer: it tells
 	// good peers.
-	if f.final && !f.said && (f.payload == 3 || f.key.Protocol != 6) {
+	if f.final && !f.said && (f.payload == 3 || f.key.Protocol != 6 || e.cfg.LabelsOnly) {
 		f.said = true
 		out.Enough = append(out.Enough, id.id)
 	}
@@ -184,6 +191,9 @@ func (e *Engine) segment(id flowID, direction uint8, offset uint32, timeNs int64
 // answered notes good peers by packets both ways, because payload may have been seen by the kernel only. TCP
 // needs more of them and a segment, so that a SYN with its answers is not enough.
 func (e *Engine) answered(f *flowState, fwd, rev uint64) {
+	if e.cfg.LabelsOnly {
+		return
+	}
 	if f.key.Protocol != 6 && fwd > 0 && rev > 0 || f.payload != 0 && fwd >= 3 && rev >= 3 {
 		e.good(f)
 	}
@@ -200,48 +210,4 @@ func (e *Engine) good(f *flowState) {
 		return
 	}
 	e.peers.Observe(f.key, f.lastNs)
-}
-
-// facts copies what the payload says beside label and names.
-func (l *labelled) facts(r *eventv1.FlowRecord) {
-	r.Confidence, r.Risks = l.confidence.String(), l.Risks.Names()
-	r.Ja3, r.Ja4, r.Hassh, r.TlsVersion = l.JA3, l.JA4, l.HASSH, l.TLSVersion
-	r.UserAgent, r.HttpMethod = l.UserAgent, l.Method
-	r.DnsType, r.DnsRcode, r.DnsAnswers = l.DNSType, l.DNSRcode, strings.Fields(l.DNSAnswers)
-}
-
-func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch) *eventv1.FlowRecord {
-	r := &eventv1.FlowRecord{
-		Id: b.GetSensor() + "/" + strconv.FormatUint(b.GetEpoch(), 10) + "/" + strconv.FormatUint(x.ID, 10) + "/" +
-			strconv.FormatUint(uint64(x.Part), 10),
-		SrcIp: append([]byte(nil), x.Key.Src[:]...), DstIp: append([]byte(nil), x.Key.Dst[:]...),
-		SrcPort: uint32(x.Key.SrcPort), DstPort: uint32(x.Key.DstPort), Protocol: uint32(x.Key.Protocol), Vlan: uint32(x.Key.VLAN),
-		FirstNs: x.FirstNs, LastNs: x.LastNs, PacketsFwd: x.Totals.PacketsFwd, PacketsRev: x.Totals.PacketsRev,
-		BytesFwd: x.Totals.BytesFwd, BytesRev: x.Totals.BytesRev, TcpFlagsFwd: uint32(x.FlagsFwd), TcpFlagsRev: uint32(x.FlagsRev),
-		EndReason: uint32(x.Reason), App: Unknown, //nolint:gosec // an enum of a few values
-	}
-	if f := e.flows[id]; f != nil {
-		f.lastNs = max(f.lastNs, x.LastNs)
-		e.answered(f, x.Totals.PacketsFwd, x.Totals.PacketsRev)
-		if x.Reason == flowv1.EndReason_END_REASON_ACTIVE {
-			if f.label != nil {
-				f.result = f.label.result()
-			}
-		} else {
-			e.over(id, f)
-			f.close()
-			delete(e.flows, id)
-			e.session(f, x)
-		}
-		r.App, r.Alpn, r.Host, r.HostSource = f.result.app, f.result.alpn, f.result.host, f.result.hostSource
-		f.result.facts(r)
-	}
-	if r.App == "" || r.App == Unknown {
-		if r.App = app.LabelOf(x.Key.Protocol); r.App == "" {
-			r.App = Unknown
-		} else {
-			r.Confidence = app.Payload.String()
-		}
-	}
-	return r
 }

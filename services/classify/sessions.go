@@ -72,7 +72,7 @@ func (e *Engine) over(id flowID, f *flowState) {
 
 // session judges a flow that ended.
 func (e *Engine) session(f *flowState, x *flow.End) {
-	if x.Key.Protocol != 6 {
+	if x.Key.Protocol != 6 || e.cfg.LabelsOnly {
 		return
 	}
 	src, dst := flow.Addr(x.Key.Src), flow.Addr(x.Key.Dst)
@@ -80,7 +80,7 @@ func (e *Engine) session(f *flowState, x *flow.End) {
 	if t == nil {
 		return
 	}
-	s := detect.Session{Src: src, Dst: dst, Port: x.Key.DstPort, App: f.result.app, FirstNs: x.FirstNs, LastNs: x.LastNs, Answered: f.payload == 3,
+	s := detect.Session{Src: src, Dst: dst, Port: x.Key.DstPort, App: f.result.App, FirstNs: x.FirstNs, LastNs: x.LastNs, Answered: f.payload == 3,
 		Denied: f.denied, Packets: x.Totals.PacketsFwd + x.Totals.PacketsRev, Bytes: x.Totals.BytesFwd + x.Totals.BytesRev}
 	if scan, ok := e.logins.Add(&s, t); ok {
 		e.find(finding{scan: scan, source: src, firstNs: scan.FirstNs, toward: true})

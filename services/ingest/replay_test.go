@@ -24,11 +24,12 @@ type record struct {
 	batches []*flowv1.FlowBatch
 	windows []*flowv1.Window
 	fail    error
+	enough  []uint64
 }
 
-func (r *record) Batch(b *flowv1.FlowBatch) error {
+func (r *record) Batch(b *flowv1.FlowBatch) ([]uint64, error) {
 	r.batches = append(r.batches, proto.Clone(b).(*flowv1.FlowBatch))
-	return r.fail
+	return r.enough, r.fail
 }
 
 func (r *record) Window(w *flowv1.Window) error {
@@ -165,6 +166,35 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// TestReplayEnough: of a flow that the sink knows enough of no more payload comes, and its packets still count.
+func TestReplayEnough(t *testing.T) {
+	h := between("192.0.2.1", "198.51.100.1")
+	var frames []frameAt
+	for i := range 8 {
+		frames = append(frames, frameAt{time.Duration(i) * time.Second, h.AppendUDP(nil, 7, 9, []byte("hello"))})
+	}
+	path := capture(t, frames)
+	for _, want := range []int{8, 1} {
+		var got record
+		if want == 1 {
+			got.enough = []uint64{1 << 24} // the first flow's id
+		}
+		if _, err := Replay(t.Context(), ReplayConfig{}, path, &got); err != nil {
+			t.Fatal(err)
+		}
+		segments, packets := 0, uint64(0)
+		for _, b := range got.batches {
+			segments += int(b.GetSegments().GetCount())
+			for i := range int(b.GetEnds().GetCount()) {
+				packets += flow.EndAt(b.Ends, i).Totals.PacketsFwd
+			}
+		}
+		if segments != want || packets != 8 {
+			t.Errorf("%d segments of %d packets, want %d", segments, packets, want)
+		}
+	}
+}
+
 // tally counts without keeping anything.
 type tally struct {
 	t       *testing.T
@@ -174,14 +204,14 @@ type tally struct {
 	last    int64
 }
 
-func (c *tally) Batch(b *flowv1.FlowBatch) error {
+func (c *tally) Batch(b *flowv1.FlowBatch) ([]uint64, error) {
 	if err := flow.Validate(b); err != nil {
 		c.t.Errorf("%s: %v", c.name, err)
 	}
 	if n := proto.Size(b); n > 1<<20 {
 		c.t.Errorf("%s: a batch of %d bytes", c.name, n)
 	}
-	return nil
+	return nil, nil
 }
 
 func (c *tally) Window(w *flowv1.Window) error {

@@ -48,6 +48,7 @@ func (c *replayCmd) Run() error {
 	var failed []error
 	for i, file := range c.Files {
 		p := &player{ctx: ctx, cmd: c, name: filepath.Base(file), apps: apps, risks: risks, evidence: map[string]map[string]any{}}
+		p.batch.Reuse = true
 		if c.JSON {
 			p.print = func(v any) error { return printJSON(out, v) }
 		} else {
@@ -100,7 +101,7 @@ type player struct {
 
 func (p *player) play(file string) (ingest.ReplayLedger, error) {
 	cfg := classify.DefaultEngineConfig()
-	cfg.Protected = p.cmd.Protected
+	cfg.Protected, cfg.LabelsOnly = p.cmd.Protected, !p.cmd.Detect
 	engine, err := classify.NewEngine(cfg)
 	if err != nil {
 		return ingest.ReplayLedger{}, err
@@ -112,11 +113,14 @@ func (p *player) play(file string) (ingest.ReplayLedger, error) {
 }
 
 // Batch implements ingest.Sink.
-func (p *player) Batch(b *flowv1.FlowBatch) error {
+func (p *player) Batch(b *flowv1.FlowBatch) (enough []uint64, err error) {
 	if err := p.engine.Batch(b, &p.batch); err != nil {
-		return err
+		return nil, err
 	}
-	return p.flows()
+	if !p.cmd.Detect { // detectors read on after a label is final
+		enough = p.batch.Enough
+	}
+	return enough, p.flows()
 }
 
 // Window implements ingest.Sink.
@@ -129,20 +133,19 @@ func (p *player) Window(w *flowv1.Window) error {
 
 func (p *player) flows() error {
 	for _, r := range p.batch.Records {
-		o := newFlowObject(r, p.name)
-		t := p.apps[o.App]
+		t := p.apps[r.App]
 		if t == nil {
 			t = &appTotal{}
-			p.apps[o.App] = t
+			p.apps[r.App] = t
 		}
 		t.flows++
-		t.packets += o.Packets
-		t.bytes += o.Bytes
-		for _, name := range o.Risks {
+		t.packets += r.PacketsFwd + r.PacketsRev
+		t.bytes += r.BytesFwd + r.BytesRev
+		for _, name := range r.Risks {
 			p.risks[name]++
 		}
 		if p.cmd.JSON {
-			if err := p.print(o); err != nil {
+			if err := p.print(newFlowObject(r, p.name)); err != nil {
 				return err
 			}
 		}

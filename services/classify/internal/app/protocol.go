@@ -114,14 +114,18 @@ func init() { //nolint:gochecknoinits // the entries refer back to the table
 // no to all of them wants a message in one piece and may begin with any.
 func (p *protocol) streamLead(e *Engine) (lead [256]bool) {
 	none := true
+	in, first := &e.in, e.joined[:1]
 	for c := range lead {
 		f := e.Open(flow.Key{Protocol: packet.ProtoTCP})
 		f.dirs[0].packets = 1
-		if p.stream(f, &input{data: []byte{byte(c)}}) != no { //nolint:gosec // below 256
+		first[0] = byte(c) //nolint:gosec // below 256
+		*in = input{data: first}
+		if p.stream(f, in) != no {
 			lead[c], none = true, false
 		}
 		f.Release()
 	}
+	in.forget()
 	for c := range lead {
 		lead[c] = lead[c] || none
 	}

@@ -63,12 +63,18 @@ func endReason(e *entry) flowv1.EndReason {
 	return flowv1.EndReason_END_REASON_FIN
 }
 
+// Calm tells whether Advance has nothing to do at nowNs.
+func (t *Table) Calm(nowNs int64) bool { return nowNs < t.calmUntil }
+
 // Advance runs the timers up to nowNs, looking at a bounded number of flows. It reports whether more are due,
 // so a caller that can afford it calls again at once; otherwise the next call goes on. failed is called for
 // every attempt that got no answer in time, with a Failure that is valid during the call; nil is allowed.
 // Summaries of the last 100 ms are appended when the next begin.
 func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure)) (more bool) {
 	t.clock(nowNs)
+	if t.Calm(t.now) {
+		return false
+	}
 	tick := t.now / tickNs
 	if tick != t.interval {
 		t.interval = tick
@@ -78,7 +84,6 @@ func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure
 	w := &t.wheel
 	if t.stats.Active == 0 {
 		w.cursor = max(w.cursor, tick+1)
-		return false
 	}
 	if tick-w.cursor >= wheelSlots {
 		w.cursor = tick - wheelSlots + 1 // every slot is still passed once
@@ -86,7 +91,7 @@ func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure
 	for done := 0; w.cursor <= tick; {
 		head := w.heads[w.cursor%wheelSlots]
 		if head == 0 {
-			w.cursor++
+			w.skip(tick)
 			continue
 		}
 		if done == perAdvance {
@@ -95,6 +100,7 @@ func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure
 		done++
 		t.due(head-1, t.entry(head-1), out, failed)
 	}
+	t.calmUntil = w.cursor * tickNs
 	return false
 }
 

@@ -624,6 +624,36 @@ func TestClockJumps(t *testing.T) {
 	}
 }
 
+// TestLeaps: whatever way the clock takes, a flow ends once its timeout is up, at most a tick and a half later.
+func TestLeaps(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Active, c.Update = 0, 0 })
+	rng := rand.New(rand.NewPCG(1, 2))
+	var last []int64
+	for round := range 400 {
+		for range rng.IntN(3) {
+			r.udp("192.0.2.1", uint16(len(last)), "192.0.2.2", 4000, "x") //nolint:gosec // a few hundred
+			last = append(last, r.now)
+		}
+		r.now += rng.Int64N(int64([]time.Duration{time.Millisecond, time.Second, 20 * time.Second, 5 * time.Minute}[rng.IntN(4)]))
+		for r.table.Advance(r.now, r.out, nil) {
+			continue
+		}
+		least, most := uint64(0), uint64(0)
+		for _, at := range last {
+			if at+int64(r.table.cfg.IdleUDP) > r.now {
+				least++
+			}
+			if at+int64(r.table.cfg.IdleUDP)+3*tickNs/2 > r.now {
+				most++
+			}
+		}
+		if n := r.table.Stats().Active; n < least || n > most {
+			t.Fatalf("round %d: %d flows are active, want %d to %d", round, n, least, most)
+		}
+	}
+	r.ledger()
+}
+
 func TestNoAllocations(t *testing.T) {
 	r := newRig(t, nil)
 	h := header("192.0.2.1", "198.51.100.1")

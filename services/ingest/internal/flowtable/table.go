@@ -77,9 +77,10 @@ type Table struct {
 	flushed uint32 // where Flush goes on
 	warmed  uint64 // keeps the compiler from dropping Warm's loads
 
-	now   int64
-	wheel wheel
-	sums  summaries
+	now       int64
+	calmUntil int64 // no timer is due before
+	wheel     wheel
+	sums      summaries
 
 	interval int64 // number of the current 100 ms
 	exported int   // one-packet flows exported one by one in it

@@ -1,5 +1,7 @@
 package flowtable
 
+import "math/bits"
+
 // The timing wheel: lists of entries by the 100 ms in which they must be looked at. An entry stays where it is
 // while packets arrive; when its slot comes up its true deadlines are worked out and it moves on.
 const (
@@ -11,8 +13,21 @@ const (
 
 type wheel struct {
 	heads  [wheelSlots]uint32
-	cursor int64 // the next tick to process
+	filled [wheelSlots / 64]uint64 // slots that may have entries: captures have long stretches without any
+	cursor int64                   // the next tick to process
 	begun  bool
+}
+
+// skip moves the cursor, whose slot is empty, on to the next slot that may have entries, at most behind tick.
+func (w *wheel) skip(tick int64) {
+	slot := w.cursor % wheelSlots
+	w.filled[slot/64] &^= 1 << (slot % 64)
+	if rest := w.filled[slot/64] >> (slot % 64); rest != 0 {
+		w.cursor += int64(bits.TrailingZeros64(rest))
+	} else {
+		w.cursor += 64 - slot%64
+	}
+	w.cursor = min(w.cursor, tick+1)
 }
 
 // link puts an entry where it is looked at once deadline has passed.
@@ -20,6 +35,7 @@ func (t *Table) link(i uint32, e *entry, deadline int64) {
 	tick := max(deadline/tickNs+1, t.wheel.cursor)
 	tick = min(tick, t.wheel.cursor+wheelSlots-1)
 	e.slot = uint16(tick % wheelSlots) //nolint:gosec // below 2,048
+	t.wheel.filled[e.slot/64] |= 1 << (e.slot % 64)
 	head := &t.wheel.heads[e.slot]
 	e.prev, e.next = 0, *head
 	if *head != 0 {

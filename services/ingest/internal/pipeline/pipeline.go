@@ -20,9 +20,6 @@ const MaxBatchBytes = 1<<20 - 1<<12
 // ends with parts and updates, and a thousand summaries.
 const headroom = 1 << 19
 
-// publishEvery is how old the public counts may be.
-const publishEvery = int64(time.Millisecond)
-
 // Config of a Queue.
 type Config struct {
 	Flow   flowtable.Config
@@ -30,6 +27,11 @@ type Config struct {
 	// BatchAge is how old a batch may grow before it is handed over. 0 = 4 ms, so that with the time between two
 	// calls of Poll the delay stays below 5 ms. Negative = never because of age.
 	BatchAge time.Duration
+	// BatchBytes is the size at which a batch is handed over whatever its age. 0 = the largest that leaves headroom below
+	// MaxBatchBytes.
+	BatchBytes int
+	// CountAge is how old Counts and Flows may be. 0 = 1 ms.
+	CountAge time.Duration
 	// WindowLength is the time between window boundaries, which are multiples of it. 0 = 100 ms.
 	WindowLength time.Duration
 
@@ -91,6 +93,12 @@ func New(cfg Config, queue uint8) *Queue {
 	if cfg.BatchAge == 0 {
 		cfg.BatchAge = 4 * time.Millisecond
 	}
+	if cfg.BatchBytes <= 0 {
+		cfg.BatchBytes = MaxBatchBytes - headroom
+	}
+	if cfg.CountAge <= 0 {
+		cfg.CountAge = time.Millisecond
+	}
 	if cfg.WindowLength <= 0 {
 		cfg.WindowLength = 100 * time.Millisecond
 	}
@@ -128,7 +136,7 @@ func (q *Queue) Frames(frames [][]byte, nowNs int64, port uint8) {
 	}
 }
 
-// FrameLink takes one frame of a capture file's link type, borrowed for the call. Poll must be called before.
+// FrameLink takes one frame of a capture file's link type, borrowed for the call. Poll or Settle must be called before.
 // A tunnelled packet is accounted by what it carries, at most two tunnels deep. Frames does not look into
 // tunnels: the XDP program matches outer headers, and what is judged live must be what can be stopped.
 func (q *Queue) FrameLink(linkType int, frame []byte, nowNs int64, port uint8) packet.Reason {
@@ -136,9 +144,9 @@ func (q *Queue) FrameLink(linkType int, frame []byte, nowNs int64, port uint8) p
 	r := p.DecodeLink(linkType, frame)
 	hash := uint32(0)
 	if r == packet.OK {
-		var inner packet.Packet
-		for depth := 0; depth < 2 && p.Inner(frame, &inner); depth++ {
-			*p = inner
+		inner := &q.packets[1]
+		for depth := 0; depth < 2 && p.Inner(frame, inner); depth++ {
+			*p = *inner
 		}
 		hash = q.table.Hash(p)
 	}
@@ -169,7 +177,7 @@ func (q *Queue) account(p *packet.Packet, r packet.Reason, hash uint32, frame []
 	if q.w != nil {
 		q.w.Add(p, frame[p.L3:], nowNs, &o)
 	}
-	if !q.batchBegun || size(q.batch) > MaxBatchBytes-headroom {
+	if !q.batchBegun || size(q.batch) > q.cfg.BatchBytes {
 		q.age(nowNs)
 	}
 }
@@ -186,7 +194,7 @@ func (q *Queue) age(nowNs int64) {
 	if !q.batchBegun {
 		q.batchBegun, q.batchNs = true, nowNs
 	}
-	if n > MaxBatchBytes-headroom || q.cfg.BatchAge > 0 && nowNs-q.batchNs >= int64(q.cfg.BatchAge) {
+	if n > q.cfg.BatchBytes || q.cfg.BatchAge > 0 && nowNs-q.batchNs >= int64(q.cfg.BatchAge) {
 		q.cut()
 	}
 }
@@ -227,7 +235,12 @@ func (q *Queue) Poll(nowNs int64) {
 	}
 	q.table.Advance(nowNs, q.batch, q.failed)
 	q.age(nowNs)
-	if nowNs-q.publishedNs >= publishEvery {
+	q.count(nowNs)
+}
+
+// count publishes when the public counts are too old.
+func (q *Queue) count(nowNs int64) {
+	if nowNs-q.publishedNs >= int64(q.cfg.CountAge) {
 		q.publishedNs = nowNs
 		q.publish()
 	}
@@ -268,12 +281,16 @@ func (q *Queue) WindowEnd() int64 { return q.windowEnd }
 func (q *Queue) Idle() bool { return q.table.Stats().Active == 0 && (q.w == nil || q.w.Empty()) }
 
 // Settle runs timers up to nowNs without a bound on the work, handing over batches as they fill. It is for
-// captures, whose clock jumps.
+// captures, whose clock jumps; without windows it stands for Poll too.
 func (q *Queue) Settle(nowNs int64) {
+	if q.cfg.BatchAge < 0 && q.table.Calm(nowNs) {
+		return // the batch is as it was, and its age does not count
+	}
 	for q.table.Advance(nowNs, q.batch, q.failed) {
 		q.age(nowNs)
 	}
 	q.age(nowNs)
+	q.count(nowNs)
 }
 
 // Meter adds what the kernel forwarded of a flow in k's direction to the flow and the window. It reports whether
@@ -323,7 +340,7 @@ func (q *Queue) publish() {
 	}
 }
 
-// Counts returns the packet counts, at most a millisecond older than the last Poll. Any goroutine may call it.
+// Counts returns the packet counts, at most CountAge older than the last Poll. Any goroutine may call it.
 func (q *Queue) Counts() Counts {
 	c := Counts{
 		Received: q.public.received.Load(), Accounted: q.public.accounted.Load(), Bytes: q.public.bytes.Load(),
