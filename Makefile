@@ -21,6 +21,7 @@ BIN ?= bin
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tidegate
 TOOLS := $(CACHE)/tools
 # A test binary of each package at a time: several tests load both CPUs or own a namespace.
+# Of the tests in e2e those named TestFull… belong to test-full, the others to test.
 TEST_FLAGS ?= -count=1 -timeout 10m
 GO := go
 
@@ -60,7 +61,7 @@ test: setup build ## quick tests: unit, real XDP, embedded and apt-installed ser
 	@tools/build.sh nats-server
 	@tools/check.sh format modules generated
 	@for m in $(MODULES); do [ $$m = e2e ] && continue; echo "== $$m"; (cd $$m && $(GO) vet ./... && $(GO) test $(TEST_FLAGS) -p 1 ./...); done
-	@echo "== e2e (quick)"; cd e2e && $(GO) test $(TEST_FLAGS) -p 1 -short ./...
+	@echo "== e2e (quick)"; cd e2e && $(GO) vet ./... && $(GO) test $(TEST_FLAGS) -p 1 -skip '^TestFull' ./...
 
 .PHONY: test-full
 test-full: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
@@ -69,7 +70,7 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 	@tools/fuzz.sh 2s
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== MySQL and Galera"; cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run 'TestConformance/(mysql|galera)|TestGaleraMoves' ./internal/sqlstore
-	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 ./...
+	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 -run '^TestFull' ./...
 	@$(MAKE) --no-print-directory test-containers
 
 .PHONY: images
@@ -106,7 +107,7 @@ gen: ## generate protobuf and BPF code again
 .PHONY: bench
 bench: build ## measure: throughput, time to first drop, the gateway, hot-path functions (root, about 20 minutes)
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 40m -run '^TestBench' -v ./bench/
-	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 10m -run '^TestTracesInJaeger$$' -v .
+	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 10m -run '^TestFullTracesInJaeger$$' -v .
 	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
 	@cd services/ingest && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/pipeline/
 	@cd services/classify && $(GO) test -run '^$$' -bench . -skip Labels -benchtime 1s ./internal/app/
@@ -118,7 +119,7 @@ bench: build ## measure: throughput, time to first drop, the gateway, hot-path f
 soak: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
 soak: build tools ## hours-long run under load with restarts: SOAK=4h; before it an hour of fuzzing
 	@tools/fuzz.sh 3600s all
-	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^Test(RestartsUnderLoad|GaleraNodesLost)$$' -v .
+	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^TestFull(RestartsUnderLoad|GaleraNodesLost)$$' -v .
 
 .PHONY: clean
 clean: ## remove what the build made

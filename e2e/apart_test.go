@@ -36,9 +36,6 @@ func newMesh(t *testing.T) *mesh {
 func newMeshOn(t *testing.T, kind string, more ...string) *mesh {
 	t.Helper()
 	rig.NeedRoot(t)
-	if testing.Short() {
-		t.Skip("part of the full tests (make test-full)")
-	}
 	m := &mesh{link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgmesh"})}
 	m.certs = rig.Certs(t)
 	m.nats, m.natsURL = rig.NATS(t, m.certs)
@@ -92,8 +89,8 @@ func background(client *loadgen.Client) (stop func()) {
 	return func() { cancel(); wg.Wait() }
 }
 
-// TestServicesApart: the whole path over processes, NATS and PostgreSQL; the victim counts.
-func TestServicesApart(t *testing.T) {
+// TestFullServicesApart: the whole path over processes, NATS and PostgreSQL; the victim counts.
+func TestFullServicesApart(t *testing.T) {
 	m := newMesh(t)
 	db := m.open(t)
 	client := m.link.Client(60, 7)

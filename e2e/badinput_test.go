@@ -85,24 +85,13 @@ func TestBadInput(t *testing.T) {
 // TestNoPrivileges runs as an ordinary user: the error names what is missing.
 func TestNoPrivileges(t *testing.T) {
 	rig.NeedRoot(t) // to become another user
-	nobody := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	dir, err := os.MkdirTemp("", "tidegate-nobody-")
-	if err != nil {
+	stripped := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	dir := binaries(t, "tidegate")
+	bin, data := filepath.Join(dir, "tidegate"), filepath.Join(dir, "data")
+	if err := os.Mkdir(data, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
-	if err := os.Chown(dir, 65534, 65534); err != nil {
-		t.Fatal(err)
-	}
-	// The checkout may be closed to others: the binary goes where everybody may run it.
-	b, err := os.ReadFile(rig.Binary(t, "tidegate"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := filepath.Join(dir, "tidegate")
-	if err := os.WriteFile(bin, b, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	give(t, data)
 	lab, err := netlab.New("tgbad")
 	if err != nil {
 		t.Fatal(err)
@@ -113,10 +102,10 @@ func TestNoPrivileges(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{
-		{"run", "--iface", iface, "--mode", "tap", "--data", dir, "--listen", "", "--metrics-listen", "", "--gateway-listen", ""},
+		{"run", "--iface", iface, "--mode", "tap", "--data", data, "--listen", "", "--metrics-listen", "", "--gateway-listen", ""},
 		{"demo"},
 	} {
-		exit, stderr := endBinary(t, bin, nobody, args...)
+		exit, stderr := endBinary(t, bin, stripped, args...)
 		if exit == 0 || !strings.Contains(lastLine(stderr), "root") && !strings.Contains(lastLine(stderr), "mount -t bpf") {
 			t.Errorf("%s: exit status %d: %s", args[0], exit, stderr)
 		}

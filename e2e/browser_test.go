@@ -63,8 +63,8 @@ func (p *page) quiet() {
 	}
 }
 
-// TestBrowser uses the live page as people do, on all services with real traffic.
-func TestBrowser(t *testing.T) {
+// TestFullBrowser uses the live page as people do, on all services with real traffic.
+func TestFullBrowser(t *testing.T) {
 	m := newMesh(t)
 	p := &page{rig.NewBrowser(t, pki.FilesOf(m.certs, pki.Gateway).Cert), t, m}
 	stop := background(m.link.Client(60, 7))

@@ -195,13 +195,10 @@ func (d *dashboard) grafana(text string) string {
 // labelValues is the one form of variable query that the dashboards use.
 var labelValues = regexp.MustCompile(`^label_values\((.+), (\w+)\)$`)
 
-// TestDashboardsHaveData: every query of every dashboard gives data from a real Prometheus that scrapes the demo, and
+// TestFullDashboardsHaveData: every query of every dashboard gives data from a real Prometheus that scrapes the demo, and
 // metrics have only labels whose values are bounded. It takes 30 s, longer on a machine that is busy with other things.
-func TestDashboardsHaveData(t *testing.T) {
+func TestFullDashboardsHaveData(t *testing.T) {
 	rig.NeedRoot(t)
-	if testing.Short() {
-		t.Skip("part of the full tests (make test-full)")
-	}
 	metrics, gateway := rig.FreeAddr(t), rig.FreeAddr(t)
 	local := filepath.Join(t.TempDir(), "local.json")
 	prom := rig.StartPrometheus(t, map[string]string{"tidegate": metrics})

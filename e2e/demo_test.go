@@ -253,12 +253,9 @@ func TestDemoLookalike(t *testing.T) {
 	}
 }
 
-// TestDemoOtherAttacks sends the attacks that the demo does not show by itself.
-func TestDemoOtherAttacks(t *testing.T) {
+// TestFullDemoOtherAttacks sends the attacks that the demo does not show by itself.
+func TestFullDemoOtherAttacks(t *testing.T) {
 	rig.NeedRoot(t)
-	if testing.Short() {
-		t.Skip("part of the full tests (make test-full)")
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	kinds := []string{"udp_flood", "icmp_flood", "amp_ntp", "host_sweep"}

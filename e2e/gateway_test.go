@@ -30,8 +30,8 @@ func rule(src string) api.RuleInput {
 	return api.RuleInput{Action: "drop", Match: api.Match{Src: src}, For: "10m", Comment: "e2e"}
 }
 
-// TestGateway: changes over REST on all services, on record in SQL; then one service after the other is away.
-func TestGateway(t *testing.T) {
+// TestFullGateway: changes over REST on all services, on record in SQL; then one service after the other is away.
+func TestFullGateway(t *testing.T) {
 	m := newMesh(t)
 	db := m.open(t)
 	operator, admin := m.gateway.Client(t, "operator"), m.gateway.Client(t, "admin")

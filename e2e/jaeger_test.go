@@ -32,12 +32,9 @@ func checkTrace(ctx context.Context, j *rig.Jaeger, id string, want rig.Steps) e
 	return nil
 }
 
-// TestDemoTraceInJaeger: the trace whose id the demo prints is whole in a real Jaeger. It takes 10 s.
-func TestDemoTraceInJaeger(t *testing.T) {
+// TestFullDemoTraceInJaeger: the trace whose id the demo prints is whole in a real Jaeger. It takes 10 s.
+func TestFullDemoTraceInJaeger(t *testing.T) {
 	rig.NeedRoot(t)
-	if testing.Short() {
-		t.Skip("part of the full tests (make test-full)")
-	}
 	j := rig.StartJaeger(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -65,17 +62,14 @@ func TestDemoTraceInJaeger(t *testing.T) {
 // tracedTargets is attacked one address after the other (RFC 2544's addresses for benchmarks).
 var tracedTargets = netip.MustParsePrefix("198.18.0.0/24")
 
-// TestTracesInJaeger: five processes, real attacks on a real XDP link, and the trace of every verdict whole in a real
+// TestFullTracesInJaeger: five processes, real attacks on a real XDP link, and the trace of every verdict whole in a real
 // Jaeger, after all processes have ended. 10 attacks take 40 s; make bench runs 100.
-func TestTracesInJaeger(t *testing.T) {
+func TestFullTracesInJaeger(t *testing.T) {
 	attacks := 10
 	if os.Getenv("TIDEGATE_BENCH") != "" {
 		attacks = 100
 	}
 	rig.NeedRoot(t)
-	if testing.Short() {
-		t.Skip("part of the full tests (make test-full)")
-	}
 	j := rig.StartJaeger(t)
 	m := newMeshOn(t, rig.SQLite, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+j.OTLP)
 	db := m.open(t)

@@ -161,13 +161,10 @@ func (s *storing) complete(db *sql.DB) {
 	}
 }
 
-// TestKills ends persist and the database in turn with SIGKILL under load: nothing is lost and nothing doubled.
+// TestFullKills ends persist and the database in turn with SIGKILL under load: nothing is lost and nothing doubled.
 // About 90 seconds, all at the same time; half a minute of it waits for JetStream to deliver again what a killed persist had
 // in hand.
-func TestKills(t *testing.T) {
-	if testing.Short() {
-		t.Skip("part of the full tests (make test-full)")
-	}
+func TestFullKills(t *testing.T) {
 	for _, c := range []struct {
 		kind  string
 		kills int
@@ -198,12 +195,9 @@ func TestKills(t *testing.T) {
 	}
 }
 
-// TestGaleraNodesLost takes a node of three away, in turn killed, cut off from the others, and cut off from the others and
+// TestFullGaleraNodesLost takes a node of three away, in turn killed, cut off from the others, and cut off from the others and
 // persist: nothing is lost and nothing doubled. Each takes half a minute: three times, in the soak ten times.
-func TestGaleraNodesLost(t *testing.T) {
-	if testing.Short() {
-		t.Skip("part of the full tests (make test-full)")
-	}
+func TestFullGaleraNodesLost(t *testing.T) {
 	s := newStoring(t, rig.NewDatabase(t, dbtest.Galera))
 	c := s.database.Cluster
 	var dbs []*sql.DB

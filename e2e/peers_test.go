@@ -47,12 +47,9 @@ func endOf(addr, port string) netip.AddrPort {
 	return netip.AddrPortFrom(a, uint16(p))
 }
 
-// TestPeers holds labels and host names against what Zeek, Suricata and Arkime expect of their own captures; the
+// TestFullPeers holds labels and host names against what Zeek, Suricata and Arkime expect of their own captures; the
 // table is in docs/accuracy.md.
-func TestPeers(t *testing.T) {
-	if testing.Short() {
-		t.Skip("15 s, part of the full tests (make test-full)")
-	}
+func TestFullPeers(t *testing.T) {
 	corpus := filepath.Join(rig.Shared(t), "corpus")
 	for _, project := range []struct {
 		name string

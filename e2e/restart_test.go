@@ -70,10 +70,10 @@ func (w *dropWatch) note(gap string, n uint64) {
 	}
 }
 
-// TestRestartsUnderLoad kills each service at random times under an attack of 200,000 packets a second and
+// TestFullRestartsUnderLoad kills each service at random times under an attack of 200,000 packets a second and
 // starts it again: the drops go on, no rule is lost, no event is lost or doubled. TIDEGATE_SOAK sets how
 // long; without it each service is killed twice.
-func TestRestartsUnderLoad(t *testing.T) {
+func TestFullRestartsUnderLoad(t *testing.T) {
 	m := newMesh(t)
 	db := m.open(t)
 	events := m.recordEvents(t)

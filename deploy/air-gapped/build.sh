@@ -75,10 +75,10 @@ for image in "${images[@]}"; do
   nats:*) $tools/build.sh nats-server && build "$image" nats "$cache/tools/nats-server" ;;
   jaegertracing/all-in-one:*) $tools/build.sh jaeger && build "$image" jaeger "$cache/tools/jaeger" ;;
   postgres:15) build "$image" postgres ;;
-  mariadb:10.11) build "$image" mariadb ;;
+  mariadb:10.11) build "$image" mariadb mysql-entrypoint.sh ;;
   mysql:8.4)
     import tidegate/mysql-root:sid mysql-sid sid mysql-server
-    build "$image" mysql
+    build "$image" mysql mysql-entrypoint.sh
     ;;
   prom/prometheus:*) build "$image" prometheus ;;
   *) echo "build.sh: no recipe for $image; there are ${all[*]}" >&2; exit 2 ;;

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/api/client"
+	"github.com/tidegate-mesh/tidegate/libs/logtail"
 	"github.com/tidegate-mesh/tidegate/libs/netlab"
 )
 
@@ -106,11 +107,11 @@ func (c *Compose) Env(name string) string {
 func (c *Compose) Do(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := c.engine.Command(ctx, append(append([]string{"compose", "--progress", "plain", "-p", c.Project}, c.files...), args...)...)
 	cmd.Env = append(cmd.Env, c.env...)
-	var stderr logBuffer
+	var stderr logtail.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		err = fmt.Errorf("docker compose %s: %w: %s", strings.Join(args, " "), err, tail(stderr.String(), 3000))
+		err = fmt.Errorf("docker compose %s: %w: %s", strings.Join(args, " "), err, stderr.Tail(3000))
 	}
 	return out, err
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
+	"github.com/tidegate-mesh/tidegate/libs/logtail"
 )
 
 // CI is whether a missing real dependency fails a test instead of skipping it.
@@ -119,45 +120,29 @@ type Process struct {
 	path string
 	args []string
 	env  []string
+	attr *syscall.SysProcAttr
 	mu   sync.Mutex
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error
-	log  *logBuffer
-}
-
-// logBuffer keeps the end of what a process prints.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.b.Len() > 256<<10 {
-		l.b.Next(128 << 10)
-	}
-	return l.b.Write(p)
-}
-
-// String is what was kept.
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log  logtail.Buffer
 }
 
 // Start starts a binary; it is stopped when the test ends, and its output shown if the test failed.
 func Start(t testing.TB, path string, env []string, args ...string) *Process {
 	t.Helper()
-	p := &Process{Name: filepath.Base(path), t: t, path: path, args: args, env: env, log: &logBuffer{}}
+	return StartAs(t, nil, path, env, args...)
+}
+
+// StartAs is Start with another user, or other rights, than the test's.
+func StartAs(t testing.TB, attr *syscall.SysProcAttr, path string, env []string, args ...string) *Process {
+	t.Helper()
+	p := &Process{Name: filepath.Base(path), t: t, path: path, args: args, env: env, attr: attr}
 	p.Restart()
 	t.Cleanup(func() {
 		_ = p.Stop(15 * time.Second)
 		if t.Failed() {
-			t.Logf("output of %s:\n%s", p.Name, tail(p.log.String(), 6000))
+			t.Logf("output of %s:\n%s", p.Name, p.log.Tail(6000))
 		}
 	})
 	return p
@@ -170,7 +155,8 @@ func (p *Process) Restart() {
 	defer p.mu.Unlock()
 	p.cmd = exec.Command(p.path, p.args...)
 	p.cmd.Env = append(os.Environ(), p.env...)
-	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	p.cmd.SysProcAttr = p.attr
+	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatalf("start %s: %v", p.Name, err)
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tidegate-mesh/tidegate/libs/capability"
 )
 
 // Frame is a received Ethernet frame. Data lies in the socket's shared frame memory: it may be read and
@@ -118,15 +120,15 @@ func DefaultConfig(iface string, queue int) Config {
 	}
 }
 
-// Errors of Open and Send; test with errors.Is.
+// Errors of Open and Send; test with errors.Is. Without the right to open sockets Open gives a *capability.DeniedError.
 var (
 	ErrNoInterface   = errors.New("no such network interface")
-	ErrPermission    = errors.New("permission denied: AF_XDP needs CAP_NET_RAW (and CAP_NET_ADMIN, CAP_BPF for the XDP program)")
 	ErrUnsupported   = errors.New("this kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS, kernel 4.18)")
 	ErrQueueBusy     = errors.New("another AF_XDP socket is bound to this queue")
 	ErrNoQueue       = errors.New("the interface has no such queue")
 	ErrNoZeroCopy    = errors.New("the interface's driver has no AF_XDP zero-copy; use ZeroCopyAuto")
 	ErrFrameTooLarge = errors.New("frame is larger than the socket's frame size")
+	ErrLockedMemory  = errors.New("the limit of locked memory is below the frame memory: give the process CAP_IPC_LOCK, raise the limit (LimitMEMLOCK of systemd, ulimit -l), or use fewer --frames")
 )
 
 // Open creates a socket and binds it to the queue. Frames arrive once FD is in the XSKMAP of the
@@ -171,9 +173,12 @@ func powerOfTwo(n int) bool { return n > 0 && n&(n-1) == 0 }
 
 // explain joins what an errno of a set-up call means here with the errno itself.
 func explain(op string, err error) error {
+	if no := capability.Denied(err, unix.CAP_NET_RAW); no != nil {
+		return fmt.Errorf("%s: %w", op, no)
+	}
 	switch {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%s: %w (%w)", op, ErrPermission, err)
+	case errors.Is(err, unix.ENOBUFS): // of registering the frame memory: xdp_umem_account_pages of the kernel
+		return fmt.Errorf("%s: %w (%w)", op, ErrLockedMemory, err)
 	case errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EPROTONOSUPPORT):
 		return fmt.Errorf("%s: %w (%w)", op, ErrUnsupported, err)
 	case errors.Is(err, unix.EBUSY):

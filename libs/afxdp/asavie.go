@@ -69,7 +69,7 @@ func openAsavie(cfg Config, ifindex int) (Socket, error) {
 func explainText(err error) error {
 	text := err.Error()
 	bind := strings.Contains(text, "Bind")
-	for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.EAFNOSUPPORT, unix.EBUSY, unix.ENODEV, unix.EINVAL} {
+	for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.EAFNOSUPPORT, unix.EBUSY, unix.ENODEV, unix.EINVAL, unix.ENOBUFS} {
 		if !strings.HasSuffix(text, errno.Error()) {
 			continue
 		}

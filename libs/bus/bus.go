@@ -254,8 +254,7 @@ func (f TLS) explain(err error, where string) error {
 		return fmt.Errorf("%w (%w)", ErrUnavailable, why)
 	}
 	if f.Cert != "" && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
-		// A server that closes with data unread resets the connection, and then its alert is lost.
-		return fmt.Errorf("%w at %s (%w): it may refuse the certificate %s, its log says", ErrUnavailable, where, err, f.Cert)
+		return fmt.Errorf("%w at %s, which cut the connection (%w): it may have stopped, or refuse the certificate %s: its log says which", ErrUnavailable, where, err, f.Cert)
 	}
 	return fmt.Errorf("%w at %s (%w): check NATS_URL and that the server runs", ErrUnavailable, where, err)
 }

@@ -18,10 +18,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/logtail"
 )
 
 // The kinds of server, which are also values of DB_TYPE.
@@ -64,7 +65,7 @@ type Server struct {
 	ca    *authority
 	cmd   *exec.Cmd
 	done  chan struct{} // closed when cmd has ended
-	log   logBuffer
+	log   logtail.Buffer
 }
 
 // engine is what differs between database programs.
@@ -146,7 +147,7 @@ func (s *Server) setUp(options []Option) {
 	s.t.Cleanup(func() {
 		s.Stop()
 		if s.t.Failed() {
-			s.t.Logf("log of %s at %s:\n%s", s.Kind, net.JoinHostPort(s.host, strconv.Itoa(s.port)), s.log.tail(4000))
+			s.t.Logf("log of %s at %s:\n%s", s.Kind, net.JoinHostPort(s.host, strconv.Itoa(s.port)), s.log.Tail(4000))
 		}
 	})
 	scheme, admin := "mysql", "root"
@@ -217,7 +218,7 @@ func (s *Server) waitReady(limit time.Duration) error {
 		select {
 		case <-s.done:
 			s.cmd = nil
-			return fmt.Errorf("%s ended by itself: %s", s.Kind, s.log.tail(2000))
+			return fmt.Errorf("%s ended by itself: %s", s.Kind, s.log.Tail(2000))
 		default:
 		}
 		if time.Now().After(deadline) {
@@ -406,27 +407,4 @@ func freePort(t testing.TB) int {
 	}
 	defer l.Close() //nolint:errcheck // only the number is wanted
 	return l.Addr().(*net.TCPAddr).Port
-}
-
-// logBuffer keeps the end of what a server prints.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.b.Len() > 128<<10 {
-		l.b.Next(64 << 10)
-	}
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) tail(n int) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	b := l.b.Bytes()
-	return string(b[max(0, len(b)-n):])
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 
@@ -40,6 +41,7 @@ type Link struct {
 
 	lab     *netlab.Lab
 	unmount func() error
+	claims  []net.Listener // of fixed ports
 }
 
 // LinkOptions says what a Link is for.
@@ -48,7 +50,8 @@ type LinkOptions struct {
 	Queues int    // rx and tx queues of each interface, at least 1
 	Sink   bool   // the victim counts and drops everything: no servers, and no stack that limits
 	// Ports are fixed names of PortA and PortB, for services that are configured with them and have a BPF
-	// file system of their own. Without them names differ from process to process.
+	// file system of their own. Without them names differ from process to process. What a killed process left
+	// under the names is made anew; interfaces that no Link made, and those of a living one, are an error.
 	Ports [2]string
 }
 
@@ -57,7 +60,11 @@ func NewLink(o LinkOptions) (_ *Link, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a test link takes network namespaces and XDP programs: run as root")
 	}
-	if _, err := netlab.Sweep(o.Prefix); err != nil {
+	sweep, fixed := netlab.Sweep, o.Ports != [2]string{}
+	if fixed { // perhaps in a container
+		sweep = netlab.SweepNamespaces
+	}
+	if _, err := sweep(o.Prefix); err != nil {
 		return nil, fmt.Errorf("clean up after an earlier run: %w", err)
 	}
 	lab, err := netlab.New(o.Prefix)
@@ -70,7 +77,15 @@ func NewLink(o LinkOptions) (_ *Link, err error) {
 			err = errors.Join(err, l.Close())
 		}
 	}()
-	if o.Ports == [2]string{} {
+	if fixed {
+		for _, port := range o.Ports {
+			claim, err := claimPort(port)
+			if err != nil {
+				return nil, err
+			}
+			l.claims = append(l.claims, claim)
+		}
+	} else {
 		l.PortA, l.PortB = netlab.Ifname(o.Prefix, "a"), netlab.Ifname(o.Prefix, "b")
 		l.BPFFS = filepath.Join(os.TempDir(), lab.Name("bpf"))
 		if l.unmount, err = netlab.BPFFS(l.BPFFS); err != nil {
@@ -99,6 +114,13 @@ func NewLink(o LinkOptions) (_ *Link, err error) {
 		netlab.End{NS: l.Victim, Name: victimIface, Addrs: []netip.Prefix{netip.PrefixFrom(VictimAddr, 24)}, MAC: VictimMAC}, queues)
 	if err != nil {
 		return nil, err
+	}
+	if fixed {
+		for _, port := range o.Ports {
+			if err := markPort(port); err != nil {
+				return nil, err
+			}
+		}
 	}
 	// Static neighbours: answers to a flood must find their way without ARP for every random source.
 	if err := l.Gen.Neigh(generatorIface, VictimAddr, VictimMAC); err != nil {
@@ -175,5 +197,51 @@ func (l *Link) Close() error {
 	if l.unmount != nil {
 		errs = append(errs, l.unmount())
 	}
+	for _, c := range l.claims {
+		errs = append(errs, c.Close())
+	}
 	return errors.Join(errs...)
+}
+
+// portAlias is how the port of a killed process is told from anybody else's interface.
+const portAlias = "tidegate test link"
+
+// claimPort takes a fixed name in this network namespace, for as long as the claim is open, and removes what a killed
+// process left under it. The claim is an abstract socket: the kernel drops it with the process, and containers in the
+// machine's network, which share no files, see each other's.
+func claimPort(name string) (net.Listener, error) {
+	claim, err := net.Listen("unix", "@tidegate-link-"+name)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("another test link has the port %s: stop it, or name other ports", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("claim the port %s: %w", name, err)
+	}
+	link, err := netlink.LinkByName(name)
+	var free netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &free):
+		return claim, nil
+	case err == nil && link.Attrs().Alias != portAlias:
+		err = errors.New("there is an interface of this name that no test link made: name another port")
+	case err == nil:
+		if err = netlink.LinkDel(link); errors.Is(err, syscall.ENODEV) {
+			err = nil // it went with its namespace, just now
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("port %s: %w", name, err), claim.Close())
+	}
+	return claim, nil
+}
+
+func markPort(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetAlias(link, portAlias)
+	}
+	if err != nil {
+		return fmt.Errorf("mark the port %s: %w", name, err)
+	}
+	return nil
 }

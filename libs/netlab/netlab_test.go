@@ -524,3 +524,47 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+// TestSweepNamespaces: interfaces stay, and a process that nobody waited for counts as dead.
+func TestSweepNamespaces(t *testing.T) {
+	needRoot(t)
+	const prefix = "tgsn"
+	zombie := exec.Command("sleep", "60")
+	if err := zombie.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := zombie.Process.Pid
+	space := prefix + "-" + strconv.Itoa(pid) + "-left"
+	ns, err := createNamespace(space)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.handle.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = prefix + strconv.Itoa(pid) + "a"
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName = prefix + strconv.Itoa(pid) + "b"
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := netlink.LinkDel(veth); err != nil {
+			t.Errorf("the interface went with the namespaces: %v", err)
+		}
+	}()
+
+	if removed, err := SweepNamespaces(prefix); err != nil || len(removed) != 0 {
+		t.Errorf("of a living process: %q, %v", removed, err)
+	}
+	if err := zombie.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = zombie.Wait() }()
+	deadline := time.Now().Add(5 * time.Second)
+	for alive(pid) && time.Now().Before(deadline) {
+		time.Sleep(time.Millisecond)
+	}
+	if removed, err := SweepNamespaces(prefix); err != nil || !slices.Equal(removed, []string{"netns " + space}) {
+		t.Errorf("of a killed process: %q, %v", removed, err)
+	}
+}

@@ -5,7 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -40,7 +42,14 @@ func Explain(err error, peer string, own Files) error {
 	}
 	// Alerts of the other side have a type that crypto/tls does not export; RFC 8446, section 6.2, names them.
 	_, alert, ok := strings.Cut(err.Error(), "remote error: tls: ")
-	if !ok {
+	switch {
+	case ok:
+	case errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		// With TLS 1.3 a server refuses after the handshake, and when it closes with data unread its alert is lost.
+		if alert = fault(own); alert == "" {
+			return err
+		}
+	default:
 		return err
 	}
 	cert := "this side's certificate"
@@ -58,6 +67,36 @@ func Explain(err error, peer string, own Files) error {
 		return say("%s refuses %s (%s): it may have expired or come of another authority; renew it with `tidegate certs`", peer, cert, alert)
 	}
 	return err
+}
+
+// fault is the alert that a server of the same authority gives for this side's certificate; empty when it is good, and
+// when there is none.
+func fault(own Files) string {
+	pair, err := tls.LoadX509KeyPair(own.Cert, own.Key)
+	if err != nil {
+		return ""
+	}
+	authority, err := os.ReadFile(own.CA)
+	if err != nil {
+		return ""
+	}
+	o := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	o.Roots.AppendCertsFromPEM(authority)
+	for _, der := range pair.Certificate[1:] {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			o.Intermediates.AddCert(c)
+		}
+	}
+	_, err = pair.Leaf.Verify(o)
+	var invalid x509.CertificateInvalidError
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "expired certificate"
+	case errors.As(err, &unknown):
+		return "unknown certificate authority"
+	}
+	return ""
 }
 
 func explainVerification(v *tls.CertificateVerificationError, peer string, own Files, say func(string, ...any) error) error {

@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -25,18 +27,40 @@ func (t *Telemetry) Check(name string, f func() error) {
 	t.core.checks = append(t.core.checks, check{name, f})
 }
 
-// Ready runs all checks and returns one "name: sentence" for each that fails, in order of Check.
+// Ready runs all checks and returns one "name: sentence" for each sentence of those that fail, in order of Check.
 func (t *Telemetry) Ready() []string {
-	t.core.mu.Lock()
-	checks := append([]check(nil), t.core.checks...)
-	t.core.mu.Unlock()
 	var failing []string
-	for _, c := range checks {
-		if err := c.f(); err != nil {
-			failing = append(failing, c.name+": "+err.Error())
+	for _, c := range t.checks() {
+		for _, sentence := range c.run() {
+			failing = append(failing, c.name+": "+sentence)
 		}
 	}
 	return failing
+}
+
+// Problems are the sentences of the named checks that fail now.
+func (t *Telemetry) Problems(names ...string) []string {
+	var failing []string
+	for _, c := range t.checks() {
+		if slices.Contains(names, c.name) {
+			failing = append(failing, c.run()...)
+		}
+	}
+	return failing
+}
+
+func (t *Telemetry) checks() []check {
+	t.core.mu.Lock()
+	defer t.core.mu.Unlock()
+	return slices.Clone(t.core.checks)
+}
+
+// run gives a sentence for each error that the check has joined.
+func (c check) run() []string {
+	if err := c.f(); err != nil {
+		return strings.Split(err.Error(), "\n")
+	}
+	return nil
 }
 
 // SetExpiry is told where to ask when the certificate in use ends; a later call replaces an earlier. first tells whether

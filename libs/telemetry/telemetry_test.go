@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -109,6 +110,7 @@ func TestReadiness(t *testing.T) {
 		{nil, nil, 200, "ready\n"},
 		{errors.New("no NATS server answers at nats://127.0.0.1:4222"), nil, 503, "bus: no NATS server answers at nats://127.0.0.1:4222\n"},
 		{errors.New("down"), errors.New("no program on eth0"), 503, "bus: down\nxdp: no program on eth0\n"},
+		{nil, errors.Join(errors.New("no program on eth0"), errors.New("nor on eth1")), 503, "xdp: no program on eth0\nxdp: nor on eth1\n"},
 	} {
 		busDown, gateDown = c.bus, c.gate
 		if status, body := get(t, url+"/readyz"); status != c.status || body != c.body {
@@ -118,8 +120,11 @@ func TestReadiness(t *testing.T) {
 			t.Errorf("/healthz must not depend on checks: %d", status)
 		}
 	}
-	tel.Check("bus", func() error { return nil })
-	if got := tel.Ready(); len(got) != 1 {
+	if got := tel.Problems("xdp", "absent"); !slices.Equal(got, []string{"no program on eth0", "nor on eth1"}) {
+		t.Errorf("the problems of one check: %q", got)
+	}
+	tel.Check("bus", func() error { return errors.New("still down") })
+	if got := tel.Ready(); len(got) != 3 || got[0] != "bus: still down" {
 		t.Errorf("a check of the same name must replace the earlier: %q", got)
 	}
 }

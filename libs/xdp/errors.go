@@ -3,19 +3,22 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
+
+	"github.com/tidegate-mesh/tidegate/libs/capability"
 )
 
 // Errors of Open and of the maps. They come wrapped with the operation and its object.
 var (
-	ErrPermission  = errors.New("not permitted: run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")
 	ErrNoInterface = errors.New("no such interface in this network namespace")
-	ErrNotMounted  = errors.New("no BPF file system is mounted there: run mount -t bpf bpf DIR")
+	ErrNotEthernet = errors.New("the interface carries no Ethernet frames, and those alone are read: name another")
+	ErrNotMounted  = errors.New("no BPF file system is mounted there")
+	ErrPins        = errors.New("this user may not use the folder of the pins")
+	ErrNoXDP       = errors.New("the interface takes no XDP program: name another, or use a driver and kernel that do")
 	ErrBusy        = errors.New("another XDP program is attached: remove it with ip link set dev IFACE xdp off")
 	ErrForeign     = errors.New("the pins belong to an interface of another network namespace: use a BPF file system of its own for each namespace")
 	ErrDetached    = errors.New("the gate is no longer attached to its interface: open it again")
@@ -52,8 +55,11 @@ func (e *RuleError) Unwrap() error { return e.Err }
 
 // loadError finds out why the kernel refused the program: a missing right, a missing feature, or neither.
 func loadError(err error) error {
-	if permission(err) {
-		return fmt.Errorf("load the XDP program: %w (%w)", ErrPermission, err)
+	if no := denied(err); no != nil {
+		return fmt.Errorf("load the XDP program: %w", no)
+	}
+	if errors.Is(err, unix.ENOSYS) {
+		return &FeatureError{Feature: "BPF (CONFIG_BPF_SYSCALL)", Kernel: "3.18", Err: unix.ENOSYS}
 	}
 	probes := []struct {
 		feature, kernel string
@@ -74,6 +80,7 @@ func loadError(err error) error {
 	return fmt.Errorf("load the XDP program: %w", err)
 }
 
-func permission(err error) bool {
-	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) && os.Geteuid() != 0
+// denied is the *capability.DeniedError of bpf(2), nil if err is something else.
+func denied(err error) error {
+	return capability.Denied(err, unix.CAP_NET_ADMIN, unix.CAP_BPF, unix.CAP_PERFMON)
 }

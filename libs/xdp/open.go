@@ -21,8 +21,8 @@ import (
 // replaced; Reattached says so. New maps begin empty, but if only the sizes changed, mode, rules,
 // never-block entries and address lists are carried over; sockets, allowed flows and counters are not, and
 // other processes find their gates dead (Alive). A program of another build with fitting maps is
-// exchanged under traffic, maps kept. Errors: ErrPermission, ErrNoInterface, ErrNotMounted,
-// ErrBusy, ErrForeign, *FeatureError.
+// exchanged under traffic, maps kept. Errors: ErrNoInterface, ErrNotEthernet, ErrNotMounted, ErrPins, ErrBusy,
+// ErrForeign, ErrNoXDP, *FeatureError, *capability.DeniedError.
 func Open(o Options) (*Gate, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -45,6 +45,9 @@ func open(o Options) (*Gate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w (%w)", ErrNoInterface, err)
 	}
+	if len(dev.HardwareAddr) == 0 && dev.Flags&net.FlagLoopback == 0 { // a tunnel, for instance
+		return nil, ErrNotEthernet
+	}
 	if err := mountBPFFS(o.BPFFS); err != nil {
 		return nil, err
 	}
@@ -54,10 +57,7 @@ func open(o Options) (*Gate, error) {
 	dir := pinDir(o.BPFFS, dev.Index, o.Iface)
 	lock, err := lockDir(dir)
 	if err != nil {
-		if errors.Is(err, os.ErrPermission) {
-			err = fmt.Errorf("%w (%w)", ErrPermission, err)
-		}
-		return nil, err
+		return nil, explainPins(o.BPFFS, err)
 	}
 	g := &Gate{dir: dir, iface: o.Iface, ifindex: dev.Index, log: o.Log, lockFile: lock}
 	if err = g.attach(o); err == nil {
@@ -191,6 +191,20 @@ func (g *Gate) attachNew(o Options, here *meta, old *pins) (err error) {
 	return nil
 }
 
+// Probe loads the program with small maps and attaches nothing. It fails as Open does where the process lacks a right or
+// the kernel a feature.
+func Probe() error {
+	spec, err := sized(Geometry{Rules: 1, Hosts: 1, Prefixes: 1, Flows: 1, Never: 1})
+	if err != nil {
+		return err
+	}
+	var objs gateObjects
+	if err := spec.LoadAndAssign(&objs, nil); err != nil {
+		return loadError(err)
+	}
+	return objs.Close()
+}
+
 func attachXDP(p *ebpf.Program, ifindex int, log *slog.Logger) (l link.Link, generic bool, err error) {
 	attach := func(f link.XDPAttachFlags) (link.Link, error) {
 		return link.AttachXDP(link.XDPOptions{Program: p, Interface: ifindex, Flags: f})
@@ -202,8 +216,8 @@ func attachXDP(p *ebpf.Program, ifindex int, log *slog.Logger) (l link.Link, gen
 	switch {
 	case errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST):
 		return nil, false, fmt.Errorf("%w (%w)", ErrBusy, err)
-	case permission(err):
-		return nil, false, fmt.Errorf("%w (%w)", ErrPermission, err)
+	case denied(err) != nil:
+		return nil, false, fmt.Errorf("attach the XDP program: %w", denied(err))
 	}
 	native := err
 	if l, err = attach(link.XDPGenericMode); err != nil {
@@ -213,7 +227,7 @@ func attachXDP(p *ebpf.Program, ifindex int, log *slog.Logger) (l link.Link, gen
 		case errors.Is(err, ebpf.ErrNotSupported):
 			return nil, false, &FeatureError{Feature: "XDP attached by a BPF link", Kernel: "5.9", Err: err}
 		}
-		return nil, false, fmt.Errorf("attach the XDP program: native: %w, generic: %w", native, err)
+		return nil, false, fmt.Errorf("%w (native: %w, generic: %w)", ErrNoXDP, native, err)
 	}
 	log.Warn("the driver has no native XDP, using generic XDP, which is several times slower", "error", native)
 	return l, true, nil

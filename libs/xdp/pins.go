@@ -30,16 +30,28 @@ func mountBPFFS(root string) error {
 	if mounted() {
 		return nil
 	}
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("%s: %w", root, ErrNotMounted)
+	err := error(unix.EPERM) // only root may mount
+	if os.Geteuid() == 0 {
+		if err = os.MkdirAll(root, 0o700); err == nil {
+			err = unix.Mount("bpf", root, "bpf", 0, "mode=0700")
+		}
 	}
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return fmt.Errorf("%s: %w (%w)", root, ErrNotMounted, err)
-	}
-	if err := unix.Mount("bpf", root, "bpf", 0, "mode=0700"); err != nil && !mounted() {
-		return fmt.Errorf("%s: %w (%w)", root, ErrNotMounted, err)
+	if err != nil && !mounted() {
+		return fmt.Errorf("%s: %w (%w): run mount -t bpf bpf %s, or name another with --bpffs", root, ErrNotMounted, err, root)
 	}
 	return nil
+}
+
+// explainPins makes a sentence of an error about the files below root.
+func explainPins(root string, err error) error {
+	if !errors.Is(err, os.ErrPermission) {
+		return err
+	}
+	if no := denied(err); no != nil { // the larger lack of the two
+		return fmt.Errorf("open the pins: %w", no)
+	}
+	dir := filepath.Join(root, pinFolder)
+	return fmt.Errorf("%w (%w): make %s and what is in it user %d's (chown -R), and let that user through %s (chmod a+x)", ErrPins, err, dir, os.Geteuid(), root)
 }
 
 // pinDir is where an interface's pins are. A bpffs refuses dots in names.

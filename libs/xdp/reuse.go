@@ -91,8 +91,8 @@ func (p *pins) mismatch(here *meta, o Options) (string, error) {
 	want := o.Geometry.or(p.meta.geometry())
 	foreign := p.meta.NetnsInode != here.NetnsInode || p.meta.NetnsCookie != here.NetnsCookie
 	switch {
-	case permission(p.err):
-		return "", fmt.Errorf("open the pins: %w (%w)", ErrPermission, p.err)
+	case errors.Is(p.err, os.ErrPermission):
+		return "", explainPins(o.BPFFS, p.err)
 	case !p.any:
 		return absent, nil
 	case p.maps.GateMeta != nil && p.link != nil && foreign && p.ifindex != 0 && !attachedHere(int(here.Ifindex), p.program):

@@ -212,8 +212,7 @@ func (s *Service) Status(context.Context, *classifyv1.StatusRequest) (*classifyv
 		Service: "classify", Instance: s.t.Instance(), Version: version, StartedNs: s.started.UnixNano(), Ready: true,
 		Ledger: &statusv1.Ledger{Terms: s.Ledger()}, CertificateExpiresNs: s.t.ExpiryNs(),
 	}
-	if p := s.problem.Load(); p != nil {
-		st.Ready, st.Problems = false, []string{*p}
-	}
+	st.Problems = s.t.Problems("classify", "certificate")
+	st.Ready = len(st.Problems) == 0
 	return &classifyv1.StatusResponse{Status: st}, nil
 }

@@ -333,11 +333,10 @@ func (s *Service) problems() []string {
 }
 
 func (s *Service) ready() error {
-	var errs []error
-	for _, p := range s.problems() {
-		errs = append(errs, errors.New(p))
+	if p := s.problems(); len(p) > 0 {
+		return errors.New(strings.Join(p, "\n"))
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 func parsePrefixes(option string, list []string) ([]netip.Prefix, error) {

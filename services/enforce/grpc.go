@@ -25,7 +25,7 @@ const decideWait = 2 * time.Second
 
 // Status implements the gRPC method. The ledger has the XDP program's terms, summed over the interfaces.
 func (s *Service) Status(context.Context, *enforcev1.StatusRequest) (*enforcev1.StatusResponse, error) {
-	problems := s.problems()
+	problems := s.t.Problems("enforce", "certificate")
 	version, _ := telemetry.Build()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -114,7 +114,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, err
 	}
 	s.t.Check("key set", s.auth.Ready)
-	s.t.Check("certificate", s.chain.Ready)
+	s.t.Check("https", s.chain.Ready)
 	s.t.Check("bus", deps.Bus.Ready)
 	return s, nil
 }

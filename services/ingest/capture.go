@@ -63,9 +63,12 @@ type recordings struct {
 	list  atomic.Pointer[[]*recording]
 	mu    sync.Mutex
 	ended chan struct{} // closed when the sensor ends
+	grace time.Duration // captureGrace, less in tests
 }
 
-func newRecordings() *recordings { return &recordings{ended: make(chan struct{})} }
+func newRecordings() *recordings {
+	return &recordings{ended: make(chan struct{}), grace: captureGrace}
+}
 
 // offer shows a worker's frames to the captures that run. It never waits and never allocates.
 func (c *recordings) offer(worker int, frames [][]byte, nowNs int64, port uint8) {
@@ -129,12 +132,12 @@ func (s *Service) Capture(req *ingestv1.CaptureRequest, stream grpc.ServerStream
 	// goroutine sends, and a caller that does not read cannot keep the capture's place.
 	done := make(chan error, 1)
 	go func() { done <- s.record(c, stream) }()
-	limit := time.NewTimer(c.length + captureGrace)
+	limit := time.NewTimer(c.length + s.recordings.grace)
 	defer limit.Stop()
 	select {
 	case err = <-done:
 	case <-limit.C:
-		err = status.Errorf(codes.DeadlineExceeded, "the capture was not read within %v after its end", captureGrace)
+		err = status.Errorf(codes.DeadlineExceeded, "the capture was not read within %v after its end", s.recordings.grace)
 	}
 	if err != nil && stream.Context().Err() == nil {
 		s.tel.CountError("capture_frames")

@@ -341,6 +341,39 @@ func TestCaptureEnds(t *testing.T) {
 	}
 }
 
+// TestCaptureUnread: a caller that takes nothing is cut off, keeps no place and leaves nothing that waits for it.
+func TestCaptureUnread(t *testing.T) {
+	r := newRig(t)
+	s, _, stop := start(t, r.config(), newFakeClassify(t).client)
+	defer stop()
+	client := serveCapture(t, s)
+	r.deaf(9001)
+	s.recordings.grace = 100 * time.Millisecond
+	stream, err := client.Capture(t.Context(), &ingestv1.CaptureRequest{Filter: "udp", DurationMs: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a capture that runs", func() error {
+		if s.recordings.list.Load() == nil {
+			return errors.New("none yet")
+		}
+		return nil
+	})
+	r.volley(20_000, 9001) // more than flow control lets through unread
+	eventually(t, "its end", func() error {
+		if s.recordings.list.Load() != nil {
+			return errors.New("the capture is left")
+		}
+		return nil
+	})
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "not read within 100ms") {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
 func TestOfferDoesNotAllocate(t *testing.T) {
 	c, frames := offered(t, "tcp port 443")
 	if n := testing.AllocsPerRun(100, func() { c.offer(0, frames, 1, 0) }); n != 0 {

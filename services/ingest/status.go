@@ -13,12 +13,7 @@ import (
 // Status implements IngestService.
 func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.StatusResponse, error) {
 	now := time.Now()
-	var problems []string
-	for _, check := range []func() error{s.captureCheck, s.send.check} {
-		if err := check(); err != nil {
-			problems = append(problems, err.Error())
-		}
-	}
+	problems := s.tel.Problems("capture", "classify", "certificate")
 	version, _ := telemetry.Build()
 	r := &ingestv1.StatusResponse{
 		Status: &statusv1.ServiceStatus{

@@ -168,7 +168,7 @@ func (s *Service) Status(ctx context.Context, _ *queryv1.StatusRequest) (*queryv
 			out.Status.Problems = append(out.Status.Problems, "the database does not answer: "+err.Error())
 		}
 	}
-	out.Status.Problems = append(out.Status.Problems, s.problemList()...)
+	out.Status.Problems = append(out.Status.Problems, s.t.Problems("persist", "certificate")...)
 	out.Status.Ready = len(out.Status.Problems) == 0
 	return out, nil
 }

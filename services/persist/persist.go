@@ -135,7 +135,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	s.events = newWriter(s, bus.StreamEvents, "events")
 	s.t.Check("persist", func() error {
 		if p := s.problemList(); len(p) > 0 {
-			return errors.New(p[0])
+			return errors.New(strings.Join(p, "\n"))
 		}
 		return nil
 	})

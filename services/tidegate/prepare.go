@@ -169,7 +169,17 @@ func (c *prepareCmd) pins() error {
 			return fmt.Errorf("let the services through %s: %w", c.BPFFS, err)
 		}
 	}
-	return c.folder(filepath.Join(c.BPFFS, "tidegate"), 0o700)
+	dir := filepath.Join(c.BPFFS, "tidegate")
+	if err := c.folder(dir, 0o700); err != nil {
+		return err
+	}
+	// What root has pinned before becomes the services': they take it over without a gap.
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return fmt.Errorf("hand the pins over: %w", err)
+		}
+		return c.own(path)
+	})
 }
 
 func (c *prepareCmd) folder(dir string, mode fs.FileMode) error {

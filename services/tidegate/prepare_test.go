@@ -5,10 +5,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tidegate-mesh/tidegate/libs/api/client"
+	"github.com/tidegate-mesh/tidegate/libs/netlab"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/token"
 )
@@ -95,5 +99,42 @@ func TestPrepareRefuses(t *testing.T) {
 	}
 	if _, err := prepareForTest(t, t.TempDir(), "--bpffs", t.TempDir()); err == nil || !strings.Contains(err.Error(), "not a BPF file system") {
 		t.Errorf("a folder that is no BPF file system: %v", err)
+	}
+}
+
+// TestPrepareHandsPinsOver: what root has pinned becomes the services', who are not root.
+func TestPrepareHandsPinsOver(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("TIDEGATE_CI") != "" {
+			t.Fatal("root is missing, and in CI nothing may be skipped")
+		}
+		t.Skip("needs root, to mount a BPF file system")
+	}
+	bpffs := filepath.Join(t.TempDir(), "bpf")
+	unmount, err := netlab.BPFFS(bpffs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unmount(); err != nil {
+			t.Error(err)
+		}
+	}()
+	pins := filepath.Join(bpffs, "tidegate", "5-eth1")
+	if err := os.MkdirAll(pins, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const user = 10001
+	if out, err := prepareForTest(t, t.TempDir(), "--owner", strconv.Itoa(user), "--bpffs", bpffs); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, dir := range []string{filepath.Dir(pins), pins} {
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil || st.Uid != user {
+			t.Errorf("%s belongs to user %d, %v", dir, st.Uid, err)
+		}
+	}
+	if st, err := os.Stat(bpffs); err != nil || st.Mode().Perm()&0o001 == 0 {
+		t.Errorf("the services do not get through %s: %v, %v", bpffs, st.Mode(), err)
 	}
 }

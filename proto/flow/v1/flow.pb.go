@@ -800,7 +800,6 @@ type Window struct {
 	FlowsOpened     uint64        `protobuf:"varint,9,opt,name=flows_opened,json=flowsOpened,proto3" json:"flows_opened,omitempty"`
 	FlowsActive     uint64        `protobuf:"varint,10,opt,name=flows_active,json=flowsActive,proto3" json:"flows_active,omitempty"`
 	FlowsSummarised uint64        `protobuf:"varint,11,opt,name=flows_summarised,json=flowsSummarised,proto3" json:"flows_summarised,omitempty"`
-	Traceparent     string        `protobuf:"bytes,12,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	ArpBindings     []*ArpBinding `protobuf:"bytes,13,rep,name=arp_bindings,json=arpBindings,proto3" json:"arp_bindings,omitempty"` // at most 256
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -911,13 +910,6 @@ func (x *Window) GetFlowsSummarised() uint64 {
 		return x.FlowsSummarised
 	}
 	return 0
-}
-
-func (x *Window) GetTraceparent() string {
-	if x != nil {
-		return x.Traceparent
-	}
-	return ""
 }
 
 func (x *Window) GetArpBindings() []*ArpBinding {
@@ -1787,7 +1779,7 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x14\n" +
 	"\x05flows\x18\x03 \x01(\x04R\x05flows\x12\x18\n" +
 	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\xf2\x03\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\xe3\x03\n" +
 	"\x06Window\x12\x16\n" +
 	"\x06sensor\x18\x01 \x01(\tR\x06sensor\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x1a\n" +
@@ -1800,9 +1792,8 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\fflows_opened\x18\t \x01(\x04R\vflowsOpened\x12!\n" +
 	"\fflows_active\x18\n" +
 	" \x01(\x04R\vflowsActive\x12)\n" +
-	"\x10flows_summarised\x18\v \x01(\x04R\x0fflowsSummarised\x12 \n" +
-	"\vtraceparent\x18\f \x01(\tR\vtraceparent\x12?\n" +
-	"\farp_bindings\x18\r \x03(\v2\x1c.tidegate.flow.v1.ArpBindingR\varpBindings\"}\n" +
+	"\x10flows_summarised\x18\v \x01(\x04R\x0fflowsSummarised\x12?\n" +
+	"\farp_bindings\x18\r \x03(\v2\x1c.tidegate.flow.v1.ArpBindingR\varpBindingsJ\x04\b\f\x10\rR\vtraceparent\"}\n" +
 	"\n" +
 	"ArpBinding\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\fR\x04addr\x12\x10\n" +

@@ -145,6 +145,19 @@ func TestSlowClient(t *testing.T) {
 	bustest.Wait(t, "its end", func() bool { return g.clients.Load() == 1 })
 }
 
+// What is stored after a client joined reaches it, also when its first turn comes later.
+func TestJoinedBefore(t *testing.T) {
+	s := newStream(8)
+	s.begin(4)
+	c := cursor{want: kindAll, fresh: true}
+	s.join(&c)
+	s.add(frame{seq: 5, kind: kindAttack})
+	frames, behind, _ := s.next(&c, nil)
+	if len(frames) != 1 || frames[0].seq != 5 || behind {
+		t.Errorf("got %v, behind %v", frames, behind)
+	}
+}
+
 // Windows that were overwritten before a client read them are counted.
 func TestMissedWindows(t *testing.T) {
 	s := newStream(8)

@@ -149,6 +149,15 @@ func (s *stream) join(c *cursor) {
 	if s.live.next > 0 && c.want&kindLive != 0 {
 		c.live-- // something to show at once
 	}
+	s.start(c)
+}
+
+// start sets where a cursor without a place begins, as soon as the end of the stored events is known: at join, so that
+// what is published after a client's request was answered reaches it.
+func (s *stream) start(c *cursor) {
+	if s.begun && c.fresh {
+		c.after, c.fresh = s.last, false
+	}
 }
 
 // end is the last stored sequence, if that is known yet.
@@ -169,9 +178,7 @@ func (s *stream) next(c *cursor, out []frame) (_ []frame, behind bool, changed <
 		}
 		c.restarts, c.after = s.restarts, 0
 	}
-	if s.begun && c.fresh {
-		c.after, c.fresh = s.last, false
-	}
+	s.start(c)
 	if s.begun && c.after < s.floor {
 		return out, true, s.changed
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -20,6 +21,9 @@ const (
 	maxDetail   = 512 // bytes of a service's sentence
 	serviceNATS = "nats"
 )
+
+// folder is where a file is on a machine: nothing that a client needs.
+var folder = regexp.MustCompile(`(^|[\s'"(])/(?:[^\s/'"():;,]+/)+`)
 
 func problem(code int, format string, args ...any) *api.Problem {
 	return &api.Problem{Title: http.StatusText(code), Status: code, Detail: fmt.Sprintf(format, args...)}
@@ -102,7 +106,7 @@ func translateStatus(peer mesh.Peer, st *status.Status) *api.Problem {
 	case codes.Unavailable:
 		// Of the transport's reasons only this one asks for the operator.
 		if said := sentence(rpc.Sentence(st.Err())); strings.Contains(said, "certificate") {
-			return problem(http.StatusServiceUnavailable, "%s does not answer: %s", who, said)
+			return problem(http.StatusServiceUnavailable, "%s does not answer: %s", who, folder.ReplaceAllString(said, "$1"))
 		}
 		if peer.Service == servicePersist {
 			return problem(http.StatusServiceUnavailable, "%s does not answer, or its database does not", who)

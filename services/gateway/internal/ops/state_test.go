@@ -245,6 +245,12 @@ func TestEveryCode(t *testing.T) {
 			}
 		}
 	}
+	// The transport's own words: the gateway's certificate is at fault, and the operator must know which.
+	refused := status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: persist at 10.0.0.8:50061 refuses the certificate /etc/tidegate/certs/gateway.pem, which has expired: renew it (see /var/log/x)"`)
+	if p := translate(&mesh.Error{Peer: mesh.Peer{Service: "persist", Address: "10.0.0.8:50061"}, Err: refused}); p.Detail !=
+		"persist at 10.0.0.8:50061 does not answer: persist at 10.0.0.8:50061 refuses the certificate gateway.pem, which has expired: renew it (see x)" {
+		t.Errorf("a certificate's problem: %q", p.Detail)
+	}
 	if p := translate(&mesh.Error{Peer: mesh.Over(nil).Persist[0], Err: status.Error(codes.DeadlineExceeded, "")}); !strings.HasPrefix(p.Detail, "persist does not answer") {
 		t.Errorf("a service of this process: %q", p.Detail)
 	}

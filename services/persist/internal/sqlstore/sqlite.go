@@ -80,8 +80,8 @@ func openSQLite(ctx context.Context, path string) (*sqliteDialect, error) {
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open the SQLite database: %w", err)
 	}
-	if err := registerRows(); err != nil {
-		return nil, fmt.Errorf("make %s known to SQLite: %w", rowsModule, err)
+	if err := registerInsert(); err != nil {
+		return nil, fmt.Errorf("make %s known to SQLite: %w", insertFunction, err)
 	}
 	common := url.Values{"_pragma": sqlitePragmas}
 	common.Set("_txlock", "immediate")

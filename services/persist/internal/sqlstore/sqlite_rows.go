@@ -5,153 +5,200 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"strings"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/jmoiron/sqlx"
-	"modernc.org/sqlite/vtab"
+	"modernc.org/libc"
+	sqlitelib "modernc.org/sqlite/lib"
 )
 
-// sqliteStatement is how many rows one INSERT takes. SQLite can undo a statement and keeps, for the time that it
-// runs, a copy of each page which the statement is the first to change: with few rows a statement the same pages are
-// copied again and again, with many the copies take memory, at worst two pages of an index a row, 8 KiB.
-const sqliteStatement = 2_000
+// insertFunction is the SQL function that inserts a batch of rows, given by its number, on the connection that calls
+// it, and returns how many were new. Through database/sql a row of 32 values costs more than what SQLite does with it;
+// the function binds them to a statement of SQLite's own API, where they lie.
+const insertFunction = "tidegate_insert"
 
-// rowsModule is the name of the virtual table from which INSERT takes its rows. Parameters would be slower: the driver
-// looks for each one in the list of all, so that the time grows with the square of rows in a statement.
-const rowsModule = "tidegate_rows"
-
-// pending are the rows that INSERTs under way may ask for, by number.
+// pending are the batches that statements under way may ask for, by number.
 var (
-	pending     sync.Map // uint64 → pendingRows
-	pendingLast atomic.Uint64
+	pending     sync.Map // int64 → *pendingRows
+	pendingLast atomic.Int64
 )
 
 type pendingRows struct {
 	d    dialect
+	t    Table
 	rows []record
 }
 
-// registerRows makes the module known to each connection that is opened afterwards.
-var registerRows = sync.OnceValue(func() error { return vtab.RegisterModule(nil, rowsModule, rowsOfTable{}) })
-
-func (d *sqliteDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (int64, error) {
-	// The table belongs to the connection and is made again on another one.
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf("CREATE VIRTUAL TABLE IF NOT EXISTS temp.new_%s USING %s (%s)", t, rowsModule, t)); err != nil {
-		return 0, fmt.Errorf("table of new rows: %w", err)
+// registerInsert makes the function known to each connection that is opened afterwards.
+var registerInsert = sync.OnceValue(func() error {
+	tls := libc.NewTLS()
+	defer tls.Close()
+	if rc := sqlitelib.Xsqlite3_auto_extension(tls, cFunction(addInsert)); rc != sqlitelib.SQLITE_OK {
+		return fmt.Errorf("error %d", rc)
 	}
-	cols := strings.Join(columns[t], ", ")
-	query := fmt.Sprintf("INSERT INTO main.%s (%s) SELECT %s FROM temp.new_%s WHERE batch = ? ON CONFLICT (%s) DO NOTHING",
-		t, cols, cols, t, conflict[t])
-	var inserted int64
-	for len(rows) > 0 {
-		n := min(sqliteStatement, len(rows))
-		number := pendingLast.Add(1)
-		pending.Store(number, pendingRows{d, rows[:n]})
-		res, err := tx.ExecContext(ctx, query, int64(number)) //nolint:gosec // counts from 1
-		pending.Delete(number)
+	// SQLite asks for a page of memory each time that it balances a tree, and gives it back. The allocator would get
+	// it from the kernel each time, if nothing else of that size were in use.
+	if libc.Xmalloc(tls, 4096) == 0 {
+		return errors.New("out of memory")
+	}
+	return nil
+})
+
+// addInsert is what SQLite calls for each connection that it opens.
+func addInsert(tls *libc.TLS, db, _, _ uintptr) int32 {
+	const name = insertFunction + "\x00"
+	return sqlitelib.Xsqlite3_create_function_v2(tls, db, textAt(name), 1, sqlitelib.SQLITE_UTF8|sqlitelib.SQLITE_DIRECTONLY, 0, cFunction(insertPending), 0, 0, 0)
+}
+
+// cFunction is a function as the translated C code calls it: the address of a Go function value. f is no closure, which
+// the garbage collector would free.
+func cFunction[T any](f T) uintptr {
+	return *(*uintptr)(unsafe.Pointer(&struct{ f T }{f})) //nolint:gosec // the driver does the same
+}
+
+// word reads C's memory.
+func word(at uintptr) uintptr {
+	return **(**uintptr)(unsafe.Pointer(&at)) //nolint:gosec // callers got it from SQLite
+}
+
+func (d *sqliteDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (inserted int64, err error) {
+	number := pendingLast.Add(1)
+	pending.Store(number, &pendingRows{d, t, rows})
+	defer pending.Delete(number)
+	err = tx.GetContext(ctx, &inserted, "SELECT "+insertFunction+"(?)", number)
+	return inserted, err
+}
+
+// insertPending is insertFunction: ctx is the call's, argv its one argument.
+func insertPending(tls *libc.TLS, ctx uintptr, _ int32, argv uintptr) {
+	number := sqlitelib.Xsqlite3_value_int64(tls, word(argv))
+	db := sqlitelib.Xsqlite3_context_db_handle(tls, ctx)
+	p, ok := pending.Load(number)
+	before := sqlitelib.Xsqlite3_total_changes64(tls, db)
+	err := fmt.Errorf("no batch has number %d", number)
+	if ok {
+		err = p.(*pendingRows).insert(tls, db) //nolint:forcetypeassert // nothing else is stored
+	}
+	if err != nil {
+		code := int32(sqlitelib.SQLITE_ERROR)
+		var e *sqliteError
+		if errors.As(err, &e) {
+			code = e.code
+		}
+		text := err.Error()
+		sqlitelib.Xsqlite3_result_error(tls, ctx, textAt(text), int32(len(text))) //nolint:gosec // short
+		sqlitelib.Xsqlite3_result_error_code(tls, ctx, code)                      // after the text, which it keeps
+		runtime.KeepAlive(text)
+		return
+	}
+	sqlitelib.Xsqlite3_result_int64(tls, ctx, sqlitelib.Xsqlite3_total_changes64(tls, db)-before)
+}
+
+// insert adds the rows one by one; those that are there already stay as they are. SQLite can undo a statement of
+// several rows, for which it would copy each page before the statement's first change to it.
+func (p *pendingRows) insert(tls *libc.TLS, db uintptr) error {
+	query := multiRow(p.t, 1)
+	out := tls.Alloc(int(unsafe.Sizeof(uintptr(0))))
+	defer tls.Free(int(unsafe.Sizeof(uintptr(0))))
+	rc := sqlitelib.Xsqlite3_prepare_v2(tls, db, textAt(query), int32(len(query)), out, 0) //nolint:gosec // short
+	runtime.KeepAlive(query)
+	if rc != sqlitelib.SQLITE_OK {
+		return lastError(tls, db)
+	}
+	stmt := word(out)
+	defer sqlitelib.Xsqlite3_finalize(tls, stmt) // repeats the error of the last step
+	var args, bound []any                        // bound: SQLite reads the values where they are
+	for _, r := range p.rows {
+		args = r.args(p.d, args[:0])
+		for i, v := range args {
+			if i == len(bound) {
+				bound = append(bound, struct{}{})
+			} else if same(v, bound[i]) { // as most are from row to row
+				continue
+			}
+			if err := bind(tls, stmt, int32(i+1), v); err != nil { //nolint:gosec // some dozens
+				return err
+			}
+			bound[i] = v
+		}
+		if sqlitelib.Xsqlite3_step(tls, stmt) != sqlitelib.SQLITE_DONE {
+			return lastError(tls, db)
+		}
+		if sqlitelib.Xsqlite3_reset(tls, stmt) != sqlitelib.SQLITE_OK {
+			return lastError(tls, db)
+		}
+	}
+	runtime.KeepAlive(bound)
+	return nil
+}
+
+// same says whether a parameter has its value already; of blobs it does not know.
+func same(v, bound any) bool {
+	switch v := v.(type) {
+	case int64:
+		b, ok := bound.(int64)
+		return ok && v == b
+	case string:
+		b, ok := bound.(string)
+		return ok && v == b
+	}
+	return false
+}
+
+// bind sets a parameter, counted from 1. Texts and blobs are not copied: v has to stay until the statement is reset.
+func bind(tls *libc.TLS, stmt uintptr, i int32, v any) error {
+	var rc int32
+	switch v := v.(type) {
+	case int64:
+		rc = sqlitelib.Xsqlite3_bind_int64(tls, stmt, i, v)
+	case string:
+		rc = sqlitelib.Xsqlite3_bind_text64(tls, stmt, i, textAt(v), uint64(len(v)), sqlitelib.SQLITE_STATIC, sqlitelib.SQLITE_UTF8)
+	case []byte:
+		rc = sqlitelib.Xsqlite3_bind_blob64(tls, stmt, i, textAt(unsafe.String(unsafe.SliceData(v), len(v))), uint64(len(v)), sqlitelib.SQLITE_STATIC)
+	case float64:
+		rc = sqlitelib.Xsqlite3_bind_double(tls, stmt, i, v)
+	case bool:
+		n := int64(0)
+		if v {
+			n = 1
+		}
+		rc = sqlitelib.Xsqlite3_bind_int64(tls, stmt, i, n)
+	case nil:
+		rc = sqlitelib.Xsqlite3_bind_null(tls, stmt, i)
+	case driver.Valuer: // a text that may be NULL
+		plain, err := v.Value()
 		if err != nil {
-			return 0, err
+			return err
 		}
-		k, err := res.RowsAffected()
-		if err != nil {
-			return 0, err
-		}
-		inserted += k
-		rows = rows[n:]
+		return bind(tls, stmt, i, plain)
+	default:
+		return fmt.Errorf("a value of type %T for SQLite", v)
 	}
-	return inserted, nil
-}
-
-// rowsOfTable is the module: its argument is a Table, its columns are those of the table and batch, the number that
-// the reader has to give.
-type rowsOfTable struct{}
-
-// Create implements vtab.Module.
-func (rowsOfTable) Create(c vtab.Context, args []string) (vtab.Table, error) {
-	if len(args) != 4 { // the module's, the database's and the virtual table's names come first
-		return nil, fmt.Errorf("%s takes one argument, the name of a table", rowsModule)
-	}
-	cols := columns[Table(args[3])]
-	if cols == nil {
-		return nil, fmt.Errorf("%s: no table %q", rowsModule, args[3])
-	}
-	return newRows{batch: len(cols)}, c.Declare("CREATE TABLE x(" + strings.Join(cols, ", ") + ", batch HIDDEN)")
-}
-
-// Connect implements vtab.Module.
-func (m rowsOfTable) Connect(c vtab.Context, args []string) (vtab.Table, error) {
-	return m.Create(c, args)
-}
-
-// newRows is the virtual table; batch is the place of its hidden column.
-type newRows struct{ batch int }
-
-// BestIndex implements vtab.Table: the one way to read is by the number.
-func (t newRows) BestIndex(info *vtab.IndexInfo) error {
-	for i := range info.Constraints {
-		c := &info.Constraints[i]
-		if c.Column == t.batch && c.Op == vtab.OpEQ && c.Usable {
-			c.ArgIndex, c.Omit = 0, true
-			info.EstimatedRows, info.EstimatedCost = sqliteStatement, sqliteStatement
-			return nil
-		}
-	}
-	return errors.New("new rows are read by the number of their batch")
-}
-
-// Open implements vtab.Table.
-func (newRows) Open() (vtab.Cursor, error) { return &rowsCursor{}, nil }
-
-// Disconnect implements vtab.Table.
-func (newRows) Disconnect() error { return nil }
-
-// Destroy implements vtab.Table.
-func (newRows) Destroy() error { return nil }
-
-// rowsCursor reads a batch from its first row to its last; args is the row that it stands on.
-type rowsCursor struct {
-	pendingRows
-	at   int
-	args []any
-}
-
-// Filter implements vtab.Cursor: it begins with the batch of a number.
-func (c *rowsCursor) Filter(_ int, _ string, vals []vtab.Value) error {
-	number, ok := vals[0].(int64)
-	if !ok {
-		return fmt.Errorf("the number of a batch has type %T", vals[0])
-	}
-	p, ok := pending.Load(uint64(number)) //nolint:gosec // counts from 1
-	if !ok {
-		return fmt.Errorf("no batch has number %d", number)
-	}
-	c.pendingRows, c.at = p.(pendingRows), -1 //nolint:forcetypeassert // nothing else is stored
-	return c.Next()
-}
-
-// Next implements vtab.Cursor.
-func (c *rowsCursor) Next() error {
-	if c.at++; !c.Eof() {
-		c.args = c.rows[c.at].args(c.d, c.args[:0])
+	if rc != sqlitelib.SQLITE_OK {
+		return &sqliteError{fmt.Sprintf("value %d is not taken", i), rc}
 	}
 	return nil
 }
 
-// Eof implements vtab.Cursor.
-func (c *rowsCursor) Eof() bool { return c.at >= len(c.rows) }
-
-// Column implements vtab.Cursor.
-func (c *rowsCursor) Column(i int) (vtab.Value, error) {
-	if v, ok := c.args[i].(driver.Valuer); ok { // a text that may be NULL
-		return v.Value()
+// textAt is where a text lies: never 0, which would be NULL to SQLite.
+func textAt(s string) uintptr {
+	if s == "" {
+		s = " "
 	}
-	return c.args[i], nil
+	return uintptr(unsafe.Pointer(unsafe.StringData(s))) //nolint:gosec // callers keep s
 }
 
-// Rowid implements vtab.Cursor.
-func (c *rowsCursor) Rowid() (int64, error) { return int64(c.at), nil }
+// sqliteError is an error of SQLite's API, on its way to the caller of insertFunction.
+type sqliteError struct {
+	text string
+	code int32 // extended
+}
 
-// Close implements vtab.Cursor.
-func (c *rowsCursor) Close() error { return nil }
+func (e *sqliteError) Error() string { return e.text }
+
+func lastError(tls *libc.TLS, db uintptr) error {
+	return &sqliteError{libc.GoString(sqlitelib.Xsqlite3_errmsg(tls, db)), sqlitelib.Xsqlite3_extended_errcode(tls, db)}
+}

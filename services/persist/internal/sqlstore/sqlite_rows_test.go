@@ -2,22 +2,25 @@ package sqlstore
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"modernc.org/sqlite"
+	sqlitelib "modernc.org/sqlite/lib"
 )
 
-// TestSQLiteStatements: a batch of several statements is one transaction, of which a bad row in the last statement
-// leaves out only itself, and no batch stays known to the driver.
-func TestSQLiteStatements(t *testing.T) {
+// TestSQLiteRows: of a batch with a bad row at its end only that row is left out, and no batch stays known to SQLite.
+func TestSQLiteRows(t *testing.T) {
 	var wg sync.WaitGroup
-	for range 2 { // two databases at once, which share the driver's module
+	for range 2 { // two databases at once, which share the function
 		s := openStore(t, Config{DataDir: t.TempDir()}, nil)
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			const n = 2*sqliteStatement + 100
+			const n = 4100
 			flows := someFlows(n, now.Add(-time.Hour), "a")
 			flows[n-1].VLAN = 5000
 			r, err := s.Insert(context.Background(), Batch{Flows: flows, Stream: "S", Seq: 7})
@@ -44,25 +47,45 @@ func TestSQLiteStatements(t *testing.T) {
 	})
 }
 
-// TestSQLiteNewRows: new rows are read with the number of a batch under way, or not at all.
-func TestSQLiteNewRows(t *testing.T) {
+// TestSQLiteInsertFunction: the function takes the number of a batch under way, in a statement of its connection's own.
+func TestSQLiteInsertFunction(t *testing.T) {
 	s := openStore(t, Config{DataDir: t.TempDir()}, nil)
 	db := s.d.writer()
-	if _, err := db.Exec("CREATE VIRTUAL TABLE temp.new_nothing USING tidegate_rows (nothing)"); err == nil || !strings.Contains(err.Error(), `no table "nothing"`) {
-		t.Errorf("a table that is not there: %v", err)
-	}
-	if _, err := db.Exec("CREATE VIRTUAL TABLE temp.new_flows USING tidegate_rows (flows)"); err != nil {
-		t.Fatal(err)
-	}
 	for query, want := range map[string]string{
-		"SELECT ts FROM temp.new_flows":                    "by the number of their batch",
-		"SELECT ts FROM temp.new_flows WHERE batch = 0":    "no batch has number 0",
-		"SELECT ts FROM temp.new_flows WHERE batch = 'x'":  "has type string",
-		"INSERT INTO temp.new_flows (ts) VALUES (1)":       "readonly",
-		"SELECT ts FROM temp.new_flows WHERE batch > 1000": "by the number of their batch",
+		"SELECT tidegate_insert(0)":                                   "no batch has number 0",
+		"SELECT tidegate_insert('x')":                                 "no batch has number 0",
+		"SELECT tidegate_insert()":                                    "wrong number of arguments",
+		"CREATE VIEW v AS SELECT tidegate_insert(1); SELECT * FROM v": "unsafe use of tidegate_insert",
 	} {
 		if _, err := db.Exec(query); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", query, err, want)
 		}
 	}
+	number := pendingLast.Add(1)
+	defer pending.Delete(number)
+	for _, c := range []struct {
+		rows []record
+		want string
+		code int
+	}{
+		{[]record{badRow{[]any{make(chan int)}}}, "a value of type chan int", sqlitelib.SQLITE_ERROR},
+		{[]record{badRow{make([]any, 100)}}, "value 33", sqlitelib.SQLITE_RANGE},
+		{[]record{badRow{nil}}, "NOT NULL constraint failed", sqlitelib.SQLITE_CONSTRAINT_NOTNULL},
+	} {
+		pending.Store(number, &pendingRows{s.d, Flows, c.rows})
+		_, err := db.Exec("SELECT tidegate_insert(?)", number)
+		var e *sqlite.Error
+		if !errors.As(err, &e) || !strings.Contains(err.Error(), c.want) || e.Code() != c.code {
+			t.Errorf("rows %v: %v, want %q with code %d", c.rows, err, c.want, c.code)
+		}
+	}
+	if n := count(t, s, Flows); n != 0 {
+		t.Errorf("%d rows are there", n)
+	}
 }
+
+// badRow gives what no column takes.
+type badRow struct{ values []any }
+
+func (badRow) key() (int64, string)              { return 0, "" }
+func (r badRow) args(_ dialect, dst []any) []any { return append(dst, r.values...) }

@@ -11,9 +11,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
+
+	"github.com/tidegate-mesh/tidegate/libs/capability"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
 
 // Level is how bad a finding is.
@@ -59,20 +60,9 @@ func kernel() Finding {
 
 func privileges() Finding {
 	f := Finding{Name: "privileges", Level: OK, Found: "uid " + strconv.Itoa(os.Geteuid())}
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &data[0]); err != nil {
-		return Finding{"privileges", Warn, err.Error(), ""}
-	}
-	has := func(c int) bool { return data[c/32].Effective>>(c%32)&1 == 1 }
-	var missing []string
-	for _, c := range []struct {
-		bit  int
-		name string
-	}{{unix.CAP_NET_ADMIN, "NET_ADMIN"}, {unix.CAP_NET_RAW, "NET_RAW"}, {unix.CAP_BPF, "BPF"}, {unix.CAP_PERFMON, "PERFMON"}} {
-		if !has(c.bit) && (c.bit < unix.CAP_PERFMON || !has(unix.CAP_SYS_ADMIN)) {
-			missing = append(missing, c.name)
-		}
+	missing, err := capability.Missing(unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_BPF, unix.CAP_PERFMON)
+	if err != nil {
+		return Finding{"privileges", Warn, err.Error(), "look at CapEff in /proc/self/status"}
 	}
 	if len(missing) > 0 {
 		f.Level, f.Found = Fail, "missing "+strings.Join(missing, ", ")
@@ -82,10 +72,15 @@ func privileges() Finding {
 }
 
 func bpf() Finding {
-	if err := features.HaveProgramType(ebpf.XDP); err != nil {
-		return Finding{"xdp", Fail, err.Error(), "run as root on a kernel with CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS"}
+	err := xdp.Probe()
+	var no *capability.DeniedError
+	switch {
+	case err == nil:
+		return Finding{Name: "xdp", Level: OK, Found: "the XDP program loads"}
+	case errors.As(err, &no):
+		return denied("xdp", no)
 	}
-	return Finding{Name: "xdp", Level: OK, Found: "XDP programs load"}
+	return Finding{"xdp", Fail, err.Error(), "use a kernel with CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS"}
 }
 
 func xskmap() Finding {
@@ -94,19 +89,33 @@ func xskmap() Finding {
 		_ = unix.Close(fd)
 		return Finding{Name: "af_xdp", Level: OK, Found: "sockets open"}
 	}
-	advice := "use a kernel with CONFIG_XDP_SOCKETS"
-	if errors.Is(err, unix.EPERM) {
-		advice = "run as root or with NET_RAW"
+	if no := capability.Denied(err, unix.CAP_NET_RAW); no != nil {
+		return denied("af_xdp", no)
 	}
-	return Finding{"af_xdp", Fail, err.Error(), advice}
+	return Finding{"af_xdp", Fail, err.Error(), "use a kernel with CONFIG_XDP_SOCKETS"}
+}
+
+// denied makes a finding of a sentence that has what is found and what to do.
+func denied(name string, no error) Finding {
+	found, advice, _ := strings.Cut(no.Error(), "; ")
+	return Finding{name, Fail, found, advice}
 }
 
 func mount(dir string) Finding {
 	var s unix.Statfs_t
-	if err := unix.Statfs(dir, &s); err == nil && s.Type == unix.BPF_FS_MAGIC {
-		return Finding{Name: "bpffs", Level: OK, Found: "mounted at " + dir}
+	root := os.Geteuid() == 0
+	if err := unix.Statfs(dir, &s); err != nil || s.Type != unix.BPF_FS_MAGIC {
+		if root {
+			return Finding{"bpffs", Warn, "not mounted at " + dir, "nothing if Tidegate runs as root (it mounts it); else: mount -t bpf bpf " + dir}
+		}
+		return Finding{"bpffs", Fail, "not mounted at " + dir, "mount -t bpf bpf " + dir}
 	}
-	return Finding{"bpffs", Warn, "not mounted at " + dir, "nothing if Tidegate runs as root (it mounts it); else: mount -t bpf bpf " + dir}
+	pins := filepath.Join(dir, "tidegate")
+	if !root && unix.Access(pins, unix.R_OK|unix.W_OK|unix.X_OK) != nil {
+		return Finding{"bpffs", Fail, fmt.Sprintf("uid %d cannot write to %s", os.Geteuid(), pins),
+			fmt.Sprintf("as root: chmod a+x %s && mkdir -p %s && chown -R %d %s", dir, pins, os.Geteuid(), pins)}
+	}
+	return Finding{Name: "bpffs", Level: OK, Found: "mounted at " + dir}
 }
 
 func memlock() Finding {
@@ -162,5 +171,22 @@ func iface(name string) []Finding {
 		f.Level = Warn
 		f.Advice = fmt.Sprintf("each queue is read by a thread of its own: ethtool -L %s combined %d", name, runtime.NumCPU())
 	}
-	return append(out, f)
+	out = append(out, f)
+	if len(i.HardwareAddr) == 0 {
+		return append(out, Finding{label + " frames", Fail, "not Ethernet", "only Ethernet frames are read: name another"})
+	}
+	if d, err := xdp.DriverOf(i.Index); err == nil { // kernels before 6.3 cannot say
+		out = append(out, native(label+" xdp", d))
+	}
+	return out
+}
+
+func native(label string, d xdp.Driver) Finding {
+	switch {
+	case !d.Native:
+		return Finding{label, Warn, "the driver has no native XDP", "generic XDP is used, several times slower: name an interface whose driver has it, where speed matters"}
+	case d.ZeroCopy:
+		return Finding{Name: label, Level: OK, Found: "native, AF_XDP without copies"}
+	}
+	return Finding{Name: label, Level: OK, Found: "native, AF_XDP copies frames"}
 }

@@ -75,7 +75,7 @@ func TestWithoutPrivileges(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for _, want := range []string{"privileges|fail|missing NET_ADMIN, NET_RAW, BPF, PERFMON|", "af_xdp|fail|"} {
+	for _, want := range []string{"privileges|fail|missing CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON|", "af_xdp|fail|"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no finding %q in\n%s", want, out)
 		}
