@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"encoding/csv"
 	"errors"
 	"fmt"
@@ -29,10 +30,11 @@ type tracked struct {
 	packets [2]int
 	bytes   [2]int
 	fin     bool
+	parts   []part // what was handed over, if asked for
 }
 
-// replay classifies a capture and calls done for every flow.
-func replay(path string, e *Engine, done func(key flow.Key, r Result)) error {
+// replay classifies a capture and calls done for every flow. keep fills in the flows' parts.
+func replay(path string, e *Engine, keep bool, done func(t *tracked, r Result)) error {
 	r, err := pcapfile.Open(path)
 	if err != nil {
 		return err
@@ -99,10 +101,13 @@ func replay(path string, e *Engine, done func(key flow.Key, r Result)) error {
 		}
 		t.packets[dir]++
 		t.bytes[dir] += len(data)
+		if keep {
+			t.parts = append(t.parts, part{dir, offset, bytes.Clone(data)})
+		}
 		t.f.Segment(dir, offset, data)
 	}
 	for _, t := range order {
-		done(t.key, t.f.Result())
+		done(t, t.f.Result())
 		t.f.Release()
 	}
 	return nil
@@ -157,7 +162,8 @@ func TestCorpusLabels(t *testing.T) {
 	for _, path := range corpustest.Captures(t, filepath.Join(dir, "pcap")) {
 		name := filepath.Base(path)
 		got := map[string][]Result{}
-		if err := replay(path, e, func(k flow.Key, r Result) {
+		if err := replay(path, e, false, func(t *tracked, r Result) {
+			k := t.key
 			key := endpoints(flow.ProtocolName(k.Protocol), flow.Addr(k.Src).String(), fmt.Sprint(k.SrcPort), flow.Addr(k.Dst).String(), fmt.Sprint(k.DstPort))
 			got[key] = append(got[key], r)
 		}); err != nil {
@@ -255,13 +261,13 @@ func TestCorpusAll(t *testing.T) {
 	flows := 0
 	ports := map[string]int{}
 	for _, path := range corpustest.Captures(t, corpustest.Dir(t)) {
-		if err := replay(path, e, func(k flow.Key, r Result) {
+		if err := replay(path, e, false, func(f *tracked, r Result) {
 			flows++
 			if !ours[r.App] {
 				t.Errorf("%s: label %q", path, r.App)
 			}
 			if r.App != Unknown {
-				ports[fmt.Sprintf("%s %s/%d", r.App, flow.ProtocolName(k.Protocol), min(k.SrcPort, k.DstPort))]++
+				ports[fmt.Sprintf("%s %s/%d", r.App, flow.ProtocolName(f.key.Protocol), min(f.key.SrcPort, f.key.DstPort))]++
 			}
 		}); err != nil {
 			t.Error(err)

@@ -49,12 +49,10 @@ func wholeLine(b []byte) (whole, text bool) {
 // secured refines a label once the client has asked for TLS and got it.
 func (f *Flow) secured(in *input, ask, name string) outcome {
 	b := in.data
-	at := bytes.LastIndex(b, []byte(ask))
-	if at < 0 {
-		at = bytes.LastIndex(b, []byte(bytes.ToLower([]byte(ask))))
-	}
-	if at > 0 && at+len(ask) <= len(b) {
-		f.notes |= noteSecure
+	for at := 1; f.notes&noteSecure == 0 && at+len(ask) <= len(b); at++ {
+		if b[at+len(ask)-1] == '\n' && foldedAt(b, at, ask) {
+			f.notes |= noteSecure
+		}
 	}
 	if f.notes&noteSecure == 0 {
 		return label
@@ -65,6 +63,20 @@ func (f *Flow) secured(in *input, ask, name string) outcome {
 		return f.is(name, Negotiated, final)
 	}
 	return f.is(name, Negotiated, label)
+}
+
+// foldedAt tells whether s, in capitals, stands at an offset of b in letters of any case, as commands may (RFC 5321 2.4).
+func foldedAt(b []byte, offset int, s string) bool {
+	for i := range s {
+		c := b[offset+i]
+		if c >= 'a' && c <= 'z' {
+			c -= 'a' - 'A'
+		}
+		if c != s[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // insideTLS reads a ClientHello that another protocol led to, and tells whether it is all there.
