@@ -113,6 +113,12 @@ func createNamespace(name string) (*NS, error) {
 		if err != nil {
 			return fmt.Errorf("bring up loopback in %s: %w", name, err)
 		}
+		// A machine that forwards, with a Docker engine for instance, makes every new namespace do so; it would then answer
+		// packets to strangers with ICMP errors.
+		err = os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0o600)
+		if err != nil && !errors.Is(err, unix.EROFS) { // in a container
+			return fmt.Errorf("switch forwarding off in %s: %w", name, err)
+		}
 		return nil
 	})
 	if err != nil {
