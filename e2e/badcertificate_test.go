@@ -129,6 +129,9 @@ func TestBadCertificates(t *testing.T) {
 	expire(t, certs, pki.Persist, time.Now().Add(20*24*time.Hour+time.Minute))
 	says("the certificate of persist", "ends in 20 days", time.Now().Add(20*24*time.Hour+time.Minute).UTC().Format(time.DateOnly))
 	sayUntil(t, persist, persistMetrics, "ready")
+	// Connections that exist live on, so the service itself can say it.
+	expire(t, certs, pki.Persist, time.Now().Add(-time.Hour))
+	says("the certificate of persist", "has ended", "the certificate "+own+" or its authority expired 20")
 }
 
 // TestBadServerCertificate: NATS with a certificate that has expired, or of another authority.

@@ -201,6 +201,7 @@ type RuleSpec struct {
 	MatchText string `json:"match_text" doc:"the match in one line"`
 	RatePPS   uint64 `json:"rate_pps,omitempty"`
 	RateBPS   uint64 `json:"rate_bps,omitempty" doc:"bits a second"`
+	SYNRetry  bool   `json:"syn_retry,omitempty" doc:"the rate is of each source, and a source's SYNs are dropped until it sends one again"`
 	Priority  int32  `json:"priority"`
 	Origin    string `json:"origin" enum:"user,detector"`
 	AttackID  string `json:"attack_id,omitempty"`

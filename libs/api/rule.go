@@ -138,7 +138,7 @@ func NewMatch(p *policy.Match) Match {
 func NewRuleSpec(r *policy.Rule) RuleSpec {
 	s := RuleSpec{
 		ID: r.ID, Action: r.Action.String(), Match: NewMatch(&r.Match), MatchText: r.Match.String(), RatePPS: r.RatePPS, RateBPS: r.RateBPS,
-		Priority: r.Priority, Origin: r.Origin, AttackID: r.AttackID, VerdictID: r.VerdictID, Comment: r.Comment,
+		SYNRetry: r.SYNRetry, Priority: r.Priority, Origin: r.Origin, AttackID: r.AttackID, VerdictID: r.VerdictID, Comment: r.Comment,
 	}
 	if !r.Created.IsZero() {
 		s.CreatedNs = Nanos(r.Created.UnixNano())

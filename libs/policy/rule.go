@@ -94,6 +94,11 @@ func (m *Match) Validate() error {
 	return nil
 }
 
+// OnlySYN reports whether the match selects nothing but TCP packets with SYN and without ACK.
+func (m *Match) OnlySYN() bool {
+	return m.HasProtocol && m.Protocol == 6 && m.TCPFlagsMask&(SYN|ACK) == SYN|ACK && m.TCPFlags&(SYN|ACK) == SYN
+}
+
 // String describes the match in one line, fields that match everything left out.
 func (m *Match) String() string {
 	var p []string
@@ -194,11 +199,14 @@ func parseFlagLetters(s string) (uint8, error) {
 
 // Rule is a match with an action and a lease.
 type Rule struct {
-	ID            string
-	Action        Action
-	Match         Match
-	RatePPS       uint64 // for RateLimit exactly one of the two, packets or bits per second
-	RateBPS       uint64
+	ID      string
+	Action  Action
+	Match   Match
+	RatePPS uint64 // for RateLimit exactly one of the two, packets or bits per second
+	RateBPS uint64
+	// SYNRetry makes RatePPS the rate of each source, and drops the SYNs of a source until one of them comes again, as a
+	// host's does that got no answer. It needs RateLimit and a match of OnlySYN.
+	SYNRetry      bool
 	Priority      int32  // higher wins among equally specific rules
 	Origin        string // OriginDetector or OriginUser
 	AttackID      string
@@ -227,6 +235,9 @@ func (r *Rule) Validate() error {
 	}
 	if (r.Action == RateLimit) != (r.RatePPS != 0 || r.RateBPS != 0) || r.RatePPS != 0 && r.RateBPS != 0 {
 		return fmt.Errorf("rule %s: rate-limit needs exactly one of pps and bps, other actions none", r.ID)
+	}
+	if r.SYNRetry && (r.RatePPS == 0 || !r.Match.OnlySYN()) {
+		return fmt.Errorf("rule %s: waiting for retries needs a rate in packets per second and a match of TCP SYNs only", r.ID)
 	}
 	if err := r.Match.Validate(); err != nil {
 		return fmt.Errorf("rule %s: %w", r.ID, err)

@@ -6,7 +6,7 @@ import (
 )
 
 // gateABI changes with the layout or the meaning of any map in bpf/state.h.
-const gateABI = 2
+const gateABI = 3
 
 // The bounds of bpf/state.h.
 const (
@@ -19,6 +19,7 @@ const (
 const (
 	ruleWouldDrop = 1 << iota
 	ruleRateBits
+	ruleSYNRetry
 )
 
 const (
@@ -112,6 +113,14 @@ type ruleState struct {
 	Pad         uint32
 }
 
+type synBucket struct {
+	Seen [4]uint32
+}
+
+type known struct {
+	LastNs, Due uint64
+}
+
 type prefixKey struct {
 	Bits uint32
 	Addr [16]byte
@@ -169,7 +178,7 @@ type Geometry struct {
 }
 
 // DefaultGeometry returns 16,384 rules, 65,536 hosts, 65,536 prefixes, 131,072 flows and 4,096 never-block
-// prefixes. The maps take about 45 MB of kernel memory and 0.5 MB more for each CPU.
+// prefixes. The maps take about 68 MB of kernel memory and 0.5 MB more for each CPU.
 func DefaultGeometry() Geometry {
 	return Geometry{Rules: 16384, Hosts: 65536, Prefixes: 65536, Flows: 131072, Never: 4096}
 }

@@ -206,7 +206,7 @@ func (g *Gate) ClearSocket(queue int) error {
 
 // RuleStat is what a rule has done since it was put under its ID. Bytes are of whole frames.
 type RuleStat struct {
-	Packets, Bytes uint64    // matched
+	Packets, Bytes uint64    // matched; of a rule that waits for retries, without the SYNs of sources that showed themselves
 	Dropped        uint64    // of these, dropped: by drop, or in excess of a rate
 	FirstDrop      time.Time // zero = none yet; exact to the clock
 	FirstDropNs    uint64    // the same, CLOCK_MONOTONIC; 0 = none yet

@@ -66,6 +66,7 @@ type gateMapSpecs struct {
 	GateFlows    *ebpf.MapSpec `ebpf:"gate_flows"`
 	GateHits     *ebpf.MapSpec `ebpf:"gate_hits"`
 	GateHosts    *ebpf.MapSpec `ebpf:"gate_hosts"`
+	GateKnown    *ebpf.MapSpec `ebpf:"gate_known"`
 	GateLists    *ebpf.MapSpec `ebpf:"gate_lists"`
 	GateMasks    *ebpf.MapSpec `ebpf:"gate_masks"`
 	GateMeta     *ebpf.MapSpec `ebpf:"gate_meta"`
@@ -75,6 +76,7 @@ type gateMapSpecs struct {
 	GateRules    *ebpf.MapSpec `ebpf:"gate_rules"`
 	GateSockets  *ebpf.MapSpec `ebpf:"gate_sockets"`
 	GateState    *ebpf.MapSpec `ebpf:"gate_state"`
+	GateSyns     *ebpf.MapSpec `ebpf:"gate_syns"`
 }
 
 // gateVariableSpecs contains global variables before they are loaded into the kernel.
@@ -108,6 +110,7 @@ type gateMaps struct {
 	GateFlows    *ebpf.Map `ebpf:"gate_flows"`
 	GateHits     *ebpf.Map `ebpf:"gate_hits"`
 	GateHosts    *ebpf.Map `ebpf:"gate_hosts"`
+	GateKnown    *ebpf.Map `ebpf:"gate_known"`
 	GateLists    *ebpf.Map `ebpf:"gate_lists"`
 	GateMasks    *ebpf.Map `ebpf:"gate_masks"`
 	GateMeta     *ebpf.Map `ebpf:"gate_meta"`
@@ -117,6 +120,7 @@ type gateMaps struct {
 	GateRules    *ebpf.Map `ebpf:"gate_rules"`
 	GateSockets  *ebpf.Map `ebpf:"gate_sockets"`
 	GateState    *ebpf.Map `ebpf:"gate_state"`
+	GateSyns     *ebpf.Map `ebpf:"gate_syns"`
 }
 
 func (m *gateMaps) Close() error {
@@ -126,6 +130,7 @@ func (m *gateMaps) Close() error {
 		m.GateFlows,
 		m.GateHits,
 		m.GateHosts,
+		m.GateKnown,
 		m.GateLists,
 		m.GateMasks,
 		m.GateMeta,
@@ -135,6 +140,7 @@ func (m *gateMaps) Close() error {
 		m.GateRules,
 		m.GateSockets,
 		m.GateState,
+		m.GateSyns,
 	)
 }
 

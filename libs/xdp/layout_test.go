@@ -27,6 +27,8 @@ func TestLayout(t *testing.T) {
 		"rule":       {unsafe.Sizeof(ruleValue{}), map[string]uintptr{"slot": unsafe.Offsetof(ruleValue{}.Slot), "flags": unsafe.Offsetof(ruleValue{}.Flags)}},
 		"hits":       {unsafe.Sizeof(hits{}), map[string]uintptr{"last_ns": unsafe.Offsetof(hits{}.LastNs)}},
 		"rule_state": {unsafe.Sizeof(ruleState{}), map[string]uintptr{"lock": unsafe.Offsetof(ruleState{}.Lock)}},
+		"syn_bucket": {unsafe.Sizeof(synBucket{}), nil},
+		"known":      {unsafe.Sizeof(known{}), map[string]uintptr{"due": unsafe.Offsetof(known{}.Due)}},
 		"prefix_key": {unsafe.Sizeof(prefixKey{}), map[string]uintptr{"addr": unsafe.Offsetof(prefixKey{}.Addr)}},
 		"never":      {unsafe.Sizeof(neverValue{}), map[string]uintptr{"flags": unsafe.Offsetof(neverValue{}.Flags)}},
 		"host_key":   {unsafe.Sizeof(hostKey{}), nil},

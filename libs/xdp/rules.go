@@ -22,6 +22,7 @@ type Rule struct {
 	Match            policy.Match
 	Action           policy.Action
 	RatePPS, RateBPS uint64 // RateLimit: exactly one; bits are of whole frames
+	SYNRetry         bool   // RateLimit: the rate is of each source, and one nobody knows must send its SYN again; see policy.Rule
 	Priority         int32
 	Expires          time.Time // zero = never; checked by the program against the coarse clock
 	WouldDrop        bool      // shadow: count, do not act
@@ -30,6 +31,9 @@ type Rule struct {
 // burst is how far a rate-limited rule may run ahead of its rate. It covers the coarse clock's ticks of up
 // to 10 ms several times.
 const burst = 50 * time.Millisecond
+
+// synBurst is the same for the SYNs of one source: clients open several connections at once.
+const synBurst = time.Second
 
 func (r *Rule) validate() error {
 	if r.ID == 0 {
@@ -41,6 +45,9 @@ func (r *Rule) validate() error {
 	if r.Action == policy.RateLimit && (r.RatePPS == 0) == (r.RateBPS == 0) {
 		return errors.New("rate-limit needs exactly one of packets and bits per second")
 	}
+	if r.SYNRetry && (r.Action != policy.RateLimit || r.RatePPS == 0 || !r.Match.OnlySYN()) {
+		return errors.New("waiting for retries needs a rate-limit in packets per second that matches TCP SYNs only")
+	}
 	return nil
 }
 
@@ -51,6 +58,10 @@ func (r *Rule) value(slot uint32) ruleValue {
 		if r.RateBPS != 0 {
 			v.Rate = r.RateBPS
 			v.Flags |= ruleRateBits
+		}
+		if r.SYNRetry {
+			v.BurstNs = uint64(synBurst)
+			v.Flags |= ruleSYNRetry
 		}
 	}
 	if r.WouldDrop && r.Action != policy.Allow {
@@ -124,7 +135,7 @@ func (t *ruleTable) list() []Rule {
 		case v.Flags&ruleRateBits != 0:
 			r.RateBPS = v.Rate
 		default:
-			r.RatePPS = v.Rate
+			r.RatePPS, r.SYNRetry = v.Rate, v.Flags&ruleSYNRetry != 0
 		}
 		out = append(out, r)
 	}

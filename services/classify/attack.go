@@ -49,10 +49,15 @@ type attack struct {
 type ruleState struct {
 	attack *attack
 	drops  bool
+	retry  bool                // it waits for retries
 	seen   map[string]counters // by node
 }
 
-type counters struct{ packets, bytes uint64 }
+// counters of a rule on a node; unanswered are SYNs that nobody sent again.
+type counters struct {
+	packets, bytes, unanswered uint64
+	timeNs                     int64
+}
 
 const (
 	bucket       = time.Minute    // attack ids change with it
@@ -264,19 +269,50 @@ func (e *Engine) Enforcement(x *eventv1.Enforcement) {
 	default:
 		return
 	}
-	r.attack.lastHit = max(r.attack.lastHit, x.GetTimeNs())
 	last := r.seen[x.GetNode()]
 	if x.GetPackets() < last.packets || x.GetBytes() < last.bytes { // the node began anew
 		last = counters{}
 	}
-	r.seen[x.GetNode()] = counters{x.GetPackets(), x.GetBytes()}
+	seen := counters{x.GetPackets(), x.GetBytes(), unanswered(x), x.GetTimeNs()}
+	r.seen[x.GetNode()] = seen
+	packets, bytes := seen.packets-last.packets, seen.bytes-last.bytes
+	if r.retry {
+		if x.GetShadow() {
+			return // good clients hit it too; sensors see how the attack goes on
+		}
+		n := seen.unanswered - min(seen.unanswered, last.unanswered)
+		if last.timeNs > 0 && float64(n) < 0.5*e.synLimit(r.attack)*float64(seen.timeNs-last.timeNs)/1e9 {
+			return
+		}
+		if packets > 0 {
+			bytes = uint64(float64(bytes) * float64(n) / float64(packets))
+		}
+		packets = n
+	}
+	r.attack.lastHit = max(r.attack.lastHit, x.GetTimeNs())
 	if x.GetShadow() {
 		return // sensors have counted these already
 	}
-	packets, bytes := x.GetPackets()-last.packets, x.GetBytes()-last.bytes
 	e.account(r.attack, packets, bytes)
 	r.attack.hitPackets += packets
 	r.attack.hitBytes += bytes
+}
+
+// unanswered are SYNs dropped by a rule that waits for retries, less those that came again and passed.
+func unanswered(x *eventv1.Enforcement) uint64 {
+	passed := x.GetPackets() - min(x.GetPackets(), x.GetDropped())
+	return x.GetDropped() - min(x.GetDropped(), passed)
+}
+
+// synLimit is the syn_flood threshold that the attack's target has.
+func (e *Engine) synLimit(a *attack) float64 {
+	if g, _ := e.groups.network(a.target); g != nil {
+		if a.bombs != nil {
+			return g.thresholds.SYN * detect.CarpetTimes(isRegion(a.target), &g.thresholds)
+		}
+		return g.thresholds.SYN
+	}
+	return 0
 }
 
 // Adopt tells the engine of rules that are in force when it starts: an attack that one of them names is

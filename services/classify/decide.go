@@ -165,7 +165,7 @@ func (e *Engine) verdict(w *flowv1.Window, a *attack, c *verdict.Choice, feature
 		}
 		r := policy.Rule{
 			ID: policy.DerivedID(owner, c.Rules[i].Action.String(), c.Rules[i].Match.String()), Action: c.Rules[i].Action,
-			Match: c.Rules[i].Match, Priority: c.Rules[i].Priority, Origin: policy.OriginDetector, AttackID: owner, VerdictID: v.Id,
+			RatePPS: c.Rules[i].RatePPS, SYNRetry: c.Rules[i].SYNRetry, Match: c.Rules[i].Match, Priority: c.Rules[i].Priority, Origin: policy.OriginDetector, AttackID: owner, VerdictID: v.Id,
 			Comment: c.Rules[i].Comment, Created: time.Unix(0, now), Expires: time.Unix(0, now+int64(e.cfg.Lease)), Lease: e.cfg.Lease,
 			AttackFirstNs: a.firstNs,
 		}
@@ -175,7 +175,7 @@ func (e *Engine) verdict(w *flowv1.Window, a *attack, c *verdict.Choice, feature
 			a.matches = append(a.matches, r.Match)
 		}
 		if e.rules[r.ID] == nil {
-			e.rules[r.ID] = &ruleState{attack: a, drops: drops, seen: make(map[string]counters)}
+			e.rules[r.ID] = &ruleState{attack: a, drops: drops, retry: r.SYNRetry, seen: make(map[string]counters)}
 		}
 	}
 	for i := range facts {

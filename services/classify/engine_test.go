@@ -363,3 +363,50 @@ func TestSteep(t *testing.T) {
 		}
 	}
 }
+
+// TestRetryRule: a look-alike flood's rule waits for retries; good clients, whose SYNs come again, do not keep the attack
+// alive, SYNs that nobody sends again do.
+func TestRetryRule(t *testing.T) {
+	gen, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.SYNFloodLookalike, Seed: 1, Target: victim, Avoid: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name           string
+		dropped, again uint64 // a second
+		lasts          bool
+	}{
+		{"a flood", 1000, 5, true},
+		{"a flood beside many good clients", 2000, 1000, true},
+		{"good clients", 1000, 1000, false},
+		{"good clients and a few scanners", 1050, 1000, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := newLab(t)
+			known := clients(50)
+			for range 40 {
+				l.benign(known, 10)
+				l.close()
+			}
+			l.attack(gen, 2000)
+			rules := rulesOf(t, l.close())
+			if len(rules) == 0 || !rules[0].SYNRetry || rules[0].Action != policy.RateLimit || rules[0].RatePPS == 0 || rules[0].Validate() != nil {
+				t.Fatalf("rules %+v", rules)
+			}
+			x := &eventv1.Enforcement{RuleId: rules[0].ID, Node: "n", State: eventv1.EnforcementState_ENFORCEMENT_STATE_HITS}
+			for i := range 300 {
+				if i%10 == 0 {
+					x.Dropped += tt.dropped
+					x.Packets += tt.dropped + tt.again
+					x.Bytes += 60 * (tt.dropped + tt.again)
+					x.TimeNs = l.now
+					l.e.Enforcement(x)
+				}
+				l.close()
+			}
+			if on := l.e.Stats().Attacks > 0; on != tt.lasts {
+				t.Errorf("the attack is on after 30 s: %v, want %v", on, tt.lasts)
+			}
+		})
+	}
+}

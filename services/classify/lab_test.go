@@ -207,7 +207,8 @@ func clients(n int) []netip.Addr {
 	return out
 }
 
-// outcome is what XDP would do with a packet: the most specific matching rule wins, an allow before a drop.
+// dropped is what XDP would do with a packet: the most specific matching rule wins, an allow before a drop. A rule that waits
+// for retries drops a packet that nobody sends again.
 func dropped(f *header.Facts, rules []policy.Rule) bool {
 	drop := false
 	for i := range rules {
@@ -219,6 +220,8 @@ func dropped(f *header.Facts, rules []policy.Rule) bool {
 			return false
 		case policy.Drop:
 			drop = true
+		case policy.RateLimit:
+			drop = drop || rules[i].SYNRetry
 		}
 	}
 	return drop

@@ -237,7 +237,7 @@ func TestStream(t *testing.T) {
 	if strings.Index(order, "rule") > strings.Index(order, "verdict") || strings.Index(order, "verdict") > strings.Index(order, "attack") {
 		t.Errorf("order %s", order)
 	}
-	if got := testutil.ToFloat64(r.svc.metrics.verdicts.WithLabelValues("syn_flood", "drop")); got != 1 {
+	if got := testutil.ToFloat64(r.svc.metrics.verdicts.WithLabelValues("syn_flood", "rate-limit")); got != 1 {
 		t.Errorf("verdict metric is %v", got)
 	}
 	if got := testutil.ToFloat64(r.svc.metrics.app("icmp")); got != 1103 {

@@ -29,7 +29,7 @@ func (s *Service) report(r *ruleState, state eventv1.EnforcementState, set func(
 func (s *Service) reportIn(ctx context.Context, r *ruleState, state eventv1.EnforcementState, set func(*eventv1.Enforcement)) {
 	e := &eventv1.Enforcement{
 		Node: s.cfg.Node, RuleId: r.rule.ID, AttackId: r.rule.AttackID, State: state, TimeNs: time.Now().UnixNano(),
-		Packets: r.stat.Packets, Bytes: r.stat.Bytes, Shadow: r.state == shadow || r.state != active && !s.cfg.anyDrops(),
+		Packets: r.stat.Packets, Bytes: r.stat.Bytes, Dropped: r.stat.Dropped, Shadow: r.state == shadow || r.state != active && !s.cfg.anyDrops(),
 		Action: policyv1.Action(r.rule.Action), TraceId: telemetry.TraceID(ctx),
 	}
 	if !r.stat.FirstDrop.IsZero() {

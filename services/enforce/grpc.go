@@ -320,6 +320,8 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 	}[r.rule.Action]
 	fmt.Fprintf(&b, "%s packets that match: %s.", what, r.rule.Match.String())
 	switch {
+	case r.rule.SYNRetry:
+		fmt.Fprintf(&b, " A source's are dropped until it sends one again, as hosts do; then the limit is %d a second for each source.", r.rule.RatePPS)
 	case r.rule.RatePPS != 0:
 		fmt.Fprintf(&b, " The limit is %d packets a second.", r.rule.RatePPS)
 	case r.rule.RateBPS != 0:

@@ -112,11 +112,12 @@ func (s *Service) leases(now time.Time) {
 		stats := s.stats(ids)
 		for _, r := range near {
 			st, ok := stats[r.number]
-			if !ok || st.Packets == r.leaseHits {
+			earned := r.earned(&st)
+			if !ok || !r.renews(earned, now) {
 				continue
 			}
 			r.stat = st
-			s.renew(r, st.Packets, now)
+			s.renew(r, earned, now)
 		}
 	}
 	if len(held) > 0 {
@@ -275,7 +276,7 @@ type job struct {
 	kind     jobKind
 	rule     policy.Rule
 	revision uint64
-	hits     uint64 // jobRenew: packets that earned it
+	hits     uint64 // jobRenew: what earned it
 }
 
 type jobResult struct {
@@ -354,7 +355,7 @@ func (s *Service) settle(d jobResult) {
 		r.renewFrom = time.Now().Add(max(unrenewed, r.rule.Lease/16))
 		return
 	}
-	r.leaseHits = d.hits
+	r.leaseHits, r.leaseAt = d.hits, time.Now()
 	if r.revision > d.revision {
 		return // a later version is in force
 	}

@@ -146,7 +146,7 @@ func (s *Service) holdAll(now time.Time) {
 // deleted, and it leaves the table when the watch tells so.
 func (s *Service) hold(r *ruleState, no refusal) {
 	s.refuse(r, no)
-	r.told, r.leaseHits = 0, 0 // a new entry counts from 0
+	r.told, r.leaseHits, r.leaseAt = 0, 0, time.Time{} // a new entry counts from 0
 	if r.rule.Origin != policy.OriginUser {
 		return
 	}

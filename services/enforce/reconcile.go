@@ -77,6 +77,7 @@ func (s *Service) stale(revision, known uint64) bool {
 // keep carries over what belongs to the entry, not to the version of the rule.
 func (r *ruleState) keep(old *ruleState) {
 	r.applied, r.stat, r.told, r.leaseHits, r.dropTold = old.applied, old.stat, old.told, old.leaseHits, old.dropTold
+	r.leaseAt = old.leaseAt
 	r.appliedSpan = old.appliedSpan
 	same := old.rule
 	same.Expires = r.rule.Expires
@@ -283,7 +284,7 @@ func (s *Service) pinned(number uint64) bool {
 func (s *Service) entry(p *port, r *ruleState) xdp.Rule {
 	return xdp.Rule{
 		ID: r.number, Match: r.rule.Match, Action: r.rule.Action, RatePPS: r.rule.RatePPS, RateBPS: r.rule.RateBPS,
-		Priority: r.rule.Priority, Expires: r.rule.Expires, WouldDrop: blocks(r.rule.Action) && p.shadow,
+		SYNRetry: r.rule.SYNRetry, Priority: r.rule.Priority, Expires: r.rule.Expires, WouldDrop: blocks(r.rule.Action) && p.shadow,
 	}
 }
 

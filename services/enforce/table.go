@@ -35,7 +35,8 @@ type ruleState struct {
 
 	stat      xdp.RuleStat // last read
 	told      uint64       // packets in the last hits event
-	leaseHits uint64       // packets at the last renewal
+	leaseHits uint64       // packets at the last renewal that earned it; see earned
+	leaseAt   time.Time    // of the last renewal
 	renewing  bool
 	renewFrom time.Time // not before, after a failed renewal
 	revoked   bool      // by panic: its key is being deleted
@@ -53,6 +54,32 @@ func (r *ruleState) stateName() string {
 		return "held"
 	}
 	return r.state.String()
+}
+
+// unanswered is how many SYNs a second that nobody sends again keep a rule that waits for retries: scanners send a few
+// to every busy network, so without a bound such a rule would never end.
+const unanswered = 50
+
+// earned are the packets by which a rule earns its renewals: those it matches. One that waits for retries counts good
+// clients too, a dropped SYN and a passed one each; what is left are SYNs that nobody sends again.
+func (r *ruleState) earned(st *xdp.RuleStat) uint64 {
+	if !r.rule.SYNRetry || r.state == shadow {
+		return st.Packets
+	}
+	passed := st.Packets - min(st.Packets, st.Dropped)
+	return st.Dropped - min(st.Dropped, passed)
+}
+
+// renews reports whether what a rule earned since its last renewal is enough for another.
+func (r *ruleState) renews(earned uint64, now time.Time) bool {
+	if !r.rule.SYNRetry || r.state == shadow {
+		return earned != r.leaseHits
+	}
+	since := r.leaseAt
+	if since.IsZero() {
+		since = r.since
+	}
+	return earned > r.leaseHits && float64(earned-r.leaseHits) >= unanswered*now.Sub(since).Seconds()
 }
 
 // blocks says whether the action keeps packets back.

@@ -5,9 +5,7 @@
 
 #include "maps.h"
 #include "parse.h"
-
-/* What the stages before the mode's decision say about a packet. */
-enum verdict { UNDECIDED, ALLOWED, DROPPED, RATE_LIMITED };
+#include "retry.h"
 
 inline_always int never_blocked(const struct packet *p)
 {
@@ -63,8 +61,9 @@ inline_always int exceeds(struct rule_state *s, const struct rule *r, __u64 size
  * Applies the action of the rule that decides. The first drop's time is exact and is taken once: the test
  * in front keeps the clock and the exchange off every later drop.
  */
-inline_always enum verdict apply(const struct rule *r, __u64 size, __u64 now)
+inline_always enum verdict apply(const struct packet *p, const struct rule *r)
 {
+	__u64 size = p->size, now = p->now;
 	__u32 slot = r->slot;
 	struct hits *h = bpf_map_lookup_elem(&gate_hits, &slot);
 	struct rule_state *s = bpf_map_lookup_elem(&gate_state, &slot);
@@ -76,8 +75,12 @@ inline_always enum verdict apply(const struct rule *r, __u64 size, __u64 now)
 		v = ALLOWED;
 	else if (r->action == ACTION_DROP)
 		v = DROPPED;
+	else if (r->flags & RULE_SYN_RETRY)
+		v = syn_retry(p, r);
 	else if (r->action == ACTION_RATE_LIMIT && exceeds(s, r, size, now))
 		v = RATE_LIMITED;
+	if (v == KNOWN)
+		return UNDECIDED;
 	hit(h, size, now, v == DROPPED || v == RATE_LIMITED);
 	if ((v == DROPPED || v == RATE_LIMITED) && unlikely(!s->first_drop_ns))
 		__sync_val_compare_and_swap(&s->first_drop_ns, 0, bpf_ktime_get_ns());
@@ -172,7 +175,7 @@ checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
 			p->specificity = m->specificity;
 		}
 	}
-	return best ? apply(best, p->size, p->now) : UNDECIDED;
+	return best ? apply(p, best) : UNDECIDED;
 }
 
 inline_always enum verdict apply_listed(const struct listed *l, struct packet *p, __u32 mode)

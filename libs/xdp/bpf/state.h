@@ -8,14 +8,14 @@
 
 #include "kernel.h"
 
-enum { MAX_MASKS = 32, MASK_SETS = 8, MAX_QUEUES = 256, MAX_LISTS = 1024 };
+enum { MAX_MASKS = 32, MASK_SETS = 8, MAX_QUEUES = 256, MAX_LISTS = 1024, SYN_BUCKETS = 1 << 20, MAX_KNOWN = 65536 };
 
 enum mode { MODE_HOST, MODE_INLINE, MODE_TAP };
 
 /* The numbers of libs/policy. */
 enum action { ACTION_ALLOW = 1, ACTION_DROP, ACTION_RATE_LIMIT, ACTION_COUNT };
 
-enum { RULE_WOULD_DROP = 1, RULE_RATE_BITS = 2 };
+enum { RULE_WOULD_DROP = 1, RULE_RATE_BITS = 2, RULE_SYN_RETRY = 4 };
 enum { NEVER_SOURCE = 1, NEVER_DESTINATION = 2 };
 enum { FRAGMENT_ANY, FRAGMENT_ONLY, FRAGMENT_WHOLE };
 
@@ -115,6 +115,17 @@ struct rule_state {
 	__u64 due; /* rate limit: when the next packet is due, in 1/16 ns */
 	struct bpf_spin_lock lock;
 	__u32 pad;
+};
+
+/* SYNs that were dropped and may come again: a mark of the packet, and when it came, in 16 bits each; see retry.h. */
+struct syn_bucket {
+	__u32 seen[4];
+};
+
+/* A source whose SYN came again. */
+struct known {
+	__u64 last_ns; /* coarse CLOCK_MONOTONIC, of its newest SYN */
+	__u64 due; /* when its next one is due, ns */
 };
 
 struct prefix_key {

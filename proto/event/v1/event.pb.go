@@ -736,7 +736,7 @@ type Verdict struct {
 	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
 	Sensor        string                 `protobuf:"bytes,5,opt,name=sensor,proto3" json:"sensor,omitempty"`
 	DecidedNs     int64                  `protobuf:"varint,6,opt,name=decided_ns,json=decidedNs,proto3" json:"decided_ns,omitempty"`
-	Key           string                 `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`                 // "sources" | "signature" | "prefix"
+	Key           string                 `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`                 // "sources" | "signature" | "none"
 	Explanation   string                 `protobuf:"bytes,8,opt,name=explanation,proto3" json:"explanation,omitempty"` // one or two sentences for people
 	Rules         []*v1.Rule             `protobuf:"bytes,9,rep,name=rules,proto3" json:"rules,omitempty"`
 	Evidence      *Evidence              `protobuf:"bytes,10,opt,name=evidence,proto3" json:"evidence,omitempty"`
@@ -978,6 +978,7 @@ type Enforcement struct {
 	Shadow            bool                   `protobuf:"varint,14,opt,name=shadow,proto3" json:"shadow,omitempty"` // counted as would_drop, not dropped
 	Action            v1.Action              `protobuf:"varint,15,opt,name=action,proto3,enum=tidegate.policy.v1.Action" json:"action,omitempty"`
 	TraceId           string                 `protobuf:"bytes,16,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	Dropped           uint64                 `protobuf:"varint,17,opt,name=dropped,proto3" json:"dropped,omitempty"` // of packets
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1122,6 +1123,13 @@ func (x *Enforcement) GetTraceId() string {
 		return x.TraceId
 	}
 	return ""
+}
+
+func (x *Enforcement) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
 }
 
 // Panic is the value of key "panic" in the KV bucket tg_control, as JSON.
@@ -1545,7 +1553,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a=\n" +
 	"\x0fThresholdsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xf3\x03\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\x8d\x04\n" +
 	"\vEnforcement\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x17\n" +
@@ -1563,7 +1571,8 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05bytes\x18\r \x01(\x04R\x05bytes\x12\x16\n" +
 	"\x06shadow\x18\x0e \x01(\bR\x06shadow\x122\n" +
 	"\x06action\x18\x0f \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12\x19\n" +
-	"\btrace_id\x18\x10 \x01(\tR\atraceId\"Z\n" +
+	"\btrace_id\x18\x10 \x01(\tR\atraceId\x12\x18\n" +
+	"\adropped\x18\x11 \x01(\x04R\adropped\"Z\n" +
 	"\x05Panic\x12\x0e\n" +
 	"\x02on\x18\x01 \x01(\bR\x02on\x12\x19\n" +
 	"\bsince_ns\x18\x02 \x01(\x03R\asinceNs\x12\x0e\n" +

@@ -228,6 +228,8 @@ type Rule struct {
 	LeaseNs       int64                  `protobuf:"varint,13,opt,name=lease_ns,json=leaseNs,proto3" json:"lease_ns,omitempty"`                     // enforce renews by this much while the rule is hit; 0 = never renewed
 	AttackFirstNs int64                  `protobuf:"varint,14,opt,name=attack_first_ns,json=attackFirstNs,proto3" json:"attack_first_ns,omitempty"` // kernel time of the attack's first frame, Unix ns
 	Traceparent   string                 `protobuf:"bytes,15,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// rate_pps is the rate of each source, and a source's SYNs are dropped until one of them comes again.
+	SynRetry      bool `protobuf:"varint,16,opt,name=syn_retry,json=synRetry,proto3" json:"syn_retry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -367,6 +369,13 @@ func (x *Rule) GetTraceparent() string {
 	return ""
 }
 
+func (x *Rule) GetSynRetry() bool {
+	if x != nil {
+		return x.SynRetry
+	}
+	return false
+}
+
 var File_policy_v1_policy_proto protoreflect.FileDescriptor
 
 const file_policy_v1_policy_proto_rawDesc = "" +
@@ -391,7 +400,7 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\t_protocolB\v\n" +
 	"\t_src_portB\v\n" +
 	"\t_dst_portB\v\n" +
-	"\t_fragment\"\xde\x03\n" +
+	"\t_fragment\"\xfb\x03\n" +
 	"\x04Rule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12/\n" +
@@ -411,7 +420,8 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"expires_ns\x18\f \x01(\x03R\texpiresNs\x12\x19\n" +
 	"\blease_ns\x18\r \x01(\x03R\aleaseNs\x12&\n" +
 	"\x0fattack_first_ns\x18\x0e \x01(\x03R\rattackFirstNs\x12 \n" +
-	"\vtraceparent\x18\x0f \x01(\tR\vtraceparent*l\n" +
+	"\vtraceparent\x18\x0f \x01(\tR\vtraceparent\x12\x1b\n" +
+	"\tsyn_retry\x18\x10 \x01(\bR\bsynRetry*l\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fACTION_ALLOW\x10\x01\x12\x0f\n" +

@@ -30,6 +30,10 @@ const (
 	MaxAllows  = 64
 )
 
+// synsPerSource is how many connections a second a client that showed itself may begin while it is not known whether the
+// SYNs are an attack's: many clients may stand behind one address.
+const synsPerSource = 20
+
 // What a signature must reach on the samples.
 const (
 	minAttackShare = 0.995
@@ -54,6 +58,8 @@ type Input struct {
 type Rule struct {
 	Action   policy.Action
 	Match    policy.Match
+	RatePPS  uint64 // of RateLimit
+	SYNRetry bool   // see policy.Rule
 	Priority int32
 	Comment  string
 	AttackID string // of the attack whose rule this is already, if not of the verdict's own

@@ -52,7 +52,12 @@ func bySignature(in *Input) Choice {
 		good, attack = bestGood, bestAttack
 	}
 	c := Choice{Key: KeySignature, AttackShare: math.Min(1, attack/(1-math.Min(in.Contamination, 0.5))), GoodShare: good}
-	c.Rules = append(c.Rules, Rule{Action: policy.Drop, Match: m, Priority: PriorityDrop, Comment: in.Type + " signature"})
+	r := Rule{Action: policy.Drop, Match: m, Priority: PriorityDrop, Comment: in.Type + " signature"}
+	if in.Type == detect.SYNFlood && (len(in.Good) == 0 || good > maxGoodShare) {
+		// Nothing tells good clients' SYNs apart but that they come again.
+		r.Action, r.RatePPS, r.SYNRetry = policy.RateLimit, synsPerSource, true
+	}
+	c.Rules = append(c.Rules, r)
 	if in.Fragments >= 0.02 && !in.GoodFragments && (in.Type == detect.AmpDNS || in.Type == detect.AmpNTP || in.Type == detect.UDPFlood) {
 		// Later fragments of large answers have no ports for the signature to see.
 		f := policy.Match{Dst: m.Dst, HasProtocol: true, Protocol: m.Protocol, Fragment: policy.FragmentsOnly}
@@ -67,6 +72,9 @@ func bySignature(in *Input) Choice {
 func explain(in *Input, m *policy.Match, used []string, c *Choice, allows int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "About %.0f sources, too many to list, send this to %s, so packets that match \"%s\" are dropped", in.Sources, TargetName(in.Target), m)
+	if c.Rules[0].SYNRetry {
+		b.WriteString(" until they come again, as a client's do and a made-up source's do not")
+	}
 	switch {
 	case len(in.Good) == 0:
 		b.WriteString("; no good traffic of this kind was seen before to compare with")

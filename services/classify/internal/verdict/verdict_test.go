@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
@@ -89,6 +90,10 @@ func TestChoose(t *testing.T) {
 			c, ok := Choose(&tt.in)
 			if !ok || c.Key != tt.key || c.Rules[0].Match.String() != tt.match {
 				t.Errorf("got %s %q, want %s %q", c.Key, c.Rules[0].Match.String(), tt.key, tt.match)
+			}
+			if retry := tt.name == "look-alike" || tt.name == "nothing known" || tt.name == "tight spread is no bound"; retry != c.Rules[0].SYNRetry ||
+				retry != (c.Rules[0].Action == policy.RateLimit) || retry != (c.Rules[0].RatePPS > 0) || retry != strings.Contains(c.Explanation, "come again") {
+				t.Errorf("retries are waited for: %v, want %v: %s", c.Rules[0].SYNRetry, retry, c.Explanation)
 			}
 			if allows := len(c.Rules) > 1 && c.Rules[len(c.Rules)-1].Action == policy.Allow; allows != tt.allows {
 				t.Errorf("exceptions: %v, want %v", allows, tt.allows)

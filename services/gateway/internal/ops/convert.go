@@ -115,7 +115,7 @@ func newRuleSpec(p *policyv1.Rule) api.RuleSpec {
 	}
 	return api.RuleSpec{
 		ID: p.GetId(), Action: strings.ReplaceAll(enumName(p.GetAction().String(), "ACTION_"), "_", "-"), MatchText: "not readable by this version",
-		RatePPS: p.GetRatePps(), RateBPS: p.GetRateBps(), Priority: p.GetPriority(), Origin: p.GetOrigin(), AttackID: p.GetAttackId(),
+		RatePPS: p.GetRatePps(), RateBPS: p.GetRateBps(), SYNRetry: p.GetSynRetry(), Priority: p.GetPriority(), Origin: p.GetOrigin(), AttackID: p.GetAttackId(),
 		VerdictID: p.GetVerdictId(), Comment: p.GetComment(), CreatedNs: api.Nanos(p.GetCreatedNs()), ExpiresNs: api.Nanos(p.GetExpiresNs()),
 	}
 }
