@@ -4,7 +4,6 @@ go 1.24.0
 
 require (
 	github.com/alecthomas/kong v1.13.0
-	github.com/cilium/ebpf v0.21.0
 	github.com/tidegate-mesh/tidegate/libs v0.0.0
 	github.com/tidegate-mesh/tidegate/proto v0.0.0
 	github.com/tidegate-mesh/tidegate/services/classify v0.0.0
@@ -18,6 +17,7 @@ require (
 
 require (
 	filippo.io/edwards25519 v1.2.0 // indirect
+	github.com/cilium/ebpf v0.21.0 // indirect
 	github.com/danielgtaylor/huma/v2 v2.35.0 // indirect
 	github.com/go-sql-driver/mysql v1.10.1 // indirect
 	github.com/golang-jwt/jwt/v5 v5.3.1 // indirect
