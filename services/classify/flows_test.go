@@ -3,6 +3,7 @@ package classify
 import (
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
@@ -112,5 +113,12 @@ func TestFlowAllocations(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(200, run); n != 0 {
 		t.Errorf("%v allocations for %d flows", n, len(talks))
+	}
+}
+
+// TestFlowMemory: what the engine keeps of a flow beside its label's state, its place in the map at twice its size.
+func TestFlowMemory(t *testing.T) {
+	if n := unsafe.Sizeof(flowState{}) + 2*(unsafe.Sizeof(flowID{})+unsafe.Sizeof(&flowState{})); n > 360 {
+		t.Errorf("%d bytes", n)
 	}
 }

@@ -183,7 +183,7 @@ func (f *Flow) Segment(dir uint8, offset uint32, data []byte) bool {
 	}
 	d.packets++
 	first := d.bytes == 0
-	d.bytes = min(d.bytes+len(data), MaxBytes)
+	d.bytes = uint16(min(int(d.bytes)+len(data), MaxBytes)) //nolint:gosec // bounded on the left
 	if f.proto == packet.ProtoTCP {
 		f.stream(dir, offset, data, first)
 	} else {
@@ -215,7 +215,7 @@ func (f *Flow) stream(dir uint8, offset uint32, data []byte, first bool) {
 			d.alive = streamProtocols
 		}
 	}
-	if f.at < 0 && offset == 1 && d.base == 0 && d.first.size == 1 && d.first.data[0] == 0 {
+	if f.at < 0 && offset == 1 && d.base == 0 && d.first.size() == 1 && d.first.data[0] == 0 {
 		// What came before may have been a probe whether the other side is still there (RFC 9293 3.8.4): one byte, one too
 		// early. Only a protocol that leaves no doubt is believed then.
 		in, alive := &f.engine.in, exactStreams

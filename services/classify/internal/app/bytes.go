@@ -90,7 +90,7 @@ func code(b []byte) int {
 func (f *Flow) other(in *input) []byte {
 	d := &f.dirs[in.dir^1]
 	if d.buf != nil {
-		if b := d.prefix(); len(b) > d.first.size {
+		if b := d.prefix(); len(b) > d.first.size() {
 			return b[:min(len(b), len(d.first.data))]
 		}
 	}

@@ -83,11 +83,11 @@ func lineDatagram(f *Flow, in *input) outcome {
 	if !lineHeader(b, len(b)) {
 		return no
 	}
-	if other := &f.dirs[in.dir^1].first; lineHeader(other.bytes(), other.size) && at(b, 4, string(other.data[4:6])) {
+	if other := &f.dirs[in.dir^1].first; lineHeader(other.bytes(), other.size()) && at(b, 4, string(other.data[4:6])) {
 		return final
 	}
 	before := &f.dirs[in.dir].previous
-	if lineHeader(before.bytes(), before.size) && uint16(be16(b[2:])-be16(before.data[2:])) == 1 { //nolint:gosec // wraps as the counter does
+	if lineHeader(before.bytes(), before.size()) && uint16(be16(b[2:])-be16(before.data[2:])) == 1 { //nolint:gosec // wraps as the counter does
 		return final
 	}
 	return no
@@ -103,10 +103,10 @@ func imoMessage(b []byte, size int) bool {
 // repeats the time.
 func imoDatagram(f *Flow, in *input) outcome {
 	b, before, other := in.data, &f.dirs[in.dir].previous, &f.dirs[in.dir^1].previous
-	if imoMessage(b, len(b)) && imoMessage(before.bytes(), before.size) && imoMessage(other.bytes(), other.size) {
+	if imoMessage(b, len(b)) && imoMessage(before.bytes(), before.size()) && imoMessage(other.bytes(), other.size()) {
 		return final
 	}
-	if len(b) == 10 && other.size == 10 && at(b, 0, "\x09\x03") && at(other.data[:], 0, "\x09\x02") && at(b, 2, string(other.data[2:10])) && zero(b[7:]) {
+	if len(b) == 10 && other.size() == 10 && at(b, 0, "\x09\x03") && at(other.data[:], 0, "\x09\x02") && at(b, 2, string(other.data[2:10])) && zero(b[7:]) {
 		return final
 	}
 	return no
@@ -119,7 +119,7 @@ func teamspeakDatagram(f *Flow, in *input) outcome {
 	if prefixed(b, "TS3INIT1") {
 		return final
 	}
-	if len(b) == 8 && b[0] == 1 && b[3] == 1 && f.dirs[in.dir^1].first.size == 4 && at(b, 0, string(f.dirs[in.dir^1].first.data[:4])) && f.hasPort(2010) {
+	if len(b) == 8 && b[0] == 1 && b[3] == 1 && f.dirs[in.dir^1].first.size() == 4 && at(b, 0, string(f.dirs[in.dir^1].first.data[:4])) && f.hasPort(2010) {
 		return final
 	}
 	return no
@@ -129,7 +129,7 @@ func teamspeakDatagram(f *Flow, in *input) outcome {
 // that repeats it behind the version.
 func mumbleDatagram(f *Flow, in *input) outcome {
 	b, other := in.data, f.other(in)
-	if len(b) == 24 && len(other) >= 12 && be32(other) == 0 && f.dirs[in.dir^1].first.size == 12 && at(b, 4, string(other[4:12])) {
+	if len(b) == 24 && len(other) >= 12 && be32(other) == 0 && f.dirs[in.dir^1].first.size() == 12 && at(b, 4, string(other[4:12])) {
 		return final
 	}
 	return no

@@ -67,7 +67,7 @@ func stormDatagram(f *Flow, in *input) outcome {
 func riftDatagram(f *Flow, in *input) outcome {
 	b, other := in.data, f.other(in)
 	switch {
-	case len(b) == 359 && le32(b) == 16 && len(other) == 24 && le32(other) == 4 && f.dirs[in.dir^1].first.size == 69:
+	case len(b) == 359 && le32(b) == 16 && len(other) == 24 && le32(other) == 4 && f.dirs[in.dir^1].first.size() == 69:
 		return final
 	case len(b) == 22 && at(b, 0, "\x01\x02\xc8\x41\x00\x00\x00\x01\x00\x01") && be16(b[14:]) == 4 && be16(b[16:]) == 4 && printable(b[18:]):
 		return final
@@ -80,7 +80,7 @@ func riftDatagram(f *Flow, in *input) outcome {
 // whose six bytes of head come back in an answer as long as the question.
 func neteaseDatagram(f *Flow, in *input) outcome {
 	b, other := in.data, f.other(in)
-	size := f.dirs[in.dir^1].first.size
+	size := f.dirs[in.dir^1].first.size()
 	switch {
 	case len(other) < 12:
 	case len(b) >= 18 && at(b, 0, "\x07\x08\x08\x0c") && at(other, 0, "\x07\x08\x08\x0c") && len(other) >= 16 && at(b, 8, string(other[12:16])) && !zero(b[8:16]):
@@ -100,7 +100,7 @@ func riotDatagram(f *Flow, in *input) outcome {
 	if len(b) == 36 && at(b, 28, "\xaa\xaa\xaa\xaa\xbb\xbb\xbb\xbb") {
 		return final
 	}
-	if len(b) == 33 && f.dirs[in.dir^1].first.size == 53 && le32(b[4:]) == 1 && le32(other[8:]) == 1 && at(b, 0, string(other[4:8])) && zero(other[12:24]) {
+	if len(b) == 33 && f.dirs[in.dir^1].first.size() == 53 && le32(b[4:]) == 1 && le32(other[8:]) == 1 && at(b, 0, string(other[4:8])) && zero(other[12:24]) {
 		return final
 	}
 	return no

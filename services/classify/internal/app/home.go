@@ -57,7 +57,7 @@ func pushStream(f *Flow, in *input) outcome {
 	if len(other) == 0 {
 		return more
 	}
-	if len(other) >= 4 && b[0]^other[0] == 1 && other[0]>>1 == b[0]>>1 && be16(other[1:]) == f.dirs[in.dir^1].first.size {
+	if len(other) >= 4 && b[0]^other[0] == 1 && other[0]>>1 == b[0]>>1 && be16(other[1:]) == f.dirs[in.dir^1].first.size() {
 		return final
 	}
 	return no
@@ -90,7 +90,7 @@ func xiaomiDatagram(_ *Flow, in *input) outcome {
 // number of 16 bits, and 1,024 bytes a datagram, behind one or two short messages of the same count.
 func sonosDatagram(f *Flow, in *input) outcome {
 	b, before, first := in.data, &f.dirs[in.dir].previous, &f.dirs[in.dir].first
-	if len(b) != 8+1024 || before.size != len(b) || first.size != 9 && first.size != 12 && first.size != len(b) {
+	if len(b) != 8+1024 || before.size() != len(b) || first.size() != 9 && first.size() != 12 && first.size() != len(b) {
 		return no
 	}
 	count := be32(b)
@@ -104,7 +104,7 @@ func sonosDatagram(f *Flow, in *input) outcome {
 // and eight bytes of identity that come back.
 func iqiyiDatagram(f *Flow, in *input) outcome {
 	b, other := in.data, &f.dirs[in.dir^1].first
-	if len(b) < 24 || other.size < 24 || le16(b[2:]) != len(b) || le16(other.data[2:]) != other.size {
+	if len(b) < 24 || other.size() < 24 || le16(b[2:]) != len(b) || le16(other.data[2:]) != other.size() {
 		return no
 	}
 	if b[0]^other.data[0] == 0x80 && at(b, 7, string(other.data[7:15])) && !zero(b[7:15]) {

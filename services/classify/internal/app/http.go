@@ -206,7 +206,7 @@ func webSocketStream(f *Flow, in *input) outcome {
 	if len(other) == 0 {
 		return more
 	}
-	size := f.dirs[in.dir^1].first.size
+	size := f.dirs[in.dir^1].first.size()
 	if len(other) < 2 || other[0]&0x70 != 0 || other[0]&0x80 == 0 || other[1]&0x80 != 0 == masked {
 		return no
 	}

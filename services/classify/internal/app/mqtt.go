@@ -61,7 +61,7 @@ func mqttStream(f *Flow, in *input) outcome {
 	if len(other) == 0 {
 		return more
 	}
-	if k := other[0] >> 4; len(other) >= 2 && k >= 2 && k <= 14 && int(other[1])+2 <= max(len(other), f.dirs[in.dir^1].first.size) && (k == 3 || other[0]&15 == 0 || other[0]&15 == 2) {
+	if k := other[0] >> 4; len(other) >= 2 && k >= 2 && k <= 14 && int(other[1])+2 <= max(len(other), f.dirs[in.dir^1].first.size()) && (k == 3 || other[0]&15 == 0 || other[0]&15 == 2) {
 		return final
 	}
 	return no

@@ -102,7 +102,7 @@ func rlpxStream(f *Flow, in *input) outcome {
 	if !rlpxHandshake(b, len(b)) {
 		return no
 	}
-	if be16(b)+2 == len(b) || rlpxHandshake(f.other(in), f.dirs[in.dir^1].first.size) {
+	if be16(b)+2 == len(b) || rlpxHandshake(f.other(in), f.dirs[in.dir^1].first.size()) {
 		return final
 	}
 	return more

@@ -318,11 +318,11 @@ func (f *Flow) tftpData(in *input) outcome {
 	switch {
 	case len(b) < 4 || b[0] != 0:
 		return no
-	case b[1] == 4 && len(b) == 4 && len(other) >= 4 && be16(other) == 3 && f.dirs[in.dir^1].first.size == 516:
+	case b[1] == 4 && len(b) == 4 && len(other) >= 4 && be16(other) == 3 && f.dirs[in.dir^1].first.size() == 516:
 		return final
 	case b[1] == 3 && len(b) <= 516 && len(other) == 4 && be16(other) == 4 && be16(b[2:])-be16(other[2:]) <= 1 && be16(b[2:]) >= be16(other[2:]):
 		return final
-	case b[1] == 3 && len(b) == 516 && f.dirs[in.dir].previous.size == 516:
+	case b[1] == 3 && len(b) == 516 && f.dirs[in.dir].previous.size() == 516:
 		if before := f.dirs[in.dir].previous.bytes(); be16(before) == 3 && be16(b[2:])-be16(before[2:]) == 1 {
 			return final
 		}

@@ -72,15 +72,15 @@ func (p *pieces) insert(buf []byte, offset uint32, data []byte) {
 	p.list[first] = joined
 }
 
-// direction is one side's payload.
+// direction is one side's payload. Fields go from large to small, so that a flow without a label keeps to its 2 KiB.
 type direction struct {
-	buf      []byte // nil until a segment has to wait
-	pieces   pieces
+	buf      []byte      // nil until a segment has to wait
 	alive    protocolSet // still possible for this stream's beginning
 	base     uint32      // offset of the stream's first byte
-	bytes    int
+	bytes    uint16      // at most MaxBytes are counted
 	packets  uint8
 	done     bool // nothing more is to be learnt from this direction
+	pieces   pieces
 	first    head // of the first segment or datagram
 	previous head // of the datagram before the one at hand
 }
@@ -93,17 +93,20 @@ func agrees(a, b []byte) bool {
 
 // head is the beginning of a message, kept because its sense depends on what follows.
 type head struct {
-	size int // of the whole message
-	data [24]byte
+	whole uint16
+	data  [24]byte
 }
 
 func (h *head) keep(b []byte) {
-	h.size = len(b)
+	h.whole = uint16(min(len(b), 0xFFFF)) //nolint:gosec // bounded on the left
 	copy(h.data[:], b)
 }
 
+// size is the whole message's.
+func (h *head) size() int { return int(h.whole) }
+
 // bytes is what was kept; nothing of it is to be changed.
-func (h *head) bytes() []byte { return h.data[:min(h.size, len(h.data))] }
+func (h *head) bytes() []byte { return h.data[:min(h.size(), len(h.data))] }
 
 func (d *direction) exhausted() bool { return d.packets >= MaxPackets || d.bytes >= MaxBytes }
 

@@ -442,7 +442,7 @@ func rtmpStream(f *Flow, in *input) outcome {
 		return more
 	}
 	// Of the two hellos at least one is long (1,537 bytes) and both have the version's byte.
-	if other[0] != b[0] || len(b) < 64 && f.dirs[in.dir^1].first.size < 64 {
+	if other[0] != b[0] || len(b) < 64 && f.dirs[in.dir^1].first.size() < 64 {
 		return no
 	}
 	if zero(b[5:9]) || len(other) >= 9 && zero(other[5:9]) || b[5] == 9 || len(other) > 5 && other[5] == 9 || len(other) > 5 && other[5] <= 10 {

@@ -95,7 +95,7 @@ func openvpnPacket(f *Flow, in *input, b []byte) outcome {
 			return final
 		}
 		if openvpnReset(b[0]) {
-			if f.count(in) >= 2 && len(b) == f.dirs[in.dir].previous.size && at(f.dirs[in.dir].previous.bytes(), 0, string(b[:9])) && len(b) <= 90 && f.proto == 17 {
+			if f.count(in) >= 2 && len(b) == f.dirs[in.dir].previous.size() && at(f.dirs[in.dir].previous.bytes(), 0, string(b[:9])) && len(b) <= 90 && f.proto == 17 {
 				return final // sent again because nobody answered
 			}
 			return more
@@ -252,7 +252,7 @@ func socksStream(f *Flow, in *input) outcome {
 		other := f.other(in)
 		switch {
 		case len(b) == 2 && in.dir == 1 && (b[1] <= 2 || b[1] == 0xFF): // the choice
-			if len(other) >= 3 && other[0] == 5 && int(other[1]) >= 1 && 2+int(other[1]) <= f.dirs[0].first.size {
+			if len(other) >= 3 && other[0] == 5 && int(other[1]) >= 1 && 2+int(other[1]) <= f.dirs[0].first.size() {
 				return label
 			}
 			return more
