@@ -80,15 +80,15 @@ func BenchmarkBulk(b *testing.B) {
 }
 
 // tsv writes rows into a file, as texts with tabs.
-func tsv(b *testing.B, d dialect, flows []Flow, change func(args []any)) string {
+func tsv(b *testing.B, d dialect, flows []Flow, change func(list []any)) string {
 	b.Helper()
 	var buf bytes.Buffer
 	for i := range flows {
-		args := flows[i].args(d, nil)
+		list := args(d, &flows[i], nil)
 		if change != nil {
-			change(args)
+			change(list)
 		}
-		for j, v := range args {
+		for j, v := range list {
 			if j > 0 {
 				buf.WriteByte('\t')
 			}
@@ -174,6 +174,6 @@ func sqliteTool(b *testing.B, cfg Config, _ *Store, flows []Flow) (*Store, func(
 		a := netip.AddrFrom16([16]byte(v.([]byte))).As16() //nolint:forcetypeassert // the dialect's
 		return hex.EncodeToString(a[8:])
 	}
-	file := tsv(b, d, flows, func(args []any) { args[4], args[5] = short(args[4]), short(args[5]) })
+	file := tsv(b, d, flows, func(list []any) { list[4], list[5] = short(list[4]), short(list[5]) })
 	return s, run(b, "PRAGMA "+strings.Join(sqlitePragmas, ";\nPRAGMA ")+";\n.mode tabs\n.import "+file+" flows\n", nil, "sqlite3", d.path)
 }

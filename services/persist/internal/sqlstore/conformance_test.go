@@ -139,7 +139,7 @@ func testUpgrade(t *testing.T, p place) {
 	want := someFlows(1, now.Add(-time.Hour), "upgrade")[0]
 	old := columns[Flows][:slices.Index(columns[Flows], "ja3")]
 	if _, err := d.writer().Exec(d.writer().Rebind(fmt.Sprintf("INSERT INTO flows (%s) VALUES (%s)", strings.Join(old, ", "),
-		strings.TrimSuffix(strings.Repeat("?, ", len(old)), ", "))), want.args(d, nil)[:len(old)]...); err != nil {
+		strings.TrimSuffix(strings.Repeat("?, ", len(old)), ", "))), args(d, &want, nil)[:len(old)]...); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.close(); err != nil {

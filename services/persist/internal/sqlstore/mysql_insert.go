@@ -53,7 +53,7 @@ func (d *mysqlDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []re
 // INSERT IGNORE would not.
 func (d *mysqlDialect) insertData(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (inserted int64, err error) {
 	most := insertParameters / len(columns[t])
-	args := make([]any, 0, min(most, len(rows))*len(columns[t]))
+	list := make([]any, 0, min(most, len(rows))*len(columns[t]))
 	var q *sql.Stmt
 	defer func() {
 		if q != nil {
@@ -73,12 +73,12 @@ func (d *mysqlDialect) insertData(ctx context.Context, tx *sqlx.Tx, t Table, row
 			}
 			prepared = n
 		}
-		args = args[:0]
+		list = list[:0]
 		for _, r := range rows[:n] {
-			args = r.args(d, args)
+			list = args(d, r, list)
 		}
 		rows = rows[n:]
-		res, err := q.ExecContext(ctx, args...)
+		res, err := q.ExecContext(ctx, list...)
 		if err != nil {
 			return inserted, err
 		}
@@ -156,7 +156,7 @@ type loadReader struct {
 func (r *loadReader) Read(p []byte) (int, error) {
 	if r.buf.Len() == 0 {
 		for len(r.rows) > 0 && r.buf.Len() < loadChunk {
-			r.args = r.rows[0].args(r.d, r.args[:0])
+			r.args = args(r.d, r.rows[0], r.args[:0])
 			r.rows = r.rows[1:]
 			for i, v := range r.args {
 				if i > 0 {

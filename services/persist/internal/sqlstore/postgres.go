@@ -128,12 +128,12 @@ func (d *postgresDialect) sizeDue(inserted int64) (due, inline bool) {
 }
 
 func (d *postgresDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (int64, error) {
-	args := make([]any, 0, copyFrom*len(columns[t]))
+	list := make([]any, 0, copyFrom*len(columns[t]))
 	if len(rows) < copyFrom {
 		for _, r := range rows {
-			args = r.args(d, args)
+			list = args(d, r, list)
 		}
-		res, err := tx.ExecContext(ctx, tx.Rebind(multiRow(t, len(rows))), args...)
+		res, err := tx.ExecContext(ctx, tx.Rebind(multiRow(t, len(rows))), list...)
 		if err != nil {
 			return 0, err
 		}
@@ -151,8 +151,8 @@ func (d *postgresDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows [
 		return 0, fmt.Errorf("begin copy: %w", err)
 	}
 	for _, r := range rows {
-		args = r.args(d, args[:0])
-		if _, err := q.ExecContext(ctx, args...); err != nil {
+		list = args(d, r, list[:0])
+		if _, err := q.ExecContext(ctx, list...); err != nil {
 			return 0, errors.Join(fmt.Errorf("copy: %w", err), q.Close())
 		}
 	}

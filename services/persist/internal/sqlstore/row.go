@@ -176,13 +176,49 @@ type Audit struct {
 	Gateway   string         `db:"gateway"`
 }
 
-// record is a row on its way into a table. args appends the values in the order of the table's columns.
+// record is a row on its way into a table. put hands its values over in the order of the table's columns.
 type record interface {
 	key() (ts int64, id string)
-	args(d dialect, dst []any) []any
+	put(to values)
 }
 
-// columns of each table, in the order of args. Reserved columns are left to their default, NULL.
+// values takes a row's values, one after the other.
+type values interface {
+	num(n int64)
+	float(f float64)
+	flag(b bool)
+	text(s string)
+	textOrNull(s sql.NullString)
+	addr(a netip.Addr)
+}
+
+// args appends the values of a row to dst, for database/sql.
+func args(d dialect, r record, dst []any) []any {
+	a := arguments{d, dst}
+	r.put(&a)
+	return a.list
+}
+
+type arguments struct {
+	d    dialect
+	list []any
+}
+
+func (a *arguments) num(n int64)       { a.list = append(a.list, n) }
+func (a *arguments) float(f float64)   { a.list = append(a.list, f) }
+func (a *arguments) flag(b bool)       { a.list = append(a.list, b) }
+func (a *arguments) text(s string)     { a.list = append(a.list, s) }
+func (a *arguments) addr(x netip.Addr) { a.list = append(a.list, a.d.addr(x)) }
+
+func (a *arguments) textOrNull(s sql.NullString) {
+	if !s.Valid {
+		a.list = append(a.list, nil)
+		return
+	}
+	a.list = append(a.list, s.String)
+}
+
+// columns of each table, in the order of put. Reserved columns are left to their default, NULL.
 var columns = map[Table][]string{
 	Flows: {"ts", "id", "last_ns", "sensor", "src_ip", "dst_ip", "src_port", "dst_port", "protocol", "vlan",
 		"app", "host", "alpn", "packets_fwd", "packets_rev", "bytes_fwd", "bytes_rev", "tcp_flags_fwd",
@@ -210,31 +246,110 @@ func (v *Verdict) key() (int64, string)     { return v.TS, v.ID }
 func (e *Enforcement) key() (int64, string) { return e.TS, e.ID }
 func (a *Audit) key() (int64, string)       { return a.TS, a.ID }
 
-func (f *Flow) args(d dialect, dst []any) []any {
-	return append(dst, f.TS, f.ID, f.LastNs, f.Sensor, d.addr(f.Src.Addr), d.addr(f.Dst.Addr),
-		int64(f.SrcPort), int64(f.DstPort), int64(f.Protocol), int64(f.VLAN), f.App, f.Host, f.ALPN,
-		f.PacketsFwd, f.PacketsRev, f.BytesFwd, f.BytesRev, int64(f.TCPFlagsFwd), int64(f.TCPFlagsRev),
-		int64(f.EndReason), f.JA3, f.JA4, f.HASSH, f.Confidence, f.HostSource, f.TLSVersion, f.UserAgent,
-		f.HTTPMethod, f.DNSType, f.DNSRcode, f.DNSAnswers, int64(f.Risks)) //nolint:gosec // the same 64 bits
+func (f *Flow) put(to values) {
+	to.num(f.TS)
+	to.text(f.ID)
+	to.num(f.LastNs)
+	to.text(f.Sensor)
+	to.addr(f.Src.Addr)
+	to.addr(f.Dst.Addr)
+	to.num(int64(f.SrcPort))
+	to.num(int64(f.DstPort))
+	to.num(int64(f.Protocol))
+	to.num(int64(f.VLAN))
+	to.text(f.App)
+	to.text(f.Host)
+	to.text(f.ALPN)
+	to.num(f.PacketsFwd)
+	to.num(f.PacketsRev)
+	to.num(f.BytesFwd)
+	to.num(f.BytesRev)
+	to.num(int64(f.TCPFlagsFwd))
+	to.num(int64(f.TCPFlagsRev))
+	to.num(int64(f.EndReason))
+	to.text(f.JA3)
+	to.text(f.JA4)
+	to.text(f.HASSH)
+	to.text(f.Confidence)
+	to.text(f.HostSource)
+	to.text(f.TLSVersion)
+	to.text(f.UserAgent)
+	to.text(f.HTTPMethod)
+	to.text(f.DNSType)
+	to.text(f.DNSRcode)
+	to.text(f.DNSAnswers)
+	to.num(int64(f.Risks)) //nolint:gosec // the same 64 bits
 }
 
-func (a *Attack) args(_ dialect, dst []any) []any {
-	return append(dst, a.ID, int64(a.Revision), a.TS, a.Type, a.Target, a.State, a.Sensor, a.FirstNs,
-		a.DetectedNs, a.UpdatedNs, a.EndedNs, a.Packets, a.Bytes, a.PPS, a.BPS, a.Sources, a.TopSources,
-		a.TraceID)
+func (a *Attack) put(to values) {
+	to.text(a.ID)
+	to.num(int64(a.Revision))
+	to.num(a.TS)
+	to.text(a.Type)
+	to.text(a.Target)
+	to.text(a.State)
+	to.text(a.Sensor)
+	to.num(a.FirstNs)
+	to.num(a.DetectedNs)
+	to.num(a.UpdatedNs)
+	to.num(a.EndedNs)
+	to.num(a.Packets)
+	to.num(a.Bytes)
+	to.float(a.PPS)
+	to.float(a.BPS)
+	to.num(a.Sources)
+	to.text(a.TopSources)
+	to.text(a.TraceID)
 }
 
-func (v *Verdict) args(_ dialect, dst []any) []any {
-	return append(dst, v.TS, v.ID, v.AttackID, v.Type, v.Target, v.Sensor, v.KeyKind, v.Explanation, v.Rules,
-		v.Evidence, v.TraceID, v.Traceparent)
+func (v *Verdict) put(to values) {
+	to.num(v.TS)
+	to.text(v.ID)
+	to.text(v.AttackID)
+	to.text(v.Type)
+	to.text(v.Target)
+	to.text(v.Sensor)
+	to.text(v.KeyKind)
+	to.text(v.Explanation)
+	to.text(v.Rules)
+	to.text(v.Evidence)
+	to.text(v.TraceID)
+	to.text(v.Traceparent)
 }
 
-func (e *Enforcement) args(_ dialect, dst []any) []any {
-	return append(dst, e.TS, e.ID, e.Node, e.RuleID, e.AttackID, e.State, e.Reason, e.Detail, e.ApplyNs,
-		e.FirstDropNs, e.TimeToFirstDropNs, e.Packets, e.Bytes, e.Shadow, e.Action, e.TraceID)
+func (e *Enforcement) put(to values) {
+	to.num(e.TS)
+	to.text(e.ID)
+	to.text(e.Node)
+	to.text(e.RuleID)
+	to.text(e.AttackID)
+	to.text(e.State)
+	to.text(e.Reason)
+	to.text(e.Detail)
+	to.num(e.ApplyNs)
+	to.num(e.FirstDropNs)
+	to.num(e.TimeToFirstDropNs)
+	to.num(e.Packets)
+	to.num(e.Bytes)
+	to.flag(e.Shadow)
+	to.text(e.Action)
+	to.text(e.TraceID)
 }
 
-func (a *Audit) args(_ dialect, dst []any) []any {
-	return append(dst, a.TS, a.ID, int64(a.Revision), a.Actor, a.Role, a.Remote, a.Action, a.Target, a.Outcome,
-		a.Before, a.After, a.Detail, a.RequestID, a.TraceID, a.Gateway)
+func (a *Audit) put(to values) {
+	to.num(a.TS)
+	to.text(a.ID)
+	to.num(int64(a.Revision))
+	to.text(a.Actor)
+	to.text(a.Role)
+	to.text(a.Remote)
+	to.text(a.Action)
+	to.text(a.Target)
+	to.text(a.Outcome)
+	to.textOrNull(a.Before)
+	to.textOrNull(a.After)
+	to.text(a.Detail)
+	to.text(a.RequestID)
+	to.text(a.TraceID)
+	to.text(a.Gateway)
 }

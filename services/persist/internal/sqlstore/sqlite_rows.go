@@ -2,9 +2,10 @@ package sqlstore
 
 import (
 	"context"
-	"database/sql/driver"
+	"database/sql"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -17,7 +18,7 @@ import (
 
 // insertFunction is the SQL function that inserts a batch of rows, given by its number, on the connection that calls
 // it, and returns how many were new. Through database/sql a row of 32 values costs more than what SQLite does with it;
-// the function binds them to a statement of SQLite's own API, where they lie.
+// the function binds them by SQLite's own API, where they lie.
 const insertFunction = "tidegate_insert"
 
 // pending are the batches that statements under way may ask for, by number.
@@ -27,7 +28,6 @@ var (
 )
 
 type pendingRows struct {
-	d    dialect
 	t    Table
 	rows []record
 }
@@ -66,7 +66,7 @@ func word(at uintptr) uintptr {
 
 func (d *sqliteDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (inserted int64, err error) {
 	number := pendingLast.Add(1)
-	pending.Store(number, &pendingRows{d, t, rows})
+	pending.Store(number, &pendingRows{t, rows})
 	defer pending.Delete(number)
 	err = tx.GetContext(ctx, &inserted, "SELECT "+insertFunction+"(?)", number)
 	return inserted, err
@@ -110,19 +110,12 @@ func (p *pendingRows) insert(tls *libc.TLS, db uintptr) error {
 	}
 	stmt := word(out)
 	defer sqlitelib.Xsqlite3_finalize(tls, stmt) // repeats the error of the last step
-	var args, bound []any                        // bound: SQLite reads the values where they are
+	b := parameters{tls: tls, stmt: stmt, bound: make([]bound, len(columns[p.t]))}
 	for _, r := range p.rows {
-		args = r.args(p.d, args[:0])
-		for i, v := range args {
-			if i == len(bound) {
-				bound = append(bound, struct{}{})
-			} else if same(v, bound[i]) { // as most are from row to row
-				continue
-			}
-			if err := bind(tls, stmt, int32(i+1), v); err != nil { //nolint:gosec // some dozens
-				return err
-			}
-			bound[i] = v
+		b.next = 0
+		r.put(&b)
+		if b.err != nil {
+			return b.err
 		}
 		if sqlitelib.Xsqlite3_step(tls, stmt) != sqlitelib.SQLITE_DONE {
 			return lastError(tls, db)
@@ -131,56 +124,104 @@ func (p *pendingRows) insert(tls *libc.TLS, db uintptr) error {
 			return lastError(tls, db)
 		}
 	}
-	runtime.KeepAlive(bound)
+	runtime.KeepAlive(b.bound)
 	return nil
 }
 
-// same says whether a parameter has its value already; of blobs it does not know.
-func same(v, bound any) bool {
-	switch v := v.(type) {
-	case int64:
-		b, ok := bound.(int64)
-		return ok && v == b
-	case string:
-		b, ok := bound.(string)
-		return ok && v == b
-	}
-	return false
+// parameters are those of a statement; a row puts its values into them. A parameter that has its value already, as most
+// have from row to row, stays bound.
+type parameters struct {
+	tls   *libc.TLS
+	stmt  uintptr
+	next  int
+	bound []bound
+	err   error
 }
 
-// bind sets a parameter, counted from 1. Texts and blobs are not copied: v has to stay until the statement is reset.
-func bind(tls *libc.TLS, stmt uintptr, i int32, v any) error {
-	var rc int32
-	switch v := v.(type) {
-	case int64:
-		rc = sqlitelib.Xsqlite3_bind_int64(tls, stmt, i, v)
-	case string:
-		rc = sqlitelib.Xsqlite3_bind_text64(tls, stmt, i, textAt(v), uint64(len(v)), sqlitelib.SQLITE_STATIC, sqlitelib.SQLITE_UTF8)
-	case []byte:
-		rc = sqlitelib.Xsqlite3_bind_blob64(tls, stmt, i, textAt(unsafe.String(unsafe.SliceData(v), len(v))), uint64(len(v)), sqlitelib.SQLITE_STATIC)
-	case float64:
-		rc = sqlitelib.Xsqlite3_bind_double(tls, stmt, i, v)
-	case bool:
-		n := int64(0)
-		if v {
-			n = 1
-		}
-		rc = sqlitelib.Xsqlite3_bind_int64(tls, stmt, i, n)
-	case nil:
-		rc = sqlitelib.Xsqlite3_bind_null(tls, stmt, i)
-	case driver.Valuer: // a text that may be NULL
-		plain, err := v.Value()
-		if err != nil {
-			return err
-		}
-		return bind(tls, stmt, i, plain)
-	default:
-		return fmt.Errorf("a value of type %T for SQLite", v)
+// bound is what a parameter is bound to. SQLite reads text and address where they are, until others are bound.
+type bound struct {
+	kind    kind
+	num     int64
+	text    string
+	address [16]byte
+}
+
+type kind uint8
+
+const (
+	numKind kind = iota + 1
+	textKind
+	addressKind
+	otherKind
+)
+
+// take moves on to the next parameter. same says whether the one that it returns was of the kind.
+func (p *parameters) take(k kind) (b *bound, i int32, same bool) {
+	if p.next == len(p.bound) { // one too many, which SQLite refuses
+		p.next++
+		return new(bound), int32(p.next), false //nolint:gosec // some dozens
 	}
-	if rc != sqlitelib.SQLITE_OK {
-		return &sqliteError{fmt.Sprintf("value %d is not taken", i), rc}
+	b = &p.bound[p.next]
+	p.next++
+	same = b.kind == k
+	b.kind = k
+	return b, int32(p.next), same //nolint:gosec // some dozens
+}
+
+func (p *parameters) check(rc int32) {
+	if rc != sqlitelib.SQLITE_OK && p.err == nil {
+		p.err = &sqliteError{fmt.Sprintf("value %d is not taken", p.next), rc}
 	}
-	return nil
+}
+
+func (p *parameters) num(n int64) {
+	if b, i, same := p.take(numKind); !same || b.num != n {
+		b.num = n
+		p.check(sqlitelib.Xsqlite3_bind_int64(p.tls, p.stmt, i, n))
+	}
+}
+
+func (p *parameters) text(s string) {
+	if b, i, same := p.take(textKind); !same || b.text != s {
+		b.text = s
+		p.check(sqlitelib.Xsqlite3_bind_text64(p.tls, p.stmt, i, textAt(s), uint64(len(s)), sqlitelib.SQLITE_STATIC, sqlitelib.SQLITE_UTF8))
+	}
+}
+
+// addr binds 16 bytes; none for no address, which fails the length check.
+func (p *parameters) addr(a netip.Addr) {
+	b, i, same := p.take(addressKind)
+	size := uint64(len(b.address))
+	if !a.IsValid() {
+		b.kind, size, same = otherKind, 0, false
+	} else {
+		b.address = a.As16()
+	}
+	if !same {
+		p.check(sqlitelib.Xsqlite3_bind_blob64(p.tls, p.stmt, i, uintptr(unsafe.Pointer(&b.address)), size, sqlitelib.SQLITE_STATIC)) //nolint:gosec // see bound
+	}
+}
+
+func (p *parameters) float(f float64) {
+	_, i, _ := p.take(otherKind)
+	p.check(sqlitelib.Xsqlite3_bind_double(p.tls, p.stmt, i, f))
+}
+
+func (p *parameters) flag(b bool) {
+	if b {
+		p.num(1)
+	} else {
+		p.num(0)
+	}
+}
+
+func (p *parameters) textOrNull(s sql.NullString) {
+	if s.Valid {
+		p.text(s.String)
+		return
+	}
+	_, i, _ := p.take(otherKind)
+	p.check(sqlitelib.Xsqlite3_bind_null(p.tls, p.stmt, i))
 }
 
 // textAt is where a text lies: never 0, which would be NULL to SQLite.

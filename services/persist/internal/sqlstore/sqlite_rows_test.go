@@ -64,19 +64,19 @@ func TestSQLiteInsertFunction(t *testing.T) {
 	number := pendingLast.Add(1)
 	defer pending.Delete(number)
 	for _, c := range []struct {
-		rows []record
+		row  badRow
 		want string
 		code int
 	}{
-		{[]record{badRow{[]any{make(chan int)}}}, "a value of type chan int", sqlitelib.SQLITE_ERROR},
-		{[]record{badRow{make([]any, 100)}}, "value 33", sqlitelib.SQLITE_RANGE},
-		{[]record{badRow{nil}}, "NOT NULL constraint failed", sqlitelib.SQLITE_CONSTRAINT_NOTNULL},
+		{33, "value 33 is not taken", sqlitelib.SQLITE_RANGE},
+		{0, "NOT NULL constraint failed: flows.ts", sqlitelib.SQLITE_CONSTRAINT_NOTNULL},
+		{1, "NOT NULL constraint failed: flows.id", sqlitelib.SQLITE_CONSTRAINT_NOTNULL},
 	} {
-		pending.Store(number, &pendingRows{s.d, Flows, c.rows})
+		pending.Store(number, &pendingRows{Flows, []record{c.row}})
 		_, err := db.Exec("SELECT tidegate_insert(?)", number)
 		var e *sqlite.Error
 		if !errors.As(err, &e) || !strings.Contains(err.Error(), c.want) || e.Code() != c.code {
-			t.Errorf("rows %v: %v, want %q with code %d", c.rows, err, c.want, c.code)
+			t.Errorf("%d values: %v, want %q with code %d", c.row, err, c.want, c.code)
 		}
 	}
 	if n := count(t, s, Flows); n != 0 {
@@ -84,8 +84,13 @@ func TestSQLiteInsertFunction(t *testing.T) {
 	}
 }
 
-// badRow gives what no column takes.
-type badRow struct{ values []any }
+// badRow puts so many values.
+type badRow int
 
-func (badRow) key() (int64, string)              { return 0, "" }
-func (r badRow) args(_ dialect, dst []any) []any { return append(dst, r.values...) }
+func (badRow) key() (int64, string) { return 0, "" }
+
+func (r badRow) put(to values) {
+	for range r {
+		to.num(7)
+	}
+}
