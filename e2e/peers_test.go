@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/net/idna"
 	"gopkg.in/yaml.v3"
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
@@ -97,8 +98,8 @@ func TestFullPeers(t *testing.T) {
 			labelShare, hostShare := float64(right)/float64(all), float64(rightHosts)/float64(hosts)
 			t.Logf("%s: %d of %d labels (%.3f), %d of %d hosts (%.3f); %d outside the label set", project.name,
 				right, all, labelShare, rightHosts, hosts, hostShare, outside)
-			if labelShare < 0.95 || hostShare < 0.9 {
-				t.Errorf("agreement of labels %.3f and hosts %.3f, want 0.95 and 0.9", labelShare, hostShare)
+			if labelShare < 0.95 || hostShare < 0.95 {
+				t.Errorf("agreement of labels %.3f and hosts %.3f, want 0.95 of each", labelShare, hostShare)
 			}
 			if all < 200 || hosts < 25 {
 				t.Errorf("only %d flows and %d hosts were expected: the results are not read", all, hosts)
@@ -107,10 +108,14 @@ func TestFullPeers(t *testing.T) {
 	}
 }
 
-// hostOnly takes off the port that Zeek keeps, and folds the case.
+// hostOnly takes off the port that Zeek keeps, folds the case and gives a name in Unicode, as Arkime has them, its form
+// on the wire (RFC 5891).
 func hostOnly(s string) string {
 	if host, _, err := net.SplitHostPort(s); err == nil {
 		s = host
+	}
+	if ascii, err := idna.ToASCII(s); err == nil {
+		s = ascii
 	}
 	return strings.ToLower(s)
 }
@@ -345,7 +350,9 @@ func arkimeExpects(t *testing.T, dir string, _ []replayed) []*expected {
 			var hosts []string
 			if json.Unmarshal(s.DNS, &dns) == nil {
 				for _, d := range dns {
-					hosts = union(hosts, []string{d.QueryHost})
+					if d.QueryHost != "<root>" { // no name
+						hosts = union(hosts, []string{d.QueryHost})
+					}
 				}
 			}
 			all.add(expected{

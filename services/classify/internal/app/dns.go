@@ -67,7 +67,15 @@ var dnsTypes = map[uint16]string{1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 10: "NUL
 
 // asked keeps what a question says, and the answers to it, which end the reading.
 func (f *Flow) asked(in *input, q *question, b []byte) outcome {
-	name := q.name(f.engine, b)
+	var name []byte
+	update := b[2]&0x78 == opUpdate
+	if update && be16(b[6:])+be16(b[8:]) > 0 {
+		// The question is the zone; what is changed in it stands in the first record, a prerequisite or the update.
+		name = nameAt(f.engine, b, q.end)
+	}
+	if len(name) == 0 {
+		name = q.name(f.engine, b)
+	}
 	f.setHost(name)
 	f.facts.DNSType = dnsTypes[q.typ]
 	if f.facts.DNSType == "" {
@@ -78,8 +86,50 @@ func (f *Flow) asked(in *input, q *question, b []byte) outcome {
 		return label
 	}
 	f.facts.DNSRcode = rcode(b[3] & 0x0F)
-	f.answers(in, q, b, len(name) > 0)
+	if !update { // its sections are others
+		f.answers(in, q, b, len(name) > 0)
+	}
 	return final
+}
+
+// opUpdate is the opcode of an update, in its place of the first byte of flags (RFC 2136 2.2).
+const opUpdate = 5 << 3
+
+// nameAt reads a name that may end with pointers (RFC 1035 4.1.4), in the engine's scratch memory; nil for none that can
+// be shown.
+func nameAt(e *Engine, b []byte, at int) []byte {
+	out := e.scratch[:0]
+	for at < len(b) && b[at] != 0 {
+		n := int(b[at])
+		switch {
+		case n >= 0xC0:
+			if at+1 >= len(b) {
+				return nil
+			}
+			to := be16(b[at:]) & 0x3FFF
+			if to >= at { // backwards only, so that it ends
+				return nil
+			}
+			at = to
+			continue
+		case n > 63 || at+1+n > len(b) || len(out)+n > 254:
+			return nil
+		}
+		if len(out) > 0 {
+			out = append(out, '.')
+		}
+		for _, c := range b[at+1 : at+1+n] {
+			if c <= ' ' || c >= 0x7F {
+				return nil
+			}
+			out = append(out, c)
+		}
+		at += 1 + n
+	}
+	if at >= len(b) {
+		return nil
+	}
+	return out
 }
 
 // tunnel tells whether a name has the shape of data: a type that carries nothing else (NULL), or more than 100 bytes of

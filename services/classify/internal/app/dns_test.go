@@ -55,6 +55,42 @@ func TestDNS(t *testing.T) {
 	same(t, "tcp in parts", play(NewEngine(), key(tcp, 1, 53), parts...), want)
 }
 
+// TestDNSUpdate: an update names what it changes, in whichever section that comes first, else its zone.
+func TestDNSUpdate(t *testing.T) {
+	zone := dnsQuery("example.org", 6)
+	zone[2], zone[3] = opUpdate, 0
+	for name, c := range map[string]struct {
+		counts [3]byte // prerequisites, updates, additional
+		record string
+		want   string
+	}{
+		"update":       {[3]byte{0, 1, 0}, "\x04Host\xC0\x0C\x00\x01\x00\x01" + z(6), "host.example.org"},
+		"prerequisite": {[3]byte{1, 0, 0}, "\x01a\x02bc\x00\x00\x05\x00\xFE" + z(6), "a.bc"},
+		"nothing":      {[3]byte{0, 0, 0}, "\x04Host\xC0\x0C", "example.org"},
+		"cut":          {[3]byte{0, 1, 0}, "\x04Ho", "example.org"},
+		"cut pointer":  {[3]byte{0, 1, 0}, "\x04Host\xC0", "example.org"},
+		"onto itself":  {[3]byte{0, 1, 0}, "\xC0\x1D", "example.org"},
+		"in a circle":  {[3]byte{0, 1, 0}, "\x01a\xC0\x1D", "example.org"},
+		"binary":       {[3]byte{0, 1, 0}, "\x01\x07\x00", "example.org"},
+		"root":         {[3]byte{0, 1, 0}, "\x00", "example.org"},
+	} {
+		b := append([]byte{}, zone...)
+		b[7], b[9], b[11] = c.counts[0], c.counts[1], c.counts[2]
+		if len(b) != 0x1D {
+			t.Fatalf("the record is at %#x", len(b))
+		}
+		r := play(NewEngine(), key(packet.ProtoUDP, 1, 53), part{0, 0, append(b, c.record...)})
+		if r.App != "dns" || r.Host != c.want {
+			t.Errorf("%s: %+v", name, r)
+		}
+		b[2] |= 0x80
+		r = play(NewEngine(), key(packet.ProtoUDP, 53, 1), part{0, 0, append(b, c.record...)})
+		if r.App != "dns" || r.Host != c.want || r.Facts.DNSAnswers != "" {
+			t.Errorf("answer to %s: %+v", name, r)
+		}
+	}
+}
+
 func FuzzDNS(f *testing.F) {
 	query := dnsQuery("www.example.org", 28)
 	fuzz(f, query, append(wire16(nil, len(query)), query...), []byte{0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0xC0, 12})

@@ -136,6 +136,28 @@ func (f *Flow) httpFields(in *input, target, head []byte) outcome {
 	return done
 }
 
+// otherMethod reads a request whose method is none of httpMethods, as anybody may have (RFC 9110 9.1), once an answer has
+// told that it is HTTP.
+func (f *Flow) otherMethod(b []byte) {
+	end := bytes.IndexByte(b, '\n')
+	if end < 0 {
+		return
+	}
+	line := bytes.TrimRight(b[:end], "\r")
+	at := bytes.IndexByte(line, ' ')
+	if version := bytes.LastIndexByte(line, ' '); at < 1 || at > maxMethod || version == at || !bytes.HasPrefix(line[version+1:], []byte("HTTP/1.")) {
+		return
+	}
+	for _, c := range line[:at] {
+		if (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && !digit(c) && c != '-' && c != '_' {
+			return
+		}
+	}
+	f.facts.Method = f.engine.names.get(line[:at])
+	f.httpHost(field(b[end+1:], "Host"))
+	f.userAgent(b[end+1:])
+}
+
 // upgraded reads on behind a header that asks for or agrees to WebSocket: the first frame makes it one (RFC 6455
 // 4.1 and 5.2).
 func (f *Flow) upgraded(head []byte) outcome {
@@ -159,6 +181,9 @@ func (f *Flow) httpHost(host []byte) {
 	}
 }
 
+// maxMethod bounds a method that is not registered, in bytes.
+const maxMethod = 32
+
 // maxUserAgent bounds what is kept of a User-Agent field, in bytes.
 const maxUserAgent = 256
 
@@ -173,6 +198,13 @@ func (f *Flow) userAgent(head []byte) {
 // httpAnswer reads the header of an answer and looks at the first bytes of its body.
 func (f *Flow) httpAnswer(in *input) outcome {
 	b := in.data
+	if f.facts.Method == "" && f.host == "" {
+		request := f.other(in)
+		if d := &f.dirs[in.dir^1]; d.buf != nil {
+			request = d.prefix()
+		}
+		f.otherMethod(request)
+	}
 	end := bytes.Index(b, []byte("\r\n\r\n"))
 	if end < 0 {
 		if len(b) >= MaxBytes {

@@ -31,6 +31,23 @@ func TestHTTP(t *testing.T) {
 	})
 }
 
+// TestOtherMethod: an answer tells that a request with a method of somebody's own was HTTP.
+func TestOtherMethod(t *testing.T) {
+	for request, want := range map[string]string{
+		"BCOPY /a HTTP/1.1\r\nHost: Example.org:80\r\n\r\n":                       "example.org",
+		"CCM_POST /a HTTP/1.0\nHost: example.org\n":                               "example.org",
+		"BCOPY /a RTSP/1.0\r\nHost: example.org\r\n\r\n":                          "",
+		"B\x01 /a HTTP/1.1\r\nHost: example.org\r\n\r\n":                          "",
+		strings.Repeat("B", maxMethod+1) + " / HTTP/1.1\r\nHost: example.org\r\n": "",
+	} {
+		s := sample{says: []string{">" + request, "<HTTP/1.1 501 Not Implemented\r\n\r\n"}}
+		r := play(NewEngine(), key(packet.ProtoTCP, 1, 80), s.parts()...)
+		if r.App != "http" || r.Host != want || (r.Facts.Method != "") != (want != "") {
+			t.Errorf("%q: %+v", request, r)
+		}
+	}
+}
+
 func FuzzHTTP(f *testing.F) {
 	fuzz(f, []byte("GET / HTTP/1.1\r\nHost: example.org:80\r\n\r\n"), []byte("HTTP/1.1 200 OK\r\n\r\n"),
 		[]byte("CONNECT a:1 HTTP/1.1\r\n"), []byte("PUT * HTTP/1.0\nHost:[::1]:8\n\n"))

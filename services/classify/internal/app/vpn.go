@@ -238,10 +238,13 @@ func dnscryptDatagram(f *Flow, in *input) outcome {
 }
 
 // socksStream recognises SOCKS 5 (RFC 1928 3) by greeting and choice, and SOCKS 4 by its request. What runs
-// inside is read as the host's name only.
+// inside is read for the host's name only, where the request has an address.
 func socksStream(f *Flow, in *input) outcome {
 	b := in.data
 	if f.at >= 0 {
+		if b[0] == 4 {
+			return f.inside(in, b[min(len(b), 9+max(0, bytes.IndexByte(b[min(len(b), 8):], 0))):])
+		}
 		return f.socksRequest(in)
 	}
 	switch b[0] {
@@ -298,10 +301,34 @@ func socksStream(f *Flow, in *input) outcome {
 			return no
 		}
 		if len(b) == 9+end {
-			return final
+			return label
 		}
 	}
 	return no
+}
+
+// inside reads the host's name from what a client sends to an address through a proxy: TLS or HTTP.
+func (f *Flow) inside(in *input, b []byte) outcome {
+	if in.dir != 0 || len(b) == 0 {
+		return label
+	}
+	if b[0] == recordHandshake {
+		if message, whole := tlsMessage(f.engine, b); len(message) < 4 || message[0] == clientHello && message[1] == 0 && !whole && len(message) < MaxBytes {
+			return label
+		} else if message[0] == clientHello {
+			var h hello
+			if h.parse(message); !h.bad {
+				f.setHost(h.host)
+			}
+		}
+		return final
+	}
+	if n, short := httpMethod(b); short || n > 0 && !bytes.Contains(b, []byte("\n\r\n")) && len(in.data) < MaxBytes {
+		return label
+	} else if n > 0 {
+		f.httpHost(field(b, "Host"))
+	}
+	return final
 }
 
 // socksRequest reads the name that a client asks for (RFC 1928 4).
@@ -322,8 +349,15 @@ func (f *Flow) socksRequest(in *input) outcome {
 	if len(b) < 7 || b[0] != 5 {
 		return label
 	}
-	if b[3] == 3 && len(b) >= 5+int(b[4]) {
-		f.setHost(b[5 : 5+int(b[4])])
+	switch size := int(b[4]); b[3] {
+	case 3:
+		if len(b) >= 5+size {
+			f.setHost(b[5 : 5+size])
+		}
+	case 1:
+		return f.inside(in, b[min(len(b), 10):])
+	case 4:
+		return f.inside(in, b[min(len(b), 22):])
 	}
 	return final
 }

@@ -25,10 +25,29 @@ var vpnSamples = []sample{
 	{label: "socks", port: 1080, says: []string{">\x04\x01\x00\x50\x00\x00\x00\x01bob\x00example.org\x00"}},
 }
 
+// TestSocksHost: the host is that of the request or, where the request has an address, that of what follows.
 func TestSocksHost(t *testing.T) {
-	s := vpnSamples[len(vpnSamples)-2]
-	if r := play(NewEngine(), key(6, 1, 1080), s.parts()...); r.Host != "example.org" {
-		t.Errorf("%+v", r)
+	greeting := []string{">\x05\x01\x00", "<\x05\x00"}
+	get := "GET / HTTP/1.1\r\nHost: example.org:80\r\n\r\n"
+	v4 := "\x04\x01\x00\x50\xc0\x00\x02\x01bob\x00"
+	for name, says := range map[string][]string{
+		"name":            append(greeting, ">\x05\x01\x00\x03\x0bexample.org\x00\x50"),
+		"IPv4, HTTP":      append(greeting, ">\x05\x01\x00\x01\xc0\x00\x02\x01\x00\x50", "<\x05\x00\x00\x01"+z(6), ">"+get),
+		"IPv4, in pieces": append(greeting, ">\x05\x01\x00\x01\xc0\x00\x02\x01\x00\x50", ">"+get[:20], ">"+get[20:]),
+		"IPv6, TLS":       append(greeting, ">\x05\x01\x00\x04"+x(16)+"\x01\xbb", ">"+string(record(clientHelloMessage("example.org", "h2", 0)))),
+		"SOCKS 4":         {">" + v4, "<\x00\x5a" + z(6), ">" + get},
+		"SOCKS 4a":        {">\x04\x01\x00\x50\x00\x00\x00\x01bob\x00example.org\x00"},
+	} {
+		s := sample{says: says}
+		if r := play(NewEngine(), key(6, 1, 1080), s.parts()...); r.App != "socks" || r.Host != "example.org" {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	for name, inner := range map[string]string{"other": "SSH-2.0-x\r\n", "no host": "GET / HTTP/1.0\r\n\r\n", "broken TLS": "\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"} {
+		s := sample{says: append(greeting, ">\x05\x01\x00\x01\xc0\x00\x02\x01\x00\x50", ">"+inner)}
+		if r := play(NewEngine(), key(6, 1, 1080), s.parts()...); r.App != "socks" || r.Host != "" {
+			t.Errorf("%s: %+v", name, r)
+		}
 	}
 }
 
