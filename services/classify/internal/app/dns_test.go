@@ -85,7 +85,7 @@ func TestDNSUpdate(t *testing.T) {
 		}
 		b[2] |= 0x80
 		r = play(NewEngine(), key(packet.ProtoUDP, 53, 1), part{0, 0, append(b, c.record...)})
-		if r.App != "dns" || r.Host != c.want || r.Facts.DNSAnswers != "" {
+		if r.App != "dns" || r.Host != c.want || r.DNSAnswers != "" {
 			t.Errorf("answer to %s: %+v", name, r)
 		}
 	}

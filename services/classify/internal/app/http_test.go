@@ -42,7 +42,7 @@ func TestOtherMethod(t *testing.T) {
 	} {
 		s := sample{says: []string{">" + request, "<HTTP/1.1 501 Not Implemented\r\n\r\n"}}
 		r := play(NewEngine(), key(packet.ProtoTCP, 1, 80), s.parts()...)
-		if r.App != "http" || r.Host != want || (r.Facts.Method != "") != (want != "") {
+		if r.App != "http" || r.Host != want || (r.Method != "") != (want != "") {
 			t.Errorf("%q: %+v", request, r)
 		}
 	}
