@@ -75,7 +75,8 @@ func (l *eventLog) check(t *testing.T, db *sql.DB) {
 		t.Errorf("%d events are in the stream twice: %v", len(l.doubled), l.doubled)
 	}
 	for table, ids := range l.ids {
-		err := rig.Eventually(10*time.Second, func() error {
+		// What a killed reader had taken and not acknowledged comes again after 30 s.
+		err := rig.Eventually(45*time.Second, func() error {
 			if n := count(t, db, "SELECT count(*) FROM "+table); n != len(ids) {
 				return fmt.Errorf("%s: %d events in the stream, %d rows", table, len(ids), n)
 			}
