@@ -293,9 +293,19 @@ func TestContainersDemo(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	out, err := c.Do(t.Context(), "--profile", "cli", "run", "--rm", "-T", "cli", "status", "--json")
-	var status api.Status
-	if err != nil || json.Unmarshal(out, &status) != nil || len(status.Missing) > 0 || len(status.Services) != 4 { // all but the gateway that answers
-		t.Errorf("the command line in a container: %v: %s", err, out)
+	// ingest may have begun just now, and the gateway asks those that did not answer from time to time.
+	err = rig.Eventually(30*time.Second, func() error {
+		out, err := c.Do(t.Context(), "--profile", "cli", "run", "--rm", "-T", "cli", "status", "--json")
+		var status api.Status
+		if err == nil {
+			err = json.Unmarshal(out, &status)
+		}
+		if err != nil || len(status.Missing) > 0 || len(status.Services) != 4 { // all but the gateway that answers
+			return fmt.Errorf("the command line in a container: %v: %s", err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
