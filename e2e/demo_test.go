@@ -259,8 +259,8 @@ func TestFullDemoOtherAttacks(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	kinds := []string{"udp_flood", "icmp_flood", "amp_ntp", "host_sweep"}
-	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "31s", "--attacks", strings.Join(kinds, ","),
-		"--warm-up", "3s", "--attack-for", "5s", "--rest", "2s", "--listen", "", "--metrics", "", "--gateway-listen", "")
+	out, err := rig.Output(ctx, rig.Binary(t, "tidegate"), "demo", "--json", "--for", "22s", "--attacks", strings.Join(kinds, ","),
+		"--warm-up", "3s", "--attack-for", "3s", "--rest", "2s", "--listen", "", "--metrics", "", "--gateway-listen", "")
 	if err != nil {
 		t.Fatal(err)
 	}
