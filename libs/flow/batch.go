@@ -36,6 +36,15 @@ type End struct {
 	Part            uint16
 }
 
+// Bytes of a record on the wire at most; a segment's payload comes on top.
+const (
+	OpenBytes    = 62
+	SegmentBytes = 24
+	UpdateBytes  = 48
+	EndBytes     = 100
+	SummaryBytes = 60
+)
+
 // AppendOpen adds a record to the batch's columns.
 func AppendOpen(b *flowv1.FlowBatch, o *Open) {
 	if b.Opens == nil {

@@ -20,15 +20,20 @@ import (
 
 //go:generate env GOWORK=off GOFLAGS=-mod=readonly go tool -modfile=../../tools/bpf2go/go.mod bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package loadgen -cflags "-O2 -g -Wall -Werror -I/usr/include/x86_64-linux-gnu" loadgen bpf/loadgen.c
 
-// Stream is an even stream of UDP frames made in the kernel: the fastest sender there is without hardware.
-// 64 flows share a source address, each with a port of its own, and talk to one of Hosts addresses from
-// Target on: busy clients, not scanners.
+// Stream is an even stream of frames made in the kernel: the fastest sender there is without hardware. They are UDP to
+// port 27015, of Flows flows: 64 share a source address, each with a port of its own, and talk to one of Hosts
+// addresses from Target on: busy clients, not scanners. With Scatter they are a flood.
 type Stream struct {
 	NS             *netlab.NS
 	Iface          string // in NS; frames leave here
 	SrcMAC, DstMAC [6]byte
 	Source, Target netip.Addr // first addresses, IPv4
 	Flows, Hosts   uint32
+	// Scatter, 1 to 32, takes one of 2^Scatter sources from Source on for each frame, in no order and each as often as
+	// the others, towards Target alone. 0: see above.
+	Scatter uint32
+	// SYN sends TCP SYNs to port 443 instead; their checksum is 0.
+	SYN bool
 	Size           int // IP payload bytes after UDP header; at least 18 makes 60-byte frames
 	// Share of the machine's top rate, in 1,024ths: 1,024 sends without pause.
 	Share uint32
@@ -44,17 +49,9 @@ func (s Stream) Run(ctx context.Context, d time.Duration) (uint64, error) {
 	}
 	defer func() { _ = objs.Close() }()
 	err := s.NS.Do(func() error {
-		iface, err := net.InterfaceByName(s.Iface)
+		frame, err := s.configure(&objs)
 		if err != nil {
-			return fmt.Errorf("find the sender's interface %s: %w", s.Iface, err)
-		}
-		src, dst := s.Source.As4(), s.Target.As4()
-		cfg := loadgenSendConfig{
-			Ifindex: uint32(iface.Index), Share: s.Share, Flows: s.Flows, Hosts: s.Hosts,
-			SourceBase: binary.BigEndian.Uint32(src[:]), TargetBase: binary.BigEndian.Uint32(dst[:]),
-		}
-		if err := objs.SendConfig.Put(uint32(0), cfg); err != nil {
-			return fmt.Errorf("configure the sending program: %w", err)
+			return err
 		}
 		var old unix.CPUSet
 		if err := unix.SchedGetaffinity(0, &old); err != nil {
@@ -66,8 +63,6 @@ func (s Stream) Run(ctx context.Context, d time.Duration) (uint64, error) {
 			return fmt.Errorf("pin the sender to CPU %d: %w", s.CPU, err)
 		}
 		defer func() { _ = unix.SchedSetaffinity(0, &old) }()
-		h := packet.Header{SrcMAC: s.SrcMAC, DstMAC: s.DstMAC, Src: s.Source, Dst: s.Target}
-		frame := h.AppendUDP(nil, 10000, 27015, make([]byte, s.Size))
 		// A call pauses for about 22 ms at its end: long calls keep the stream even. The first, short
 		// one measures how many repeats fill two seconds.
 		deadline := time.Now().Add(d)
@@ -96,6 +91,49 @@ func (s Stream) Run(ctx context.Context, d time.Duration) (uint64, error) {
 		n += st.Sent
 	}
 	return n, nil
+}
+
+// configure tells the program what to send and returns the frame whose addresses and source port it replaces. It must be
+// called in NS.
+func (s Stream) configure(objs *loadgenObjects) (frame []byte, err error) {
+	iface, err := net.InterfaceByName(s.Iface)
+	if err != nil {
+		return nil, fmt.Errorf("find the sender's interface %s: %w", s.Iface, err)
+	}
+	src, dst := s.Source.As4(), s.Target.As4()
+	cfg := loadgenSendConfig{
+		Share: s.Share, Flows: s.Flows, Hosts: s.Hosts, Scatter: s.Scatter,
+		SourceBase: binary.BigEndian.Uint32(src[:]), TargetBase: binary.BigEndian.Uint32(dst[:]),
+	}
+	frame = s.template()
+	for at := 14; at < 26; at += 2 { // of the IP header, what stays as it is
+		if at != 24 {
+			cfg.FixedSum += uint32(binary.BigEndian.Uint16(frame[at:]))
+		}
+	}
+	if err := objs.SendPort.Put(uint32(0), uint32(iface.Index)); err != nil { //nolint:gosec // the kernel's, positive
+		return nil, fmt.Errorf("name the sending program's interface: %w", err)
+	}
+	if err := objs.SendConfig.Put(uint32(0), cfg); err != nil {
+		return nil, fmt.Errorf("configure the sending program: %w", err)
+	}
+	return frame, nil
+}
+
+// template is the frame before that.
+func (s Stream) template() []byte {
+	const transport = 14 + 20
+	const udpChecksum, tcpChecksum = transport + 6, transport + 16
+	const least = 60 // bytes of an Ethernet frame without its check sequence
+	h := packet.Header{SrcMAC: s.SrcMAC, DstMAC: s.DstMAC, Src: s.Source, Dst: s.Target}
+	frame, checksum := []byte(nil), udpChecksum
+	if s.SYN {
+		frame, checksum = h.AppendTCP(nil, &packet.TCP{SrcPort: 10000, DstPort: 443, Flags: packet.FlagSYN, Window: 64240}, nil), tcpChecksum
+	} else {
+		frame = h.AppendUDP(nil, 10000, 27015, make([]byte, s.Size))
+	}
+	frame[checksum], frame[checksum+1] = 0, 0 // none, for UDP (RFC 768)
+	return append(frame, make([]byte, max(0, least-len(frame)))...)
 }
 
 // Counts is what arrived at a Counter's interface: IPv4 packets from inside the benign prefix, from

@@ -28,18 +28,21 @@ type loadgenCountValue struct {
 
 type loadgenSendConfig struct {
 	_          structs.HostLayout
-	Ifindex    uint32
 	Share      uint32
 	Flows      uint32
 	Hosts      uint32
 	SourceBase uint32
 	TargetBase uint32
+	Scatter    uint32
+	FixedSum   uint32
 }
 
 type loadgenSendState struct {
 	_     structs.HostLayout
 	Calls uint64
 	Sent  uint64
+	Flow  uint32
+	Host  uint32
 }
 
 // loadLoadgen returns the embedded CollectionSpec for loadgen.
@@ -95,6 +98,7 @@ type loadgenMapSpecs struct {
 	CountConfig *ebpf.MapSpec `ebpf:"count_config"`
 	Counts      *ebpf.MapSpec `ebpf:"counts"`
 	SendConfig  *ebpf.MapSpec `ebpf:"send_config"`
+	SendPort    *ebpf.MapSpec `ebpf:"send_port"`
 	SendState   *ebpf.MapSpec `ebpf:"send_state"`
 }
 
@@ -127,6 +131,7 @@ type loadgenMaps struct {
 	CountConfig *ebpf.Map `ebpf:"count_config"`
 	Counts      *ebpf.Map `ebpf:"counts"`
 	SendConfig  *ebpf.Map `ebpf:"send_config"`
+	SendPort    *ebpf.Map `ebpf:"send_port"`
 	SendState   *ebpf.Map `ebpf:"send_state"`
 }
 
@@ -135,6 +140,7 @@ func (m *loadgenMaps) Close() error {
 		m.CountConfig,
 		m.Counts,
 		m.SendConfig,
+		m.SendPort,
 		m.SendState,
 	)
 }

@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
+	"github.com/tidegate-mesh/tidegate/libs/afxdp/afxdptest"
 	"github.com/tidegate-mesh/tidegate/libs/netlab"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
@@ -148,4 +151,90 @@ func TestStreamArrives(t *testing.T) {
 	if n < 10000 || got.Benign != n {
 		t.Errorf("sent %d, %d arrived: want all", n, got.Benign)
 	}
+}
+
+// TestStreamFrames runs the sending program on its template as the kernel does, a frame at a time.
+func TestStreamFrames(t *testing.T) {
+	l := newTestLink(t, LinkOptions{Sink: true})
+	for _, syn := range []bool{false, true} {
+		s := l.Stream(130, 2, 1024, 18, 1)
+		s.SYN = syn
+		seen := map[netip.AddrPort]int{}
+		for i, f := range streamed(t, s, 260) {
+			seen[f.source]++
+			source := s.Source.As4()
+			source[3] += byte(i % 130 / 64) //nolint:gosec // at most 2
+			if want := netip.AddrFrom4(source); f.source.Addr() != want {
+				t.Fatalf("frame %d comes from %v, want %v", i, f.source, want)
+			}
+			target := s.Target.As4()
+			target[3] += byte(i % 130 / 64 % 2) //nolint:gosec // at most 1
+			if want := netip.AddrFrom4(target); f.target != want {
+				t.Fatalf("frame %d goes to %v, want %v", i, f.target, want)
+			}
+			if f.syn != syn {
+				t.Fatalf("frame %d is a SYN: %v", i, f.syn)
+			}
+		}
+		if len(seen) != 130 {
+			t.Errorf("%d flows, want 130", len(seen))
+		}
+	}
+	s := l.Stream(1, 1, 1024, 18, 1)
+	s.Source, s.Scatter = netip.MustParseAddr("32.0.0.0"), 12
+	seen := map[netip.Addr]int{}
+	for _, f := range streamed(t, s, 1<<12) {
+		seen[f.source.Addr()]++
+		if !netip.MustParsePrefix("32.0.0.0/20").Contains(f.source.Addr()) || f.target != s.Target {
+			t.Fatalf("a frame from %v to %v", f.source, f.target)
+		}
+	}
+	if len(seen) < 4000 {
+		t.Errorf("%d sources of 4,096 frames: want nearly as many", len(seen))
+	}
+}
+
+type streamedFrame struct {
+	source netip.AddrPort
+	target netip.Addr
+	syn    bool
+}
+
+// streamed makes n frames and checks their IP checksums.
+func streamed(t *testing.T, s Stream, n int) (all []streamedFrame) {
+	t.Helper()
+	var objs loadgenObjects
+	if err := loadLoadgenObjects(&objs, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = objs.Close() }()
+	var frame []byte
+	err := s.NS.Do(func() (err error) {
+		frame, err = s.configure(&objs)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer afxdptest.Pin(t, 0)() // the program counts for each CPU
+	for range n {
+		out := make([]byte, 256)
+		run := ebpf.RunOptions{Data: frame, DataOut: out}
+		if _, err := objs.Send.Run(&run); err != nil {
+			t.Fatal(err)
+		}
+		f := run.DataOut
+		if sum := packet.Checksum(0, f[14:34]); sum != 0 {
+			t.Fatalf("the IP checksum of % x is off by %#x", f[14:34], sum)
+		}
+		var p packet.Packet
+		if r := p.Decode(f); r != packet.OK {
+			t.Fatalf("% x: %v", f, r)
+		}
+		all = append(all, streamedFrame{
+			source: netip.AddrPortFrom(netip.AddrFrom16(p.Src).Unmap(), p.SrcPort), target: netip.AddrFrom16(p.Dst).Unmap(),
+			syn: p.Proto == packet.ProtoTCP && p.TCPFlags == packet.FlagSYN,
+		})
+	}
+	return all
 }

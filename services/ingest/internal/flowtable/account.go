@@ -114,7 +114,7 @@ func (t *Table) tcp(i uint32, e *entry, d int, p *packet.Packet, nowNs int64, pa
 	switch {
 	case f&packet.FlagSYN != 0 && e.state&(baseFwd<<d) == 0:
 		e.state |= baseFwd << d
-		t.streams(i)[d] = stream{base: p.Seq + 1}
+		t.streams[i][d] = stream{base: p.Seq + 1}
 	case d == 0 && e.state&(syn|handshake) == syn && !o.New && f&(packet.FlagRST|packet.FlagSYN) == 0 &&
 		(f&packet.FlagACK != 0 || payload):
 		e.state |= handshake

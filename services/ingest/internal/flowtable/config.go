@@ -1,6 +1,6 @@
 // Package flowtable keeps the flows of one rx queue: one entry for both directions of a flow, found by a
 // symmetric hash, with timeouts by a timing wheel and records appended straight into the batch that goes to
-// classify. Nothing is allocated per packet; memory grows in chunks up to a set number of flows.
+// classify. Nothing is allocated per packet; memory for a set number of flows is reserved and used as they come.
 //
 // A Table belongs to one goroutine. It is deterministic: the same packets with the same times give the same
 // records in the same order.
@@ -36,8 +36,9 @@ type Config struct {
 	// SummariseAbove is how many one-packet flows whose payload was not sent are exported one by one per
 	// 100 ms; more are summed up per destination. 0 = never.
 	SummariseAbove int
-	// SegmentBudget is how many payload bytes one-directional flows may send per 100 ms; flows with packets
-	// in both directions may send as much again. 0 = unlimited.
+	// SegmentBudget is how many bytes one-directional flows may take in batches per 100 ms for their payload, with the
+	// open and the end of a flow that had none before; flows with packets in both directions may take as much again.
+	// A flow whose payload was withheld is told of like one without. 0 = unlimited.
 	SegmentBudget int
 	// Seed of the hash. Live tables take a random one, so that nobody can craft colliding flows.
 	Seed uint64

@@ -98,7 +98,7 @@ func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure
 			return true
 		}
 		done++
-		t.due(head-1, t.entry(head-1), out, failed)
+		t.due(head-1, &t.entries[head-1], out, failed)
 	}
 	t.calmUntil = w.cursor * tickNs
 	return false
@@ -188,7 +188,7 @@ func (t *Table) Flush(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure))
 	done := 0
 	for ; t.flushed < t.high && t.stats.Active > 0; t.flushed++ {
 		i := t.flushed
-		e := t.entry(i)
+		e := &t.entries[i]
 		if e.state&used == 0 {
 			continue
 		}

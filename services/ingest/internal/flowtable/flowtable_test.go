@@ -374,7 +374,8 @@ func TestSegmentLimits(t *testing.T) {
 }
 
 func TestSegmentBudget(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.SegmentBudget = 100; c.SummariseAbove = 5 })
+	const each = flow.OpenBytes + flow.SegmentBytes + flow.EndBytes + 10
+	r := newRig(t, func(c *Config) { c.SegmentBudget = 10 * each; c.SummariseAbove = 5 })
 	for i := range 50 {
 		r.udp("192.0.2.1", uint16(i+1), "198.51.100.1", 80, "0123456789")
 	}

@@ -69,6 +69,15 @@ func padding(p *packet.Packet, payload []byte) bool {
 	return true
 }
 
+// cost is what sending so much payload of e takes of the budget: a flow that is told of is also told of when it ends.
+func cost(e *entry, payload int) int {
+	n := flow.SegmentBytes + payload
+	if e.state&opened == 0 {
+		n += flow.OpenBytes + flow.EndBytes
+	}
+	return n
+}
+
 // segment appends payload of direction d to the batch, as far as the limits allow. It sends the open first.
 func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []byte, nowNs int64, out *flowv1.FlowBatch) {
 	if t.cfg.SegmentBudget > 0 {
@@ -76,12 +85,12 @@ func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []b
 		if e.state&answered != 0 {
 			budget *= 2
 		}
-		if t.sent+min(len(payload), MaxSegmentBytes) > budget {
+		if t.sent+cost(e, min(len(payload), MaxSegmentBytes)) > budget {
 			t.stats.Withheld++
 			return
 		}
 	}
-	s := &t.streams(i)[d]
+	s := &t.streams[i][d]
 	var off uint32
 	if p.Proto == packet.ProtoTCP {
 		if padding(p, payload) {
@@ -110,9 +119,9 @@ func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []b
 	if left := MaxSegmentBytes - int(e.sentBytes[d]); len(payload) > left {
 		payload = payload[:left]
 	}
+	t.sent += cost(e, len(payload))
 	t.open(i, e, out)
 	flow.AppendSegment(out, t.id(i, e), uint8(d), off, nowNs, payload) //nolint:gosec // 0 or 1
-	t.sent += len(payload)
 	e.sentPackets[d]++
 	e.sentBytes[d] += uint16(len(payload)) //nolint:gosec // at most MaxSegmentBytes
 	if e.sentPackets[d] >= MaxSegments || e.sentBytes[d] >= MaxSegmentBytes {

@@ -3,6 +3,7 @@ package flowtable
 import (
 	"encoding/binary"
 	"math/bits"
+	"runtime"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
@@ -48,16 +49,6 @@ type entry struct {
 	ttl, port   uint8 // of the first packet
 }
 
-const (
-	chunkBits = 12
-	chunkSize = 1 << chunkBits
-)
-
-type chunk struct {
-	entries [chunkSize]entry
-	streams [chunkSize][2]stream
-}
-
 // Table holds the flows of one queue.
 type Table struct {
 	cfg   Config
@@ -69,10 +60,12 @@ type Table struct {
 	index []uint64
 	mask  uint32
 
-	chunks []*chunk
-	high   uint32 // entries ever used
-	free   uint32 // list of entries given back
-	hand   uint32 // where the search for an eviction goes on
+	memory  *memory
+	entries []entry // MaxFlows of them
+	streams [][2]stream
+	high    uint32 // entries ever used
+	free    uint32 // list of entries given back
+	hand    uint32 // where the search for an eviction goes on
 
 	flushed uint32 // where Flush goes on
 	warmed  uint64 // keeps the compiler from dropping Warm's loads
@@ -94,12 +87,14 @@ type Table struct {
 // never give the same id.
 func New(cfg Config, queue uint8) *Table {
 	cfg.normalise()
-	t := &Table{cfg: cfg, queue: uint64(queue) << 56}
+	t := &Table{cfg: cfg, queue: uint64(queue) << 56, memory: &memory{}}
+	runtime.AddCleanup(t, (*memory).release, t.memory)
+	t.entries, t.streams = reserve[entry](t.memory, cfg.MaxFlows), reserve[[2]stream](t.memory, cfg.MaxFlows)
 	for i := range t.k {
 		t.k[i] = sketch.Mix(cfg.Seed+uint64(i+1)*0x9e3779b97f4a7c15) | 1 //nolint:gosec // i is small
 	}
 	size := 1 << bits.Len(uint(2*cfg.InitialFlows-1)) //nolint:gosec // positive after normalise
-	t.index = make([]uint64, size)
+	t.index = reserve[uint64](t.memory, size)
 	t.mask = uint32(size - 1) //nolint:gosec // at most 2^26
 	t.sums.init()
 	return t
@@ -107,10 +102,6 @@ func New(cfg Config, queue uint8) *Table {
 
 // Stats returns the counts.
 func (t *Table) Stats() Stats { return t.stats }
-
-func (t *Table) entry(i uint32) *entry { return &t.chunks[i>>chunkBits].entries[i&(chunkSize-1)] }
-
-func (t *Table) streams(i uint32) *[2]stream { return &t.chunks[i>>chunkBits].streams[i&(chunkSize-1)] }
 
 // id numbers a flow: queue, generation of the entry, entry.
 func (t *Table) id(i uint32, e *entry) uint64 { return t.queue | uint64(e.gen)<<24 | uint64(i) }
@@ -153,7 +144,7 @@ func (t *Table) Warm(hashes []uint32) {
 	x := uint64(0)
 	for _, s := range slots[:n] {
 		if s != 0 {
-			e := t.entry(uint32(s) - 1) //nolint:gosec // the low half is wanted
+			e := &t.entries[uint32(s)-1] //nolint:gosec // the low half is wanted
 			x += uint64(e.state) + e.packets[0]
 		}
 	}
@@ -171,7 +162,7 @@ func (t *Table) find(tag uint32, k *flow.Key) (i uint32, e *entry, reverse, ok b
 			continue
 		}
 		i = uint32(s) - 1 //nolint:gosec // the low half is wanted
-		e = t.entry(i)
+		e = &t.entries[i]
 		if e.key.Protocol != k.Protocol || e.key.VLAN != k.VLAN {
 			continue
 		}
@@ -217,31 +208,29 @@ func (t *Table) remove(tag, i uint32) {
 // grow doubles the index.
 func (t *Table) grow() {
 	old := t.index
-	t.index = make([]uint64, 2*len(old))
+	t.index = reserve[uint64](t.memory, 2*len(old))
 	t.mask = uint32(len(t.index) - 1) //nolint:gosec // at most 2^26
 	for _, s := range old {
 		if s != 0 {
 			t.insert(uint32(s>>32), uint32(s)-1) //nolint:gosec // the halves are wanted
 		}
 	}
+	free(t.memory, old)
 }
 
 // take returns a free entry, evicting one if need be; ok is false when none may be evicted.
 func (t *Table) take(evicted func(i uint32, e *entry)) (i uint32, e *entry, ok bool) {
 	if t.free != 0 {
 		i = t.free - 1
-		e = t.entry(i)
+		e = &t.entries[i]
 		t.free = e.next
 		e.next = 0
 		return i, e, true
 	}
 	if int(t.high) < t.cfg.MaxFlows {
-		if int(t.high)>>chunkBits == len(t.chunks) {
-			t.chunks = append(t.chunks, new(chunk))
-		}
 		i = t.high
 		t.high++
-		return i, t.entry(i), true
+		return i, &t.entries[i], true
 	}
 	// Flows that went past their first packet are worth more than those that never did.
 	for range 16 {
@@ -249,7 +238,7 @@ func (t *Table) take(evicted func(i uint32, e *entry)) (i uint32, e *entry, ok b
 		if t.hand++; t.hand == t.high {
 			t.hand = 0
 		}
-		if e = t.entry(i); e.state&used != 0 && e.part == 0 && e.packets[0]+e.packets[1] == 1 {
+		if e = &t.entries[i]; e.state&used != 0 && e.part == 0 && e.packets[0]+e.packets[1] == 1 {
 			evicted(i, e)
 			i = t.free - 1
 			t.free = e.next
@@ -267,7 +256,7 @@ func (t *Table) Enough(id uint64) (k flow.Key, ok bool) {
 	if id>>56<<56 != t.queue || i >= t.high {
 		return flow.Key{}, false
 	}
-	e := t.entry(i)
+	e := &t.entries[i]
 	if e.state&used == 0 || t.id(i, e) != id {
 		return flow.Key{}, false
 	}

@@ -39,7 +39,7 @@ func (t *Table) link(i uint32, e *entry, deadline int64) {
 	head := &t.wheel.heads[e.slot]
 	e.prev, e.next = 0, *head
 	if *head != 0 {
-		t.entry(*head - 1).prev = i + 1
+		t.entries[*head-1].prev = i + 1
 	}
 	*head = i + 1
 }
@@ -47,12 +47,12 @@ func (t *Table) link(i uint32, e *entry, deadline int64) {
 // unlink takes an entry out of its list.
 func (t *Table) unlink(e *entry) {
 	if e.prev != 0 {
-		t.entry(e.prev - 1).next = e.next
+		t.entries[e.prev-1].next = e.next
 	} else {
 		t.wheel.heads[e.slot] = e.next
 	}
 	if e.next != 0 {
-		t.entry(e.next - 1).prev = e.prev
+		t.entries[e.next-1].prev = e.prev
 	}
 	e.next, e.prev = 0, 0
 }

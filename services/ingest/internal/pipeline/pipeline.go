@@ -208,18 +208,18 @@ func (q *Queue) cut() {
 func size(b *flowv1.FlowBatch) int {
 	n := 0
 	if c := b.Opens; c != nil {
-		n += int(c.Count) * 62
+		n += int(c.Count) * flow.OpenBytes
 	}
 	if c := b.Segments; c != nil {
-		n += int(c.Count)*24 + len(c.Data)
+		n += int(c.Count)*flow.SegmentBytes + len(c.Data)
 	}
 	if c := b.Updates; c != nil {
-		n += int(c.Count) * 48
+		n += int(c.Count) * flow.UpdateBytes
 	}
 	if c := b.Ends; c != nil {
-		n += int(c.Count) * 100
+		n += int(c.Count) * flow.EndBytes
 	}
-	return n + len(b.Summaries)*60
+	return n + len(b.Summaries)*flow.SummaryBytes
 }
 
 // Poll runs timers and window boundaries up to nowNs and hands the batch over when it is time. Call it at least

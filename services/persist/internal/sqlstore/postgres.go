@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// copyFrom is the number of rows from which COPY into a staging table beats one INSERT with parameters.
+	// copyFrom is the number of rows from which COPY beats one INSERT with parameters.
 	copyFrom = 24
 	// countBytes is the size up to which rows are counted exactly.
 	countBytes = 1 << 30
@@ -128,8 +128,8 @@ func (d *postgresDialect) sizeDue(inserted int64) (due, inline bool) {
 }
 
 func (d *postgresDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows []record) (int64, error) {
-	list := make([]any, 0, copyFrom*len(columns[t]))
 	if len(rows) < copyFrom {
+		list := make([]any, 0, copyFrom*len(columns[t]))
 		for _, r := range rows {
 			list = args(d, r, list)
 		}
@@ -139,6 +139,18 @@ func (d *postgresDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows [
 		}
 		return res.RowsAffected()
 	}
+	// Rows that are there already are rare: they come when an acknowledgement was lost. So COPY writes into the table, which
+	// costs half of what the way around them does.
+	if _, err := tx.ExecContext(ctx, "SAVEPOINT before_copy"); err != nil {
+		return 0, err
+	}
+	n, err := d.copy(ctx, tx, string(t), t, rows)
+	if !duplicate(err) {
+		return n, err
+	}
+	if _, err := tx.ExecContext(ctx, "ROLLBACK TO SAVEPOINT before_copy"); err != nil {
+		return 0, err
+	}
 	cols := strings.Join(columns[t], ", ")
 	stage := "stage_" + string(t)
 	// The staging table lives as long as its connection; it has the parent's types and none of its indexes.
@@ -146,21 +158,8 @@ func (d *postgresDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows [
 		"CREATE TEMP TABLE IF NOT EXISTS %s ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA", stage, cols, t)); err != nil {
 		return 0, fmt.Errorf("staging table: %w", err)
 	}
-	q, err := tx.PrepareContext(ctx, fmt.Sprintf("COPY pg_temp.%s (%s) FROM STDIN", stage, cols))
-	if err != nil {
-		return 0, fmt.Errorf("begin copy: %w", err)
-	}
-	for _, r := range rows {
-		list = args(d, r, list[:0])
-		if _, err := q.ExecContext(ctx, list...); err != nil {
-			return 0, errors.Join(fmt.Errorf("copy: %w", err), q.Close())
-		}
-	}
-	if _, err := q.ExecContext(ctx); err != nil {
-		return 0, errors.Join(fmt.Errorf("copy: %w", err), q.Close())
-	}
-	if err := q.Close(); err != nil {
-		return 0, fmt.Errorf("end copy: %w", err)
+	if _, err := d.copy(ctx, tx, "pg_temp."+stage, t, rows); err != nil {
+		return 0, err
 	}
 	res, err := tx.ExecContext(ctx, fmt.Sprintf("INSERT INTO %s (%s) SELECT %s FROM pg_temp.%s ON CONFLICT (%s) DO NOTHING",
 		t, cols, cols, stage, conflict[t]))
@@ -168,6 +167,35 @@ func (d *postgresDialect) bulk(ctx context.Context, tx *sqlx.Tx, t Table, rows [
 		return 0, err
 	}
 	return res.RowsAffected()
+}
+
+// copy writes rows of t into a table of its shape.
+func (d *postgresDialect) copy(ctx context.Context, tx *sqlx.Tx, into string, t Table, rows []record) (int64, error) {
+	q, err := tx.PrepareContext(ctx, fmt.Sprintf("COPY %s (%s) FROM STDIN", into, strings.Join(columns[t], ", ")))
+	if err != nil {
+		return 0, fmt.Errorf("begin copy: %w", err)
+	}
+	list := make([]any, 0, len(columns[t]))
+	for _, r := range rows {
+		list = args(d, r, list[:0])
+		if _, err := q.ExecContext(ctx, list...); err != nil {
+			return 0, errors.Join(fmt.Errorf("copy: %w", err), q.Close())
+		}
+	}
+	res, err := q.ExecContext(ctx)
+	if err != nil {
+		return 0, errors.Join(fmt.Errorf("copy: %w", err), q.Close())
+	}
+	if err := q.Close(); err != nil {
+		return 0, fmt.Errorf("end copy: %w", err)
+	}
+	return res.RowsAffected()
+}
+
+// duplicate: 23505 is a key that is there already.
+func duplicate(err error) bool {
+	var e *pq.Error
+	return errors.As(err, &e) && e.Code == "23505"
 }
 
 // conflict: class 40 is a transaction that was rolled back for another one, 55P03 a lock that did not come in time.
