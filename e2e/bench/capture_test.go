@@ -31,11 +31,12 @@ type captureRow struct {
 	frames  int    // frame memory; 0: ingest's default
 	flows   uint32
 	random  bool    // every packet a new flow from a source of its own
-	pps     float64 // 0: as fast as the sender can
-	args    []string
+	pps     float64 // 0: as fast as the sender can; idle: none
 
 	runs []captureRun
 }
+
+const idle = -1
 
 type captureRun struct {
 	sent, received uint64
@@ -63,6 +64,8 @@ func TestBenchCapture(t *testing.T) {
 		{name: "ingest, 1,000,000 flows", flows: 1_000_000},
 		{name: "ingest, each packet a new source", flows: 1, random: true},
 		{name: "ingest, each packet a new source, 3 M/s", flows: 1, random: true, pps: 3e6},
+		{name: "ingest, 1,000 flows, 100,000/s", flows: 1000, pps: 1e5},
+		{name: "ingest, no packets", pps: idle},
 	}
 	if only := os.Getenv("TIDEGATE_BENCH_ROWS"); only != "" { // for trying out: the numbers of rows, from 0
 		var some []*captureRow
@@ -93,7 +96,7 @@ func TestBenchCapture(t *testing.T) {
 		if i == 0 {
 			limit = m.mpps()
 		}
-		fmt.Fprintf(&table, "%-42s %8.2f %8.2f %9.5f %8.2f %8.0f %5.0f%% %4.0f MiB\n", row.name, m.mpps(), m.offered/1e6,
+		fmt.Fprintf(&table, "%-42s %8.2f %8.2f %9.5f %8.2f %8.0f %5.1f%% %4.0f MiB\n", row.name, m.mpps(), m.offered/1e6,
 			m.share(), m.mpps()/limit, 1000/m.mpps(), 100*m.cpu, m.memory)
 		for _, r := range row.runs {
 			if r.ledger != "" {
@@ -141,7 +144,7 @@ func (row *captureRow) run(t *testing.T) (run captureRun) {
 		if row.pps > 0 {
 			stream.Share = shareOf(t, stream, row.pps)
 		}
-		if !row.random { // all flows are there and judged
+		if !row.random && row.pps != idle { // all flows are there and judged
 			if _, err := stream.Run(t.Context(), 3*time.Second); err != nil {
 				t.Fatal(err)
 			}
@@ -156,9 +159,10 @@ func (row *captureRow) run(t *testing.T) (run captureRun) {
 			stop()
 		}
 	}
-	began, used := time.Now(), cpuSeconds(t, pid)
-	sent, err := stream.Run(t.Context(), seconds(4))
-	if err != nil {
+	began, used, sent := time.Now(), cpuSeconds(t, pid), uint64(0)
+	if row.pps == idle {
+		time.Sleep(seconds(4))
+	} else if sent, err = stream.Run(t.Context(), seconds(4)); err != nil {
 		t.Fatal(err)
 	}
 	run.seconds = time.Since(began).Seconds()
@@ -180,8 +184,7 @@ func (row *captureRow) ingest(t *testing.T, link *loadgen.Link, classify, listen
 	if row.frames > 0 {
 		args = append(args, "--frames", strconv.Itoa(row.frames), "--rx-ring", strconv.Itoa(row.frames))
 	}
-	// Go would run one goroutine at a time on its one CPU, and the worker never waits for long.
-	p := rig.Start(t, "/usr/bin/taskset", []string{"GOMAXPROCS=3"}, append(args, row.args...)...)
+	p := rig.Start(t, "/usr/bin/taskset", nil, args...)
 	status(t, listen, func(s *ingestv1.StatusResponse) bool { return s.GetStatus().GetReady() })
 	return p
 }

@@ -34,7 +34,7 @@ type Config struct {
 	TxRing  int           `name:"tx-ring" env:"TIDEGATE_INGEST_TX_RING" default:"2048" help:"Transmit ring of a queue, a power of two."`
 	CPUs    []int         `name:"cpus" env:"TIDEGATE_INGEST_CPUS" help:"CPUs for the queues' workers, in order; without it the scheduler chooses."`
 	Nice    int           `name:"nice" env:"TIDEGATE_INGEST_NICE" default:"-10" help:"Scheduling priority of the workers' threads, -20 to 19, so that no other work on their CPU lets a ring overflow; 0 leaves it. Below 0 needs SYS_NICE."`
-	Spin    time.Duration `name:"spin" env:"TIDEGATE_INGEST_SPIN" default:"37us" help:"How long a worker looks for frames before it sleeps; 0 sleeps at once."`
+	Spin    time.Duration `name:"spin" env:"TIDEGATE_INGEST_SPIN" default:"37us" help:"How long a worker looks for frames without sleeping while a million or more come a second; 0 sleeps at once."`
 
 	BatchInterval  time.Duration `name:"batch-interval" env:"TIDEGATE_INGEST_BATCH_INTERVAL" default:"5ms" help:"Age at which a batch is sent."`
 	WindowInterval time.Duration `name:"window-interval" env:"TIDEGATE_INGEST_WINDOW_INTERVAL" default:"100ms" help:"Length of a window."`

@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -207,7 +209,7 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 	}
 	workers := s.staff(p)
 	s.mu.Lock()
-	s.plane, s.problem = p, nil
+	s.plane = p
 	s.mu.Unlock()
 	var stop atomic.Bool
 	failed := make(chan error, len(workers)+1)
@@ -227,6 +229,9 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 		}()
 	}
 	if err = p.connect(); err == nil {
+		s.mu.Lock()
+		s.problem = nil
+		s.mu.Unlock()
 		s.tel.Log.Info("capture runs", "mode", s.cfg.Mode, "ifaces", s.cfg.Ifaces, "queues", len(workers),
 			"capture", s.counts[0].capture.Load())
 		err = s.watch(ctx, p, failed)
@@ -298,6 +303,11 @@ func (s *Service) staff(p *plane) []*worker {
 		s.workers = append(s.workers, s.newWorker(len(s.workers), n))
 	}
 	s.running.Store(int32(n)) //nolint:gosec // at most 256
+	// A worker hardly ever gives up its P, so the other goroutines need Ps of their own, for all CPUs: the kernel shares
+	// these out better, as it knows the workers' priority.
+	if p := runtime.NumCPU() + n; os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < p {
+		runtime.GOMAXPROCS(p)
+	}
 	return s.workers[:n]
 }
 

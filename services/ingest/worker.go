@@ -23,8 +23,16 @@ const (
 	rxBatch = 64
 	// txAttempts bounds how often a full transmit ring is flushed for one batch before the rest is dropped.
 	txAttempts = 64
-	// nap is the longest sleep of an idle worker: timers of its queue run at least this often.
-	nap = 2 * time.Millisecond
+	// nap is the longest sleep of a worker with a batch in the making: timers of its queue run at least this often. Without
+	// one longNap will do.
+	nap     = 2 * time.Millisecond
+	longNap = 20 * time.Millisecond
+	// rest is how long a worker sleeps between two looks for frames that come slower than spinRate, in packets a second:
+	// spinning for them would burn a CPU for nothing, and to be woken for each costs more than to take some at a time. After
+	// restLimit without any it waits to be woken.
+	rest      = 50 * time.Microsecond
+	restLimit = time.Millisecond
+	spinRate  = 1_000_000
 	// mailboxSize bounds the messages that wait for a worker.
 	mailboxSize = 256
 )
@@ -105,16 +113,18 @@ func (w *worker) run(stop *atomic.Bool, cpu, nice int, spin time.Duration) error
 		// worker that may not have it works all the same, with a little less room before a ring overflows.
 		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, nice)
 	}
+	// Without it the kernel rounds a rest up by half. Refused, it costs latency only.
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1000, 0, 0, 0)
 	last := time.Now()
+	pace := pace{since: last}
 	for {
-		busy := false
+		n := 0
 		for i := range w.inputs {
-			if w.receive(&w.inputs[i]) {
-				busy = true
-			}
+			n += w.receive(&w.inputs[i])
 		}
 		w.readMail(1)
-		if busy {
+		if n > 0 {
+			pace.frames += n
 			last = time.Now()
 			continue
 		}
@@ -123,21 +133,40 @@ func (w *worker) run(stop *atomic.Bool, cpu, nice int, spin time.Duration) error
 		if stop.Load() {
 			return nil
 		}
-		if now.Sub(last) < spin {
-			continue
+		switch quiet := now.Sub(last); {
+		case quiet < spin && pace.fast(now):
+		case quiet < restLimit:
+			ts := unix.NsecToTimespec(rest.Nanoseconds())
+			_ = unix.Nanosleep(&ts, nil) // a signal only shortens it
+		default:
+			if err := w.sleep(); err != nil {
+				return err
+			}
 		}
-		if err := w.sleep(); err != nil {
-			return err
-		}
-		last = time.Now()
 	}
 }
 
-// receive moves one batch of an input and reports whether there was any.
-func (w *worker) receive(in *input) bool {
+// pace measures how fast frames come, a millisecond or more at a time.
+type pace struct {
+	frames int // since then
+	since  time.Time
+	spin   bool
+}
+
+// fast tells whether it is worth while to spin for the next.
+func (p *pace) fast(now time.Time) bool {
+	if d := now.Sub(p.since); d >= time.Millisecond {
+		p.spin = float64(p.frames) >= spinRate*d.Seconds()
+		p.frames, p.since = 0, now
+	}
+	return p.spin
+}
+
+// receive moves one batch of an input and returns its size.
+func (w *worker) receive(in *input) int {
 	n := in.rx.Receive(w.frames[:])
 	if n == 0 {
-		return false
+		return 0
 	}
 	bytes := 0
 	for i := range n {
@@ -153,7 +182,7 @@ func (w *worker) receive(in *input) bool {
 	in.queue.packets.Add(uint64(n)) //nolint:gosec // at most rxBatch
 	in.queue.bytes.Add(uint64(bytes))
 	in.rx.Release()
-	return true
+	return n
 }
 
 // forward sends frames out of the other port. What its ring does not take after a bounded number of flushes is
@@ -185,9 +214,13 @@ func (w *worker) forward(in *input, frames [][]byte) {
 
 var errPortGone = errors.New("the interface went away")
 
-// sleep waits for frames on any input, for at most nap.
+// sleep waits for frames on any input, for at most a nap.
 func (w *worker) sleep() error {
-	ts := unix.NsecToTimespec(nap.Nanoseconds())
+	limit := nap
+	if !w.pipe.Pending() {
+		limit = longNap
+	}
+	ts := unix.NsecToTimespec(limit.Nanoseconds())
 	_, err := unix.Ppoll(w.fds, &ts, nil)
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		return fmt.Errorf("wait for frames on queue %d: %w", w.n, err)

@@ -105,7 +105,7 @@ func TestWorkerHandsFlowsToTheKernelAndBack(t *testing.T) {
 	h := packet.Header{Src: flow.Addr([16]byte{10: 0xff, 11: 0xff, 12: 10, 15: 1}), Dst: flow.Addr([16]byte{10: 0xff, 11: 0xff, 12: 10, 15: 2})}
 	var queue queueCounts
 	in := &input{rx: &fakeSocket{rx: [][]byte{h.AppendUDP(nil, 1000, 53, []byte("payload"))}}, queue: &queue}
-	if !w.receive(in) || queue.packets.Load() != 1 {
+	if w.receive(in) != 1 || queue.packets.Load() != 1 {
 		t.Fatal("the frame was not taken")
 	}
 	now := time.Now()
@@ -212,4 +212,27 @@ func emptyBuilder(start int64) *window.Builder {
 	b := window.New(window.DefaultConfig())
 	b.StartNs, b.EndNs = start, start+100
 	return b
+}
+
+func TestPace(t *testing.T) {
+	now := time.Unix(1, 0)
+	p := pace{since: now}
+	for _, step := range []struct {
+		frames int
+		after  time.Duration
+		fast   bool
+	}{
+		{2000, 500 * time.Microsecond, false}, // too soon to tell
+		{0, 500 * time.Microsecond, true},     // 2,000 in a millisecond
+		{100, 900 * time.Microsecond, true},   // too soon to tell otherwise
+		{100, 600 * time.Microsecond, false},  // 200 in 1.5 ms
+		{1000, time.Millisecond, true},
+		{0, time.Minute, false},
+	} {
+		p.frames += step.frames
+		now = now.Add(step.after)
+		if fast := p.fast(now); fast != step.fast {
+			t.Errorf("%d more after %v more: fast is %v", step.frames, step.after, fast)
+		}
+	}
 }

@@ -73,9 +73,9 @@ int send(struct xdp_md *ctx)
 	if (cfg->scatter) {
 		__u32 mixed = (__u32)st->sent * 0x9e3779b1; // odd, so that a source comes again only after all others
 
-		source = cfg->source_base + (mixed >> ((32 - cfg->scatter) & 31));
+		source = cfg->source_base + (mixed & ((1ULL << (cfg->scatter & 63)) - 1));
 		target = cfg->target_base;
-		port = 1024 + (mixed & 0x7fff);
+		port = 1024 + (mixed >> 17);
 	} else {
 		__u32 flow = st->flow++;
 

@@ -148,6 +148,14 @@ func (t *Table) Warm(hashes []uint32) {
 			x += uint64(e.state) + e.packets[0]
 		}
 	}
+	if t.free == 0 && int(t.high) == t.cfg.MaxFlows {
+		// Each new flow evicts one: where those that may be are in the index.
+		for i := range n {
+			if at := int(t.hand) + i; at < len(t.entries) {
+				x += t.index[t.entries[at].tag&t.mask]
+			}
+		}
+	}
 	t.warmed = x
 }
 

@@ -277,6 +277,9 @@ func (q *Queue) boundary(nowNs int64) {
 // WindowEnd is the next window boundary, 0 before the first Poll and without windows.
 func (q *Queue) WindowEnd() int64 { return q.windowEnd }
 
+// Pending tells whether a batch waits for its age: Poll is due within milliseconds.
+func (q *Queue) Pending() bool { return q.batchBegun }
+
 // Idle tells whether no flow is active and the window is empty: time may jump.
 func (q *Queue) Idle() bool { return q.table.Stats().Active == 0 && (q.w == nil || q.w.Empty()) }
 
