@@ -185,7 +185,9 @@ func (s *Service) remove(c *changes, id, detail string) {
 		if number := policy.NumericID(id); s.syncing && s.pinned(number) {
 			c.deletes = append(c.deletes, number)
 			s.report(&ruleState{rule: policy.Rule{ID: id}, number: number}, eventv1.EnforcementState_ENFORCEMENT_STATE_REVOKED,
-				func(e *eventv1.Enforcement) { e.Detail = "the rule was revoked while this node was away" })
+				func(e *eventv1.Enforcement) {
+					e.By, e.Detail = policy.OriginUser, "the rule was revoked while this node was away"
+				})
 		}
 		return
 	}
@@ -205,11 +207,9 @@ func (s *Service) remove(c *changes, id, detail string) {
 	}
 	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_REVOKED, func(e *eventv1.Enforcement) {
 		e.Detail = cmp.Or(detail, "its key was deleted")
-		switch {
-		case r.held():
+		e.By = policy.OriginUser // nobody else deletes the key of a rule whose deadline has not passed
+		if r.held() && r.rule.Origin == policy.OriginUser {
 			e.By = byPanic
-		case r.rule.Origin == policy.OriginUser:
-			e.By = r.rule.Origin
 		}
 	})
 }
