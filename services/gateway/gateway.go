@@ -17,6 +17,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
@@ -125,7 +126,7 @@ func (s *Service) build(deps Deps) error {
 	if err != nil {
 		return err
 	}
-	s.hub = live.New(live.DefaultConfig(), live.Deps{Telemetry: s.t, Source: o, Events: deps.Bus, Attack: ops.NewAttack, Verdict: ops.NewVerdict})
+	s.hub = live.New(live.DefaultConfig(), live.Deps{Telemetry: s.t, Source: o, Events: deps.Bus, Attack: api.NewAttack, Verdict: api.NewVerdict})
 	version, _ := telemetry.Build()
 	if s.api, err = rest.New(rest.Deps{Operations: o, Snapshot: s.hub.Snapshot, Stream: s.hub, Version: version}); err != nil {
 		return err
