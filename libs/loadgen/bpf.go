@@ -33,8 +33,8 @@ type Stream struct {
 	// the others, towards Target alone. 0: see above.
 	Scatter uint32
 	// SYN sends TCP SYNs to port 443 instead; their checksum is 0.
-	SYN bool
-	Size           int // IP payload bytes after UDP header; at least 18 makes 60-byte frames
+	SYN  bool
+	Size int // IP payload bytes after UDP header; at least 18 makes 60-byte frames
 	// Share of the machine's top rate, in 1,024ths: 1,024 sends without pause.
 	Share uint32
 	CPU   int // the CPU that sends; the receiver's NAPI runs there too

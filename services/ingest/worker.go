@@ -24,13 +24,14 @@ const (
 	// txAttempts bounds how often a full transmit ring is flushed for one batch before the rest is dropped.
 	txAttempts = 64
 	// nap is the longest sleep of a worker with a batch in the making: timers of its queue run at least this often. Without
-	// one longNap will do.
+	// one it may sleep until its window ends, but looks whether it shall stop.
 	nap     = 2 * time.Millisecond
-	longNap = 20 * time.Millisecond
+	longNap = 50 * time.Millisecond
 	// rest is how long a worker sleeps between two looks for frames that come slower than spinRate, in packets a second:
-	// spinning for them would burn a CPU for nothing, and to be woken for each costs more than to take some at a time. After
-	// restLimit without any it waits to be woken.
-	rest      = 50 * time.Microsecond
+	// spinning for them would burn a CPU for nothing, and to be woken for each costs more than to take some at a time. Those
+	// that it forwards must not wait for long. After restLimit without any it waits to be woken.
+	rest      = 200 * time.Microsecond
+	shortRest = 50 * time.Microsecond
 	restLimit = time.Millisecond
 	spinRate  = 1_000_000
 	// mailboxSize bounds the messages that wait for a worker.
@@ -136,14 +137,22 @@ func (w *worker) run(stop *atomic.Bool, cpu, nice int, spin time.Duration) error
 		switch quiet := now.Sub(last); {
 		case quiet < spin && pace.fast(now):
 		case quiet < restLimit:
-			ts := unix.NsecToTimespec(rest.Nanoseconds())
-			_ = unix.Nanosleep(&ts, nil) // a signal only shortens it
+			w.rest()
 		default:
 			if err := w.sleep(); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+func (w *worker) rest() {
+	d := rest
+	if w.inputs[0].tx != nil {
+		d = shortRest
+	}
+	ts := unix.NsecToTimespec(d.Nanoseconds())
+	_ = unix.Nanosleep(&ts, nil) // a signal only shortens it
 }
 
 // pace measures how fast frames come, a millisecond or more at a time.
@@ -219,6 +228,9 @@ func (w *worker) sleep() error {
 	limit := nap
 	if !w.pipe.Pending() {
 		limit = longNap
+		if end := w.pipe.WindowEnd(); end != 0 {
+			limit = min(limit, max(0, time.Until(time.Unix(0, end))))
+		}
 	}
 	ts := unix.NsecToTimespec(limit.Nanoseconds())
 	_, err := unix.Ppoll(w.fds, &ts, nil)
