@@ -22,6 +22,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 )
 
 // secured is a server with mutual TLS and the permissions of the table.
@@ -177,9 +178,9 @@ func jobs(t *testing.T, s secured) {
 
 	run, stop := context.WithCancel(ctx)
 	defer stop()
-	ended := make(chan error, 8)
+	ended := make(chan error, 9)
 	spawn := func(f func() error) { go func() { ended <- f() }() }
-	var watched, panics, windows, followed, learnt, flows, events atomic.Int64
+	var watched, panics, windows, followed, learnt, flows, events, listed atomic.Int64
 	spawn(func() error {
 		return enforce.WatchRules(run, func(u bus.RuleUpdate) {
 			if u.Rule != nil {
@@ -238,6 +239,24 @@ func jobs(t *testing.T, s secured) {
 	good("gateway reads a request", err)
 	_, err = gateway.Rules(ctx)
 	good("gateway reads rules", err)
+	object, err := gateway.PutListEntries(ctx, "l", []byte("192.0.2.1\n"))
+	good("gateway stores a list's entries", err)
+	revision, err := gateway.UpdateList(ctx, &policyv1.AddressList{Name: "l", Object: object}, 0)
+	good("gateway writes a list", err)
+	spawn(func() error {
+		return enforce.WatchLists(run, func(u bus.ListUpdate) {
+			if u.List != nil {
+				listed.Add(1)
+			}
+		})
+	})
+	bustest.Wait(t, "the list", func() bool { return listed.Load() > 0 })
+	_, err = enforce.ListEntries(ctx, object)
+	good("enforce reads a list's entries", err)
+	_, err = gateway.Lists(ctx)
+	good("gateway reads lists", err)
+	good("gateway deletes a list", gateway.DeleteList(ctx, "l", revision))
+	good("gateway deletes entries", gateway.DeleteListEntries(ctx, object))
 	good("tidegate writes a rule", tidegate.PutRule(ctx, bustest.Rule("r2")))
 	good("tidegate publishes", tidegate.PublishAttack(ctx, &eventv1.Attack{Id: "b", Revision: 1, Sensor: "s"}))
 
@@ -256,7 +275,7 @@ func jobs(t *testing.T, s secured) {
 	_, err = persist.State(ctx, bus.StreamFlows)
 	good("persist reads the stream's state", err)
 	stop()
-	for range 7 {
+	for range 8 {
 		good("a consumer ended", <-ended)
 	}
 	for name, r := range map[string]*prometheus.Registry{

@@ -29,9 +29,9 @@ const listChunk = 1024
 
 // SyncLists makes want the content of all address lists. What is there already and the same is not touched, and what is
 // in both is never missing in between, so that a restart leaves no gap. Of entries with the same prefix the first
-// counts; entries have no deadline. It takes seconds for millions of entries and may run beside every other method but
+// counts; entries have no deadline. Entries of the lists in keep stay if want does not name them. It takes seconds for millions of entries and may run beside every other method but
 // those that put and delete listed entries. When ctx ends, a part is done: call it again.
-func (g *Gate) SyncLists(ctx context.Context, want []Listed) (ListChange, error) {
+func (g *Gate) SyncLists(ctx context.Context, want []Listed, keep map[ListID]bool) (ListChange, error) {
 	var c ListChange
 	single := 0
 	for i := range want {
@@ -39,9 +39,10 @@ func (g *Gate) SyncLists(ctx context.Context, want []Listed) (ListChange, error)
 			single++
 		}
 	}
-	hosts := listMap[hostKey]{g: g, m: g.maps.GateHosts, left: &c.LeftOut, want: make(map[hostKey]listed, single)}
-	prefixes := listMap[prefixKey]{g: g, m: g.maps.GatePrefixes, left: &c.LeftOut, want: make(map[prefixKey]listed, len(want)-single)}
+	hosts := listMap[hostKey]{g: g, m: g.maps.GateHosts, keep: keep, left: &c.LeftOut, want: make(map[hostKey]listed, single)}
+	prefixes := listMap[prefixKey]{g: g, m: g.maps.GatePrefixes, keep: keep, left: &c.LeftOut, want: make(map[prefixKey]listed, len(want)-single)}
 	bits := newCoverage()
+	prefixes.kept = bits.add
 	for i := range want {
 		e := &want[i]
 		k, err := keyOf(e.Prefix)
@@ -89,7 +90,7 @@ func (g *Gate) SyncLists(ctx context.Context, want []Listed) (ListChange, error)
 	if err := g.cover(bits, false, g.locked); err != nil {
 		return c, err
 	}
-	return c, used(0, !anyHosts, !anyPrefixes)
+	return c, used(0, !anyHosts && hosts.stays == 0, !anyPrefixes && prefixes.stays == 0)
 }
 
 // PauseLists makes the program look past all lists, and back at them, within microseconds; their entries stay. Another
@@ -122,7 +123,11 @@ type listMap[K comparable] struct {
 	g    *Gate
 	m    *ebpf.Map
 	want map[K]listed
+	keep map[ListID]bool
 	left *[]Listed
+
+	kept  func(*K) // told of each entry that stays for keep; nil: nobody
+	stays int      // their number
 }
 
 // add takes an entry; false when there is no room for it or the key is taken.
@@ -148,6 +153,10 @@ func (l *listMap[K]) sync(ctx context.Context) (put, deleted int, err error) {
 	for i, k := range keys {
 		v, wanted := l.want[k]
 		switch {
+		case !wanted && l.keep[ListID(values[i].List)]: //nolint:gosec // below maxLists
+			if l.stays++; l.kept != nil {
+				l.kept(&keys[i])
+			}
 		case !wanted:
 			over = append(over, k)
 		case v == values[i]:

@@ -35,7 +35,7 @@ func randomListed(n int, hosts bool, seed uint64) []Listed {
 
 func syncLists(t testing.TB, g *Gate, want []Listed, put, deleted, left int) {
 	t.Helper()
-	c, err := g.SyncLists(context.Background(), want)
+	c, err := g.SyncLists(context.Background(), want, nil)
 	must(t, err)
 	if c.Put != put || c.Deleted != deleted || len(c.LeftOut) != left {
 		t.Errorf("put %d, deleted %d, left out %d, want %d, %d, %d", c.Put, c.Deleted, len(c.LeftOut), put, deleted, left)
@@ -91,6 +91,14 @@ func TestSyncLists(t *testing.T) {
 		t.Errorf("%d bits are set, %v: want 1", ones(c), err)
 	}
 
+	// What is kept stays without being named.
+	c, err := g.SyncLists(context.Background(), nil, map[ListID]bool{3: true})
+	must(t, err)
+	if c.Put != 0 || c.Deleted != 1 {
+		t.Errorf("with a list to keep: %+v", c)
+	}
+	expect(drop, "203.0.113.64")
+
 	// A full map: the last are left out and named.
 	var many []Listed
 	for i := range 6 {
@@ -105,11 +113,11 @@ func TestSyncLists(t *testing.T) {
 	}
 	cancelled, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := g.SyncLists(cancelled, many); err == nil {
+	if _, err := g.SyncLists(cancelled, many, nil); err == nil {
 		t.Error("a sync that was cancelled reports no error")
 	}
 	for _, bad := range []Listed{{}, {Prefix: pfx("192.0.2.0/24"), List: maxLists, Action: policy.Drop}, {Prefix: pfx("192.0.2.0/24"), Action: policy.RateLimit}} {
-		if _, err := g.SyncLists(context.Background(), []Listed{bad}); err == nil {
+		if _, err := g.SyncLists(context.Background(), []Listed{bad}, nil); err == nil {
 			t.Errorf("%+v is taken", bad)
 		}
 	}
