@@ -65,6 +65,10 @@ func TestServiceBadInput(t *testing.T) {
 	}{
 		{"unknown database", []string{"--db-type", "postgresq"}, []string{"postgresq", "did you mean postgresql"}},
 		{"malformed URL", []string{"--db-type", "postgresql", "--database-url", "postgres://u:p w@h:x/d"}, []string{"DATABASE_URL", "%XX"}},
+		{"webhook without a secret", []string{"--hook-webhook", "https://hooks.example/x"}, []string{"--hook-webhook-secret-file", "openssl"}},
+		{"script that is not there", []string{"--hook-script", "/nosuch/script"}, []string{"/nosuch/script", "does not exist"}},
+		{"unknown type of event", []string{"--hook-script", "/bin/true", "--hook-events", "attack.begun"}, []string{"attack.begun", "attack.started"}},
+		{"EVE file in no folder", []string{"--hook-eve-file", "/nosuch/eve.json"}, []string{"/nosuch", "make it"}},
 	} {
 		exit, stderr := endBinary(t, persist, nil, append([]string{"--insecure", "--metrics-listen", ""}, c.args...)...)
 		checkEnd(t, "persist: "+c.mistake, exit, 2, stderr, c.says)

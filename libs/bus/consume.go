@@ -67,14 +67,16 @@ func (m *EventMsg) Context(ctx context.Context) context.Context {
 // cannot be read is terminated and reported to Config.OnBad. It returns when ctx ends (nil), after the batch in h's
 // hands; it survives reconnects and lost servers.
 func (b *Bus) ConsumeFlows(ctx context.Context, durable string, h func(context.Context, []FlowMsg) error) error {
-	return consume(ctx, b, StreamFlows, durable, []string{SubjectFlows + ">"}, func(m jetstream.Msg) (FlowMsg, error) {
-		out := FlowMsg{Records: &eventv1.FlowRecords{}, Subject: m.Subject(), Traceparent: m.Headers().Get(headerTrace)}
-		if err := proto.Unmarshal(m.Data(), out.Records); err != nil {
-			return out, fmt.Errorf("flow records: %w", err)
-		}
-		out.StreamSeq, out.Redelivered = sequence(m)
-		return out, nil
-	}, h)
+	return consume(ctx, b, StreamFlows, durable, []string{SubjectFlows + ">"}, decodeFlows, h)
+}
+
+func decodeFlows(m jetstream.Msg) (FlowMsg, error) {
+	out := FlowMsg{Records: &eventv1.FlowRecords{}, Subject: m.Subject(), Traceparent: m.Headers().Get(headerTrace)}
+	if err := proto.Unmarshal(m.Data(), out.Records); err != nil {
+		return out, fmt.Errorf("flow records: %w", err)
+	}
+	out.StreamSeq, out.Redelivered = sequence(m)
+	return out, nil
 }
 
 // ConsumeEvents does the same for attacks, verdicts, enforcement events and audits; subjects are patterns, for example

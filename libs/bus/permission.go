@@ -8,7 +8,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 )
 
-const persistDurable = "persist" // persist's consumers: nobody else may read with or touch them
+const persistDurable = "persist" // persist's consumers, as are the hooks': nobody else may read with or touch them
 
 // Permission is what an identity may publish and subscribe to. Denied wins over allowed. Everything else is refused.
 type Permission struct {
@@ -32,7 +32,7 @@ func Permissions() map[string]Permission {
 			readBucket(BucketRules), writeBucket(BucketRules), readBucket(BucketControl), writeBucket(BucketControl),
 			readBucket(BucketLists), readObjects(BucketListEntries)),
 		pki.Persist: grant(pki.Persist,
-			setup(), readStream(StreamFlows, persistDurable), readStream(StreamEvents, persistDurable)),
+			setup(), readStream(StreamFlows, persistDurable), readStream(StreamEvents, persistDurable), hooks()),
 		pki.Gateway: grant(pki.Gateway,
 			setup(), allow(AllAudits), reclaim(), follow(), Permission{Subscribe: []string{AllWindows}},
 			readBucket(BucketRules), readBucket(BucketNodes), readBucket(BucketControl),
@@ -86,13 +86,28 @@ func readStream(stream, durable string) Permission {
 	)
 }
 
+// hooks are consumers of their own, and the stream of EVE lines.
+func hooks() Permission {
+	p := allow(SubjectEVE+"*", "$JS.API.STREAM.INFO."+StreamEVE, "$JS.API.STREAM.CREATE."+StreamEVE)
+	for _, stream := range []string{StreamEvents, StreamFlows} {
+		for _, durable := range HookNames(stream) {
+			name := stream + "." + durable
+			p.Publish = append(p.Publish, "$JS.API.CONSUMER.CREATE."+name, "$JS.API.CONSUMER.INFO."+name,
+				"$JS.API.CONSUMER.MSG.NEXT."+name, "$JS.ACK."+name+".>")
+		}
+	}
+	return p
+}
+
 // follow is an ordered consumer of the events; its names are random, so all but persist's are allowed.
 func follow() Permission {
 	p := Permission{}
 	for _, verb := range []string{"CREATE", "INFO", "MSG.NEXT", "DELETE"} {
 		api := "$JS.API.CONSUMER." + verb + "." + StreamEvents + "."
 		p.Publish = append(p.Publish, api+">")
-		p.Deny = append(p.Deny, api+persistDurable, api+persistDurable+".>")
+		for _, name := range append(HookNames(StreamEvents), persistDurable) {
+			p.Deny = append(p.Deny, api+name, api+name+".>")
+		}
 	}
 	return p
 }

@@ -176,11 +176,17 @@ func jobs(t *testing.T, s secured) {
 	gateway, gatewayErrors := s.openCounting(t, pki.Gateway)
 	tidegate := s.open(t, pki.Tidegate)
 
+	good := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
-	ended := make(chan error, 9)
+	ended := make(chan error, 32)
 	spawn := func(f func() error) { go func() { ended <- f() }() }
-	var watched, panics, windows, followed, learnt, flows, events, listed atomic.Int64
+	var watched, panics, windows, followed, learnt, flows, events, hooked, listed atomic.Int64
 	spawn(func() error {
 		return enforce.WatchRules(run, func(u bus.RuleUpdate) {
 			if u.Rule != nil {
@@ -202,15 +208,19 @@ func jobs(t *testing.T, s secured) {
 		return persist.ConsumeFlows(run, "persist", func(_ context.Context, m []bus.FlowMsg) error { flows.Add(int64(len(m))); return nil })
 	})
 	spawn(func() error {
+		return persist.DeliverFlows(run, bus.HookDurable+"eve-file", func(context.Context, *bus.FlowMsg, bus.Place) error { hooked.Add(1); return nil })
+	})
+	for _, name := range bus.HookNames(bus.StreamEvents) {
+		spawn(func() error {
+			return persist.DeliverEvents(run, name, func(context.Context, *bus.EventMsg, bus.Place) error { hooked.Add(1); return nil })
+		})
+	}
+	good("persist makes the stream of EVE lines", persist.EnsureEVE(ctx))
+	good("persist publishes EVE lines", persist.PublishEVE(ctx, []bus.EVELine{{Type: "alert", ID: "1", JSON: []byte("{}")}}))
+	spawn(func() error {
 		return persist.ConsumeEvents(run, "persist", []string{bus.AllAttacks, bus.AllVerdicts, bus.AllEnforcements},
 			func(_ context.Context, m []bus.EventMsg) error { events.Add(int64(len(m))); return nil })
 	})
-	good := func(what string, err error) {
-		t.Helper()
-		if err != nil {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
 	good("classify publishes flows", classify.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "s", Epoch: 1, Batch: 1}))
 	good("classify publishes an attack", classify.PublishAttack(ctx, &eventv1.Attack{Id: "a", Revision: 1, Sensor: "s"}))
 	good("classify publishes a verdict", classify.PublishVerdict(ctx, &eventv1.Verdict{Id: "v", Sensor: "s"}))
@@ -274,8 +284,9 @@ func jobs(t *testing.T, s secured) {
 	})
 	_, err = persist.State(ctx, bus.StreamFlows)
 	good("persist reads the stream's state", err)
+	bustest.Wait(t, "hooks", func() bool { return hooked.Load() >= int64(len(bus.HookNames(bus.StreamEvents))) })
 	stop()
-	for range 8 {
+	for range 9 + len(bus.HookNames(bus.StreamEvents)) {
 		good("a consumer ended", <-ended)
 	}
 	for name, r := range map[string]*prometheus.Registry{
@@ -327,6 +338,7 @@ func refusals(t *testing.T, s secured) {
 			[]string{
 				"tg.v1.enforcement.n", "tg.v1.audit.g", "$KV.tg_control.enforcing", "$KV.tg_nodes.enforce.1",
 				"$JS.API.CONSUMER.DELETE.TG_EVENTS.persist", "$JS.API.CONSUMER.CREATE.TG_EVENTS.persist", "$JS.API.CONSUMER.MSG.NEXT.TG_EVENTS.persist",
+				"$JS.API.CONSUMER.MSG.NEXT.TG_EVENTS.hook-webhook-1", "$JS.API.CONSUMER.DELETE.TG_EVENTS.hook-script-4", "tg.v1.eve.alert",
 			},
 			[]string{"tg.v1.window.>", "_INBOX.persist.>"}},
 		{pki.Gateway,

@@ -177,7 +177,8 @@ const reclaimEvery = 2 * time.Second
 
 // reclaim makes room in the full event stream: it removes what every durable consumer has acknowledged. Without
 // any durable consumer nobody waits for events; then the older half goes. A consumer that is behind keeps its
-// messages, and publishers wait for it: that is what discard-new means here.
+// messages, and publishers wait for it: that is what discard-new means here. Hooks are the exception: they lose what is
+// removed before they had it, and count it.
 func (b *Bus) reclaim(ctx context.Context) error {
 	b.reclaimMu.Lock()
 	defer b.reclaimMu.Unlock()
@@ -191,9 +192,13 @@ func (b *Bus) reclaim(ctx context.Context) error {
 	}
 	st := s.CachedInfo().State
 	until, durable := st.LastSeq, false
+	hooks := map[string]uint64{}
 	list := s.ListConsumers(ctx)
 	for c := range list.Info() {
-		if c.Config.Durable != "" {
+		if isHook(c.Config.Durable) {
+			hooks[c.Config.Durable] = c.AckFloor.Stream
+		}
+		if c.Config.Durable != "" && !isHook(c.Config.Durable) {
 			durable, until = true, min(until, c.AckFloor.Stream)
 		}
 	}
@@ -208,6 +213,12 @@ func (b *Bus) reclaim(ctx context.Context) error {
 	}
 	if err := s.Purge(ctx, jetstream.WithPurgeSequence(until+1)); err != nil {
 		return fmt.Errorf("make room in %s: %w", StreamEvents, unavailable(err))
+	}
+	for name, floor := range hooks {
+		if had := max(floor, st.FirstSeq-1); had < until {
+			b.t.ErrorCounter("hook_lost").Add(float64(until - had))
+			b.t.Log.Error("the event stream was full: messages were removed that a hook did not have", "hook", name, "messages", until-had)
+		}
 	}
 	return nil
 }

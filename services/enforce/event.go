@@ -9,9 +9,16 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
+)
+
+// Who made a change, beside the origins of rules.
+const (
+	byNode  = "enforce" // this node by itself
+	byPanic = "panic"
 )
 
 // event waits to be published.
@@ -34,6 +41,9 @@ func (s *Service) reportIn(ctx context.Context, r *ruleState, state eventv1.Enfo
 	}
 	if !r.stat.FirstDrop.IsZero() {
 		e.FirstDropNs = r.stat.FirstDrop.UnixNano()
+	}
+	if state != eventv1.EnforcementState_ENFORCEMENT_STATE_HITS { // every change says what, from what, and by whom
+		e.Rule, e.By = policy.ToProto(&r.rule), byNode
 	}
 	if set != nil {
 		set(e)
@@ -73,12 +83,16 @@ func (s *Service) span(r *ruleState, parent, name string, begin, end time.Time, 
 }
 
 // reportApplied ends the way from the watch to the map.
-func (s *Service) reportApplied(r *ruleState, now time.Time) {
+func (s *Service) reportApplied(r *ruleState, by string, now time.Time) {
 	s.m.apply.Observe(now.Sub(r.received).Seconds())
 	ctx := s.span(r, r.rule.Traceparent, "enforce apply", r.received, now, attribute.Bool("tidegate.shadow", r.state == shadow))
 	r.appliedSpan = telemetry.Inject(ctx)
 	s.reportIn(ctx, r, eventv1.EnforcementState_ENFORCEMENT_STATE_APPLIED, func(e *eventv1.Enforcement) {
 		e.TimeNs, e.ApplyNs = now.UnixNano(), now.Sub(r.received).Nanoseconds()
+		e.By = by
+		if r.before != nil {
+			e.Before = policy.ToProto(r.before)
+		}
 	})
 }
 

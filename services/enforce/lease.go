@@ -154,7 +154,7 @@ func (s *Service) renewHeld(near []*ruleState, now time.Time) {
 func (s *Service) renew(r *ruleState, hits uint64, now time.Time) {
 	next := r.rule
 	next.Expires = now.Add(r.rule.Lease).UTC()
-	r.renewing = s.later(job{kind: jobRenew, rule: next, revision: r.revision, hits: hits})
+	r.renewing = s.later(job{kind: jobRenew, rule: next, revision: r.revision, hits: hits, expires: r.rule.Expires})
 }
 
 // expire takes rules out whose deadline has passed, unless a renewal is on its way that another node may have won.
@@ -189,7 +189,7 @@ func (s *Service) end(r *ruleState, now time.Time) {
 		s.later(job{kind: jobDelete, rule: r.rule, revision: r.revision})
 	}
 	if r.state != refused {
-		s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_EXPIRED, nil)
+		s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_EXPIRED, func(e *eventv1.Enforcement) { e.Detail = "its deadline passed" })
 	}
 	r.state, r.since = expired, now
 	s.ended = append(s.ended, r)
@@ -276,7 +276,8 @@ type job struct {
 	kind     jobKind
 	rule     policy.Rule
 	revision uint64
-	hits     uint64 // jobRenew: what earned it
+	hits     uint64    // jobRenew: what earned it
+	expires  time.Time // jobRenew: the deadline that was
 }
 
 type jobResult struct {
@@ -371,5 +372,9 @@ func (s *Service) settle(d jobResult) {
 	if r.held() {
 		return // what a held rule does is not news, and it was not hit
 	}
-	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED, nil)
+	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED, func(e *eventv1.Enforcement) {
+		before := r.rule
+		before.Expires = d.expires
+		e.Before, e.Detail = policy.ToProto(&before), "it was hit since its last renewal"
+	})
 }

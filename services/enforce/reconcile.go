@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"cmp"
 	"errors"
 	"time"
 
@@ -79,10 +80,14 @@ func (r *ruleState) keep(old *ruleState) {
 	r.applied, r.stat, r.told, r.leaseHits, r.dropTold = old.applied, old.stat, old.told, old.leaseHits, old.dropTold
 	r.leaseAt = old.leaseAt
 	r.appliedSpan = old.appliedSpan
-	same := old.rule
+	same, before := old.rule, old.rule
 	same.Expires = r.rule.Expires
 	if same != r.rule {
+		r.before = &before
 		return
+	}
+	if r.rule.Lease == 0 && before != r.rule { // a lease's renewal is told by the node that renews
+		r.prolonged = &before
 	}
 	r.silent = old.inForce()
 	if old.state == refused { // a renewal: a refusal for the same reason is no news
@@ -144,6 +149,12 @@ func (s *Service) refuse(r *ruleState, no refusal) {
 	s.m.refusals.WithLabelValues(string(no.reason)).Inc()
 	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_REFUSED, func(e *eventv1.Enforcement) {
 		e.Reason, e.Detail = string(no.reason), no.detail
+		if no.reason == Panic {
+			e.By = byPanic
+		}
+		if r.before != nil {
+			e.Before, r.before = policy.ToProto(r.before), nil
+		}
 	})
 }
 
@@ -159,6 +170,9 @@ func (s *Service) refuseUnreadable(c *changes, u *delivery, now time.Time) {
 	if old != nil && old.inForce() {
 		c.remove(r)
 	}
+	if old != nil {
+		r.before = &old.rule
+	}
 	s.rules[u.ID] = r
 	s.refuse(r, refusal{Invalid, u.Err.Error()})
 }
@@ -170,6 +184,10 @@ func (s *Service) remove(c *changes, id, detail string) {
 		// An entry of an earlier run whose rule was revoked while this node was away.
 		if number := policy.NumericID(id); s.syncing && s.pinned(number) {
 			c.deletes = append(c.deletes, number)
+			s.report(&ruleState{rule: policy.Rule{ID: id}, number: number}, eventv1.EnforcementState_ENFORCEMENT_STATE_REVOKED,
+				func(e *eventv1.Enforcement) {
+					e.By, e.Detail = policy.OriginUser, "the rule was revoked while this node was away"
+				})
 		}
 		return
 	}
@@ -187,7 +205,13 @@ func (s *Service) remove(c *changes, id, detail string) {
 	if detail == "" && r.held() {
 		detail = r.refusal.detail
 	}
-	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_REVOKED, func(e *eventv1.Enforcement) { e.Detail = detail })
+	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_REVOKED, func(e *eventv1.Enforcement) {
+		e.Detail = cmp.Or(detail, "its key was deleted")
+		e.By = policy.OriginUser // nobody else deletes the key of a rule whose deadline has not passed
+		if r.held() && r.rule.Origin == policy.OriginUser {
+			e.By = byPanic
+		}
+	})
 }
 
 // beginSync starts taking a repetition of the whole desired state; entries that are right already are not written.
@@ -400,6 +424,10 @@ func ruleErrors(err error, each map[uint64]error) (whole error) {
 
 // inForceNow notes and reports that the rule is in the maps.
 func (s *Service) inForceNow(r *ruleState, gates []*port, now time.Time) {
+	by := r.rule.Origin
+	if r.held() {
+		by = byPanic
+	}
 	r.state, r.since = active, now
 	if blocks(r.rule.Action) {
 		r.state = shadow
@@ -412,9 +440,16 @@ func (s *Service) inForceNow(r *ruleState, gates []*port, now time.Time) {
 	if r.applied.IsZero() {
 		r.applied = now
 	}
-	if !r.silent {
-		s.reportApplied(r, now)
+	switch {
+	case !r.silent:
+		s.reportApplied(r, by, now)
+	case r.prolonged != nil:
+		before := r.prolonged
+		s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED, func(e *eventv1.Enforcement) {
+			e.By, e.Before, e.Detail = by, policy.ToProto(before), "it was asked for again with another deadline"
+		})
 	}
+	r.before, r.prolonged = nil, nil
 }
 
 // reconcileGate brings one gate in line with the table: entries that are right already are left alone.

@@ -17,6 +17,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
@@ -36,7 +37,7 @@ type Config struct {
 	HTTPSCert string `name:"https-cert" placeholder:"FILE" help:"PEM file of the HTTPS certificate, chain included (default: gateway.pem of the certificates' folder)."`
 	HTTPSKey  string `name:"https-key" placeholder:"FILE" help:"PEM file of its private key (default: gateway-key.pem there)."`
 
-	ListCA    string `name:"list-ca" placeholder:"FILE" help:"PEM file of authorities of HTTPS servers that address lists are read from, besides the system's."`
+	ListCA string `name:"list-ca" placeholder:"FILE" help:"PEM file of authorities of HTTPS servers that address lists are read from, besides the system's."`
 
 	Tokens auth.Config `embed:""`
 	Edge   edge.Config `embed:""`
@@ -134,7 +135,7 @@ func (s *Service) build(deps Deps) error {
 		return err
 	}
 	s.ops = o
-	s.hub = live.New(live.DefaultConfig(), live.Deps{Telemetry: s.t, Source: o, Events: deps.Bus, Attack: ops.NewAttack, Verdict: ops.NewVerdict})
+	s.hub = live.New(live.DefaultConfig(), live.Deps{Telemetry: s.t, Source: o, Events: deps.Bus, Attack: api.NewAttack, Verdict: api.NewVerdict})
 	version, _ := telemetry.Build()
 	if s.api, err = rest.New(rest.Deps{Operations: o, Snapshot: s.hub.Snapshot, Stream: s.hub, Version: version}); err != nil {
 		return err

@@ -170,6 +170,7 @@ func (s *Service) Status(ctx context.Context, _ *queryv1.StatusRequest) (*queryv
 	}
 	out.Status.Problems = append(out.Status.Problems, s.t.Problems("persist", "certificate")...)
 	out.Status.Ready = len(out.Status.Problems) == 0
+	out.Status.Problems = append(out.Status.Problems, s.hooks.Problems()...) // a receiver that is down does not stop persist
 	return out, nil
 }
 

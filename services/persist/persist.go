@@ -1,5 +1,5 @@
 // Package persist stores what the mesh publishes, flow records, attacks, verdicts, enforcement events and the
-// audit of changes, in an SQL database, and answers queries about them.
+// audit of changes, in an SQL database, answers queries about them, and tells hooks (internal/hook).
 //
 // REST and CRUD are in Go in this project only with a reason. Persist's: it deploys as one static binary with
 // every database driver inside, it shares the protobuf contracts and the bus with the packet path instead of
@@ -26,6 +26,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
+	"github.com/tidegate-mesh/tidegate/services/persist/internal/hook"
 	"github.com/tidegate-mesh/tidegate/services/persist/internal/sqlstore"
 )
 
@@ -40,6 +41,8 @@ type Config struct {
 	MaxBytes       int64         `name:"max-bytes" env:"TIDEGATE_PERSIST_MAX_BYTES" default:"0" help:"Size cap of the tables in bytes, oldest flows go first; 0: 2 GiB (SQLite) or 50 GiB (others), negative: none."`
 	QueryTimeout   time.Duration `name:"query-timeout" env:"TIDEGATE_PERSIST_QUERY_TIMEOUT" default:"30s" help:"Longest time of one query."`
 	Advertise      string        `name:"advertise" env:"TIDEGATE_PERSIST_ADVERTISE" help:"Address at which other services reach this one, told in heartbeats."`
+
+	Hooks hook.Config `embed:"" prefix:"hook-"`
 }
 
 // DefaultConfig is an SQLite file under /var/lib/tidegate.
@@ -49,6 +52,7 @@ func DefaultConfig() Config {
 		FlowRetention:  7 * 24 * time.Hour,
 		EventRetention: 90 * 24 * time.Hour,
 		QueryTimeout:   30 * time.Second,
+		Hooks:          hook.DefaultConfig(),
 	}
 }
 
@@ -59,6 +63,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxBytes > 0 && c.MaxBytes < 1<<20 {
 		return fmt.Errorf("size cap of %d bytes: it must be at least 1 MiB (1048576)", c.MaxBytes)
+	}
+	if err := c.Hooks.Validate(); err != nil {
+		return err
 	}
 	return sqlstore.Check(c.store(nil))
 }
@@ -72,10 +79,10 @@ func (c Config) store(onPrune func(sqlstore.Table, int64, string)) sqlstore.Conf
 
 // Bus is what persist needs of the message bus; *bus.Bus has it.
 type Bus interface {
+	hook.Bus
 	EnsureStreams(ctx context.Context) error
 	ConsumeFlows(ctx context.Context, durable string, h func(context.Context, []bus.FlowMsg) error) error
 	ConsumeEvents(ctx context.Context, durable string, subjects []string, h func(context.Context, []bus.EventMsg) error) error
-	Backlog(ctx context.Context, stream, durable string) (uint64, error)
 	State(ctx context.Context, stream string) (bus.StreamState, error)
 	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
 }
@@ -110,6 +117,7 @@ type Service struct {
 	store  atomic.Pointer[sqlstore.Store] // nil until the database was reached
 	flows  *writer
 	events *writer
+	hooks  *hook.Set // nil: none
 
 	mu        sync.Mutex
 	problems  map[string]string // what is not well, by operation
@@ -131,6 +139,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	s := &Service{cfg: cfg, t: deps.Telemetry, bus: deps.Bus, metrics: m, started: time.Now(),
 		problems: map[string]string{"database": "database: it was not reached yet"}}
+	if s.hooks, err = hook.New(cfg.Hooks, s.t, deps.Bus); err != nil {
+		return nil, err
+	}
 	s.flows = newWriter(s, bus.StreamFlows, "flows")
 	s.events = newWriter(s, bus.StreamEvents, "events")
 	s.t.Check("persist", func() error {
@@ -146,8 +157,17 @@ func New(cfg Config, deps Deps) (*Service, error) {
 }
 
 // Run opens the database, which is retried until it answers, and stores what comes until ctx ends; then it
-// finishes the batches in hand and closes the database.
+// finishes the batches in hand and closes the database. Hooks do not wait for the database.
 func (s *Service) Run(ctx context.Context) error {
+	if s.hooks != nil {
+		run, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = s.hooks.Run(run) // it ends with its context only
+		}()
+		defer func() { cancel(); <-done }()
+	}
 	// A start that ends because ctx ended is a clean stop.
 	err := lifecycle.Retry(ctx, retryMin, retryMax, func(ctx context.Context) error {
 		st, err := sqlstore.Open(ctx, s.cfg.store(func(t sqlstore.Table, n int64, reason string) {

@@ -19,11 +19,13 @@ import (
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
+	"github.com/tidegate-mesh/tidegate/services/persist/internal/hook"
 	"github.com/tidegate-mesh/tidegate/services/persist/internal/sqlstore"
 )
 
 // fakeBus answers State and Backlog; the handlers are called by the tests.
 type fakeBus struct {
+	hook.Bus        // nil: there are no hooks
 	first    uint64 // of the stream
 	stateErr error
 }

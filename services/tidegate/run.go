@@ -53,6 +53,9 @@ func (c *runCmd) Validate() error {
 	case c.Mode == ingest.ModeHost && len(c.Iface) != 1:
 		return errors.New("--mode host takes one --iface")
 	}
+	if err := c.Persist.Hooks.Validate(); err != nil {
+		return err
+	}
 	if c.Gateway.Listen == "" {
 		return nil
 	}

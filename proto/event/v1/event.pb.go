@@ -979,8 +979,15 @@ type Enforcement struct {
 	Action            v1.Action              `protobuf:"varint,15,opt,name=action,proto3,enum=tidegate.policy.v1.Action" json:"action,omitempty"`
 	TraceId           string                 `protobuf:"bytes,16,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	Dropped           uint64                 `protobuf:"varint,17,opt,name=dropped,proto3" json:"dropped,omitempty"` // of packets
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The rule that the event is about: as it is now, of one that ended or was refused as it was last asked for. Absent
+	// from hits.
+	Rule   *v1.Rule `protobuf:"bytes,18,opt,name=rule,proto3" json:"rule,omitempty"`
+	Before *v1.Rule `protobuf:"bytes,19,opt,name=before,proto3" json:"before,omitempty"` // what rule replaces or prolongs, if anything
+	// Who made the change: "detector", "user", "panic", or "enforce" for what the node does by itself (renewals, ends,
+	// refusals). Whose request a user's change was is in the audit.
+	By            string `protobuf:"bytes,20,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Enforcement) Reset() {
@@ -1130,6 +1137,27 @@ func (x *Enforcement) GetDropped() uint64 {
 		return x.Dropped
 	}
 	return 0
+}
+
+func (x *Enforcement) GetRule() *v1.Rule {
+	if x != nil {
+		return x.Rule
+	}
+	return nil
+}
+
+func (x *Enforcement) GetBefore() *v1.Rule {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *Enforcement) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
 }
 
 // Panic is the value of key "panic" in the KV bucket tg_control, as JSON.
@@ -1553,7 +1581,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a=\n" +
 	"\x0fThresholdsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\x8d\x04\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xfd\x04\n" +
 	"\vEnforcement\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x17\n" +
@@ -1572,7 +1600,10 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x06shadow\x18\x0e \x01(\bR\x06shadow\x122\n" +
 	"\x06action\x18\x0f \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12\x19\n" +
 	"\btrace_id\x18\x10 \x01(\tR\atraceId\x12\x18\n" +
-	"\adropped\x18\x11 \x01(\x04R\adropped\"Z\n" +
+	"\adropped\x18\x11 \x01(\x04R\adropped\x12,\n" +
+	"\x04rule\x18\x12 \x01(\v2\x18.tidegate.policy.v1.RuleR\x04rule\x120\n" +
+	"\x06before\x18\x13 \x01(\v2\x18.tidegate.policy.v1.RuleR\x06before\x12\x0e\n" +
+	"\x02by\x18\x14 \x01(\tR\x02by\"Z\n" +
 	"\x05Panic\x12\x0e\n" +
 	"\x02on\x18\x01 \x01(\bR\x02on\x12\x19\n" +
 	"\bsince_ns\x18\x02 \x01(\x03R\asinceNs\x12\x0e\n" +
@@ -1666,12 +1697,14 @@ var file_event_v1_event_proto_depIdxs = []int32{
 	13, // 5: tidegate.event.v1.Evidence.thresholds:type_name -> tidegate.event.v1.Evidence.ThresholdsEntry
 	1,  // 6: tidegate.event.v1.Enforcement.state:type_name -> tidegate.event.v1.EnforcementState
 	15, // 7: tidegate.event.v1.Enforcement.action:type_name -> tidegate.policy.v1.Action
-	2,  // 8: tidegate.event.v1.Audit.outcome:type_name -> tidegate.event.v1.AuditOutcome
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	14, // 8: tidegate.event.v1.Enforcement.rule:type_name -> tidegate.policy.v1.Rule
+	14, // 9: tidegate.event.v1.Enforcement.before:type_name -> tidegate.policy.v1.Rule
+	2,  // 10: tidegate.event.v1.Audit.outcome:type_name -> tidegate.event.v1.AuditOutcome
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_event_v1_event_proto_init() }

@@ -89,7 +89,7 @@ func (o *Operations) Attack(ctx context.Context, id string) (api.AttackDetail, e
 		}
 		enforcements = append(enforcements, first...)
 	}
-	out := api.AttackDetail{Attack: NewAttack(newest), Verdicts: each(verdicts, NewVerdict), PcapURL: "/api/v1/attacks/" + url.PathEscape(id) + "/pcap"}
+	out := api.AttackDetail{Attack: api.NewAttack(newest), Verdicts: each(verdicts, api.NewVerdict), PcapURL: "/api/v1/attacks/" + url.PathEscape(id) + "/pcap"}
 	for _, e := range enforcements {
 		if !e.GetShadow() {
 			out.FirstDropNs = earlier(out.FirstDropNs, api.Nanos(e.GetFirstDropNs()))
@@ -167,7 +167,7 @@ func timeline(revisions []*eventv1.Attack, verdicts []*eventv1.Verdict, enforcem
 
 func attackEntry(a *eventv1.Attack) api.TimelineEntry {
 	e := api.TimelineEntry{
-		TimeNs: api.Nanos(a.GetUpdatedNs()), Kind: kindAttack, State: enumName(a.GetState().String(), "ATTACK_STATE_"), Node: a.GetSensor(), Packets: a.GetPackets(),
+		TimeNs: api.Nanos(a.GetUpdatedNs()), Kind: kindAttack, State: api.EnumName(a.GetState().String(), "ATTACK_STATE_"), Node: a.GetSensor(), Packets: a.GetPackets(),
 	}
 	switch a.GetState() {
 	case eventv1.AttackState_ATTACK_STATE_STARTED:
@@ -184,7 +184,7 @@ func attackEntry(a *eventv1.Attack) api.TimelineEntry {
 
 func enforcementEntry(e *eventv1.Enforcement) api.TimelineEntry {
 	out := api.TimelineEntry{
-		TimeNs: api.Nanos(e.GetTimeNs()), Kind: kindEnforcement, State: enumName(e.GetState().String(), "ENFORCEMENT_STATE_"),
+		TimeNs: api.Nanos(e.GetTimeNs()), Kind: kindEnforcement, State: api.EnumName(e.GetState().String(), "ENFORCEMENT_STATE_"),
 		Node: e.GetNode(), RuleID: e.GetRuleId(), Packets: e.GetPackets(),
 	}
 	rule := "Rule " + e.GetRuleId()

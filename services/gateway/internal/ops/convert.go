@@ -2,33 +2,20 @@ package ops
 
 import (
 	"cmp"
-	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
-	"github.com/tidegate-mesh/tidegate/libs/policy"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
-	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
 	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
 )
-
-// enumName is a value of a protobuf enumeration as REST names it: ATTACK_STATE_STARTED is started, the unspecified
-// value is empty.
-func enumName(s, prefix string) string {
-	s = strings.ToLower(strings.TrimPrefix(s, prefix))
-	if s == "unspecified" {
-		return ""
-	}
-	return s
-}
 
 // each converts a list; the result is never nil, so that it is [] in JSON.
 func each[P, A any](in []P, convert func(P) A) []A {
@@ -52,7 +39,7 @@ func newFlow(r *eventv1.FlowRecord) api.Flow {
 		DNSType: r.GetDnsType(), DNSRcode: r.GetDnsRcode(), DNSAnswers: r.GetDnsAnswers(), Risks: newRisks(r.GetRisks()),
 		Packets: r.GetPacketsFwd() + r.GetPacketsRev(), Bytes: r.GetBytesFwd() + r.GetBytesRev(),
 		PacketsRev: r.GetPacketsRev(), BytesRev: r.GetBytesRev(),
-		EndReason: enumName(flowv1.EndReason(r.GetEndReason()).String(), "END_REASON_"), //nolint:gosec // six values
+		EndReason: api.EnumName(flowv1.EndReason(r.GetEndReason()).String(), "END_REASON_"), //nolint:gosec // six values
 		FirstNs:   api.Nanos(r.GetFirstNs()), LastNs: api.Nanos(r.GetLastNs()),
 	}
 }
@@ -75,31 +62,6 @@ func newSeries(s *queryv1.Series) api.Series {
 	})}
 }
 
-// NewAttack makes the object of REST and of the event stream. The first drop is not part of the event.
-func NewAttack(a *eventv1.Attack) api.Attack {
-	return api.Attack{
-		ID: a.GetId(), Type: a.GetType(), Target: a.GetTarget(), State: enumName(a.GetState().String(), "ATTACK_STATE_"), Sensor: a.GetSensor(),
-		FirstNs: api.Nanos(a.GetFirstNs()), DetectedNs: api.Nanos(a.GetDetectedNs()), UpdatedNs: api.Nanos(a.GetUpdatedNs()),
-		EndedNs: api.Nanos(a.GetEndedNs()), Packets: a.GetPackets(), Bytes: a.GetBytes(), PPS: a.GetPps(), BPS: a.GetBps(),
-		Sources: a.GetSources(), TopSources: a.GetTopSources(), TraceID: a.GetTraceId(),
-	}
-}
-
-// NewVerdict makes the object of REST and of the event stream.
-func NewVerdict(v *eventv1.Verdict) api.Verdict {
-	e := v.GetEvidence()
-	return api.Verdict{
-		ID: v.GetId(), AttackID: v.GetAttackId(), Type: v.GetType(), Target: v.GetTarget(), Sensor: v.GetSensor(),
-		DecidedNs: api.Nanos(v.GetDecidedNs()), Key: v.GetKey(), Explanation: v.GetExplanation(), Rules: each(v.GetRules(), newRuleSpec),
-		Evidence: api.Evidence{
-			Features: notNil(e.GetFeatures()), Thresholds: notNil(e.GetThresholds()), ConfigVersion: e.GetConfigVersion(),
-			Windows:     each(e.GetWindows(), func(n uint64) string { return strconv.FormatUint(n, 10) }),
-			AttackShare: e.GetAttackShare(), GoodShare: e.GetGoodShare(), Samples: len(e.GetSamples()),
-		},
-		TraceID: v.GetTraceId(),
-	}
-}
-
 func notNil[V any](m map[string]V) map[string]V {
 	if m == nil {
 		return map[string]V{}
@@ -107,23 +69,10 @@ func notNil[V any](m map[string]V) map[string]V {
 	return m
 }
 
-// newRuleSpec shows also a rule of a later version, whose match this one cannot read.
-func newRuleSpec(p *policyv1.Rule) api.RuleSpec {
-	r, err := policy.FromProto(p)
-	if err == nil {
-		return api.NewRuleSpec(&r)
-	}
-	return api.RuleSpec{
-		ID: p.GetId(), Action: strings.ReplaceAll(enumName(p.GetAction().String(), "ACTION_"), "_", "-"), MatchText: "not readable by this version",
-		RatePPS: p.GetRatePps(), RateBPS: p.GetRateBps(), SYNRetry: p.GetSynRetry(), Priority: p.GetPriority(), Origin: p.GetOrigin(), AttackID: p.GetAttackId(),
-		VerdictID: p.GetVerdictId(), Comment: p.GetComment(), CreatedNs: api.Nanos(p.GetCreatedNs()), ExpiresNs: api.Nanos(p.GetExpiresNs()),
-	}
-}
-
 // newRule is a rule as one node has it.
 func newRule(node string, s *enforcev1.RuleState) api.Rule {
 	return api.Rule{
-		RuleSpec: newRuleSpec(s.GetRule()), Revision: strconv.FormatUint(s.GetRevision(), 10), State: s.GetState(),
+		RuleSpec: api.RuleSpecOf(s.GetRule()), Revision: strconv.FormatUint(s.GetRevision(), 10), State: s.GetState(),
 		Reason: s.GetReason(), Detail: s.GetDetail(), Packets: s.GetPackets(), Bytes: s.GetBytes(),
 		FirstDropNs: api.Nanos(s.GetFirstDropNs()), AppliedNs: api.Nanos(s.GetAppliedNs()),
 		Nodes: []api.RuleNode{{Node: node, State: s.GetState(), Reason: s.GetReason(), Packets: s.GetPackets(), Bytes: s.GetBytes()}},
@@ -161,25 +110,6 @@ func newNode(n *eventv1.NodeHeartbeat) api.Node {
 		Service: n.GetService(), Instance: n.GetInstance(), Address: n.GetAddress(), Version: n.GetVersion(),
 		StartedNs: api.Nanos(n.GetStartedNs()), SeenNs: api.Nanos(n.GetTimeNs()),
 	}
-}
-
-func newAuditEntry(a *eventv1.Audit) api.AuditEntry {
-	return api.AuditEntry{
-		ID: a.GetId(), TimeNs: api.Nanos(a.GetTimeNs()), Actor: a.GetActor(), Role: a.GetRole(), Remote: a.GetRemote(), Action: a.GetAction(),
-		Target: a.GetTarget(), Outcome: enumName(a.GetOutcome().String(), "AUDIT_OUTCOME_"), Before: document(a.GetBefore()), After: document(a.GetAfter()),
-		Detail: a.GetDetail(), RequestID: a.GetRequestId(), TraceID: a.GetTraceId(), Gateway: a.GetGateway(),
-	}
-}
-
-// document is stored JSON as it is; nil when there is none, and a text when it is damaged.
-func document(s string) any {
-	switch {
-	case s == "":
-		return nil
-	case json.Valid([]byte(s)):
-		return json.RawMessage(s)
-	}
-	return s
 }
 
 // strength orders the states of a rule: the strongest is what holds for the mesh.

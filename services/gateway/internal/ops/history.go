@@ -147,7 +147,7 @@ func (o *Operations) Attacks(ctx context.Context, q AttackQuery) (api.Page[api.A
 
 // attacks adds to the stored attacks what the enforce nodes know; nothing when they do not answer.
 func (o *Operations) attacks(ctx context.Context, stored []*eventv1.Attack) []api.Attack {
-	out := each(stored, NewAttack)
+	out := each(stored, api.NewAttack)
 	if len(out) == 0 {
 		return out
 	}
@@ -186,7 +186,7 @@ func (o *Operations) Verdicts(ctx context.Context, q VerdictQuery) (api.Page[api
 	if err != nil {
 		return api.Page[api.Verdict]{}, err
 	}
-	return api.Page[api.Verdict]{Items: each(resp.GetVerdicts(), NewVerdict), Next: resp.GetNextPageToken()}, nil
+	return api.Page[api.Verdict]{Items: each(resp.GetVerdicts(), api.NewVerdict), Next: resp.GetNextPageToken()}, nil
 }
 
 // Verdict is one verdict.
@@ -201,7 +201,7 @@ func (o *Operations) Verdict(ctx context.Context, id string) (api.Verdict, error
 	if len(resp.GetVerdicts()) == 0 {
 		return api.Verdict{}, problem(http.StatusNotFound, "there is no verdict %q", id)
 	}
-	return NewVerdict(resp.GetVerdicts()[0]), nil
+	return api.NewVerdict(resp.GetVerdicts()[0]), nil
 }
 
 // Audit lists the changes that users asked for.
@@ -218,7 +218,7 @@ func (o *Operations) Audit(ctx context.Context, q AuditQuery) (api.Page[api.Audi
 	if err != nil {
 		return api.Page[api.AuditEntry]{}, err
 	}
-	return api.Page[api.AuditEntry]{Items: each(resp.GetEntries(), newAuditEntry), Next: resp.GetNextPageToken()}, nil
+	return api.Page[api.AuditEntry]{Items: each(resp.GetEntries(), api.NewAuditEntry), Next: resp.GetNextPageToken()}, nil
 }
 
 // countMatching tells what a match would have met in the last hour; nil when the database does not say so in time.

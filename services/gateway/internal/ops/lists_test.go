@@ -113,7 +113,11 @@ func (s *script) Read(_ context.Context, url, validator string) ([]byte, string,
 	return nil, "", nil
 }
 
-func (s *script) set(text string, err error) { s.mu.Lock(); defer s.mu.Unlock(); s.text, s.err = text, err }
+func (s *script) set(text string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.text, s.err = text, err
+}
 
 func (s *script) asked() []string { s.mu.Lock(); defer s.mu.Unlock(); return slices.Clone(s.calls) }
 

@@ -92,7 +92,7 @@ func (o *Operations) panicEverywhere(ctx context.Context, req *enforcev1.PanicRe
 			out.Panic = p
 		}
 		out.Held = max(out.Held, a.Value.GetHeld())
-		out.Revoked = append(out.Revoked, each(unknown(known, a.Value.GetRevoked()), newRuleSpec)...)
+		out.Revoked = append(out.Revoked, each(unknown(known, a.Value.GetRevoked()), api.RuleSpecOf)...)
 	}
 	if done == 0 {
 		return api.PanicResult{}, o.problem(ctx, first)

@@ -155,7 +155,7 @@ func (o *Operations) Explain(ctx context.Context, id string) (api.Explanation, e
 		case err != nil:
 			o.t.CountError("explain_verdict")
 		case len(resp.GetVerdicts()) > 0:
-			v := NewVerdict(resp.GetVerdicts()[0])
+			v := api.NewVerdict(resp.GetVerdicts()[0])
 			out.Verdict = &v
 		}
 	}

@@ -97,7 +97,7 @@ func (o *Operations) DryRun(ctx context.Context, in api.RuleInput) (api.DryRun, 
 		return api.DryRun{}, o.problem(ctx, err)
 	}
 	return api.DryRun{
-		Rule: newRuleSpec(resp.GetRule()), Accepted: resp.GetReason() == "", Reason: resp.GetReason(), Detail: resp.GetDetail(),
+		Rule: api.RuleSpecOf(resp.GetRule()), Accepted: resp.GetReason() == "", Reason: resp.GetReason(), Detail: resp.GetDetail(),
 		Replaces: resp.GetRevision() != 0, Matched: matched,
 	}, nil
 }
@@ -121,7 +121,7 @@ func (o *Operations) AddRule(ctx context.Context, in api.RuleInput) (api.Rule, e
 		c.blocked = o.problem(ctx, err)
 	} else {
 		r.ID = dry.GetRule().GetId()
-		c.target, c.intended = r.ID, newRuleSpec(dry.GetRule())
+		c.target, c.intended = r.ID, api.RuleSpecOf(dry.GetRule())
 		if dry.GetRevision() != 0 {
 			if old, err := o.explain(ctx, r.ID); err == nil {
 				c.before = old.rule
@@ -180,7 +180,7 @@ func (o *Operations) written(ctx context.Context, peer mesh.Peer, resp *enforcev
 		e.rule = newRule(o.node(ctx, peer), &enforcev1.RuleState{Rule: resp.GetRule(), State: "pending"})
 	}
 	if n := resp.GetRevision(); n > revision(e.rule.Revision) {
-		e.rule.RuleSpec, e.rule.Revision = newRuleSpec(resp.GetRule()), strconv.FormatUint(n, 10)
+		e.rule.RuleSpec, e.rule.Revision = api.RuleSpecOf(resp.GetRule()), strconv.FormatUint(n, 10)
 	}
 	return e.rule
 }

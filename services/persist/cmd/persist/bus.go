@@ -57,3 +57,37 @@ func (l lateBus) Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error 
 	}
 	return b.Heartbeat(ctx, n)
 }
+
+// DeliverEvents waits until NATS is reached.
+func (l lateBus) DeliverEvents(ctx context.Context, durable string, h func(context.Context, *bus.EventMsg, bus.Place) error) error {
+	b, err := l.Wait(ctx)
+	if err != nil {
+		return nil //nolint:nilerr // ctx has ended
+	}
+	return b.DeliverEvents(ctx, durable, h)
+}
+
+// DeliverFlows waits until NATS is reached.
+func (l lateBus) DeliverFlows(ctx context.Context, durable string, h func(context.Context, *bus.FlowMsg, bus.Place) error) error {
+	b, err := l.Wait(ctx)
+	if err != nil {
+		return nil //nolint:nilerr // ctx has ended
+	}
+	return b.DeliverFlows(ctx, durable, h)
+}
+
+func (l lateBus) EnsureEVE(ctx context.Context) error {
+	b, err := l.Get()
+	if err != nil {
+		return err
+	}
+	return b.EnsureEVE(ctx)
+}
+
+func (l lateBus) PublishEVE(ctx context.Context, lines []bus.EVELine) error {
+	b, err := l.Get()
+	if err != nil {
+		return err
+	}
+	return b.PublishEVE(ctx, lines)
+}
