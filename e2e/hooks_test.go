@@ -103,7 +103,7 @@ func hookFlags(t *testing.T, prefix string) (r *hookReceiver, scriptOut, eve str
 	scriptOut, eve = filepath.Join(dir, "script.out"), filepath.Join(dir, "eve.json")
 	ca := put("ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})), 0o600)
 	secret := put("secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n", 0o600)
-	script := put("on-event", "#!/bin/sh\nread -r event; echo \"$event\" >> "+scriptOut+"\n", 0o700)
+	script := put("on-event", "#!/bin/sh\nread -r event; echo \"$event\" >> "+scriptOut+"; sleep 0.03\n", 0o700)
 	return r, scriptOut, eve, []string{
 		prefix + "hook-webhook", srv.URL + "/events", prefix + "hook-webhook-secret-file", secret, prefix + "hook-webhook-ca", ca,
 		prefix + "hook-script", script, prefix + "hook-eve-file", eve,

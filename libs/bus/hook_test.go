@@ -294,11 +294,12 @@ func BenchmarkDeliver(bench *testing.B) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	n, total := 0, bench.N
-	all, there := make(chan struct{}), make(chan struct{})
+	all, there, begin := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
 		_ = b.DeliverEvents(ctx, hookName, func(context.Context, *bus.EventMsg, bus.Place) error {
 			if n++; n == 1 {
 				close(there)
+				<-begin
 			}
 			if n == total+1 {
 				close(all)
@@ -323,5 +324,6 @@ func BenchmarkDeliver(bench *testing.B) {
 		}
 	}
 	bench.ResetTimer()
+	close(begin)
 	<-all
 }
