@@ -29,13 +29,15 @@ func Permissions() map[string]Permission {
 			reclaim(), follow(), readBucket(BucketRules), writeBucket(BucketRules)),
 		pki.Enforce: grant(pki.Enforce,
 			setup(), allow(SubjectEnforcement+">"), reclaim(),
-			readBucket(BucketRules), writeBucket(BucketRules), readBucket(BucketControl), writeBucket(BucketControl)),
+			readBucket(BucketRules), writeBucket(BucketRules), readBucket(BucketControl), writeBucket(BucketControl),
+			readBucket(BucketLists), readObjects(BucketListEntries)),
 		pki.Persist: grant(pki.Persist,
 			setup(), readStream(StreamFlows, persistDurable), readStream(StreamEvents, persistDurable), hooks()),
 		pki.Gateway: grant(pki.Gateway,
 			setup(), allow(AllAudits), reclaim(), follow(), Permission{Subscribe: []string{AllWindows}},
 			readBucket(BucketRules), readBucket(BucketNodes), readBucket(BucketControl),
-			readBucket(BucketRequests), writeBucket(BucketRequests)),
+			readBucket(BucketRequests), writeBucket(BucketRequests),
+			readBucket(BucketLists), writeBucket(BucketLists), readObjects(BucketListEntries), writeObjects(BucketListEntries)),
 		pki.Tidegate: {Publish: []string{">"}, Subscribe: []string{">"}},
 	}
 }
@@ -68,6 +70,7 @@ func setup() Permission {
 	p := allow("$JS.API.INFO")
 	for _, stream := range []string{
 		StreamFlows, StreamEvents, kvStream(BucketRules), kvStream(BucketNodes), kvStream(BucketControl), kvStream(BucketRequests),
+		kvStream(BucketLists), objectStream(BucketListEntries),
 	} {
 		p.Publish = append(p.Publish, "$JS.API.STREAM.INFO."+stream, "$JS.API.STREAM.CREATE."+stream)
 	}
@@ -116,9 +119,23 @@ func reclaim() Permission {
 
 func kvStream(bucket string) string { return "KV_" + bucket }
 
+func objectStream(bucket string) string { return "OBJ_" + bucket }
+
+// readObjects is to get objects.
+func readObjects(bucket string) Permission { return readStreamAlone(objectStream(bucket)) }
+
+// writeObjects is to put and delete objects.
+func writeObjects(bucket string) Permission {
+	return allow("$O."+bucket+".>", "$JS.API.STREAM.PURGE."+objectStream(bucket))
+}
+
 // readBucket is to get and watch keys; watches are consumers of their own.
 func readBucket(bucket string) Permission {
-	stream := kvStream(bucket)
+	return readStreamAlone(kvStream(bucket))
+}
+
+// readStreamAlone is to read a stream by consumers of one's own.
+func readStreamAlone(stream string) Permission {
 	return allow(
 		"$JS.API.STREAM.MSG.GET."+stream, "$JS.API.DIRECT.GET."+stream, "$JS.API.DIRECT.GET."+stream+".>",
 		"$JS.API.CONSUMER.CREATE."+stream, "$JS.API.CONSUMER.CREATE."+stream+".>",

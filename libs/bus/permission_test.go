@@ -22,6 +22,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 )
 
 // secured is a server with mutual TLS and the permissions of the table.
@@ -185,7 +186,7 @@ func jobs(t *testing.T, s secured) {
 	defer stop()
 	ended := make(chan error, 32)
 	spawn := func(f func() error) { go func() { ended <- f() }() }
-	var watched, panics, windows, followed, learnt, flows, events, hooked atomic.Int64
+	var watched, panics, windows, followed, learnt, flows, events, hooked, listed atomic.Int64
 	spawn(func() error {
 		return enforce.WatchRules(run, func(u bus.RuleUpdate) {
 			if u.Rule != nil {
@@ -248,6 +249,24 @@ func jobs(t *testing.T, s secured) {
 	good("gateway reads a request", err)
 	_, err = gateway.Rules(ctx)
 	good("gateway reads rules", err)
+	object, err := gateway.PutListEntries(ctx, "l", []byte("192.0.2.1\n"))
+	good("gateway stores a list's entries", err)
+	revision, err := gateway.UpdateList(ctx, &policyv1.AddressList{Name: "l", Object: object}, 0)
+	good("gateway writes a list", err)
+	spawn(func() error {
+		return enforce.WatchLists(run, func(u bus.ListUpdate) {
+			if u.List != nil {
+				listed.Add(1)
+			}
+		})
+	})
+	bustest.Wait(t, "the list", func() bool { return listed.Load() > 0 })
+	_, err = enforce.ListEntries(ctx, object)
+	good("enforce reads a list's entries", err)
+	_, err = gateway.Lists(ctx)
+	good("gateway reads lists", err)
+	good("gateway deletes a list", gateway.DeleteList(ctx, "l", revision))
+	good("gateway deletes entries", gateway.DeleteListEntries(ctx, object))
 	good("tidegate writes a rule", tidegate.PutRule(ctx, bustest.Rule("r2")))
 	good("tidegate publishes", tidegate.PublishAttack(ctx, &eventv1.Attack{Id: "b", Revision: 1, Sensor: "s"}))
 
@@ -267,7 +286,7 @@ func jobs(t *testing.T, s secured) {
 	good("persist reads the stream's state", err)
 	bustest.Wait(t, "hooks", func() bool { return hooked.Load() >= int64(len(bus.HookNames(bus.StreamEvents))) })
 	stop()
-	for range 8 + len(bus.HookNames(bus.StreamEvents)) {
+	for range 9 + len(bus.HookNames(bus.StreamEvents)) {
 		good("a consumer ended", <-ended)
 	}
 	for name, r := range map[string]*prometheus.Registry{

@@ -58,12 +58,16 @@ func (b *Bus) ensure(ctx context.Context) error {
 	for _, k := range []jetstream.KeyValueConfig{
 		{Bucket: BucketRules, Description: "desired state: one leased rule a key", History: 1, Storage: jetstream.FileStorage},
 		{Bucket: BucketControl, Description: "states of the whole mesh: panic", History: 1, Storage: jetstream.FileStorage},
+		{Bucket: BucketLists, Description: "address lists: one list a key", History: 1, Storage: jetstream.FileStorage},
 		{Bucket: BucketNodes, Description: "heartbeats", History: 1, TTL: nodeTTL, Storage: jetstream.FileStorage},
 		{Bucket: BucketRequests, Description: "answers to requests with an Idempotency-Key", History: 1, TTL: requestTTL, Storage: jetstream.FileStorage},
 	} {
 		if err := b.ensureBucket(ctx, k); err != nil {
 			return fmt.Errorf("bucket %s: %w", k.Bucket, unavailable(err))
 		}
+	}
+	if err := b.ensureObjects(ctx); err != nil {
+		return fmt.Errorf("bucket %s: %w", BucketListEntries, unavailable(err))
 	}
 	return nil
 }

@@ -6,7 +6,7 @@ import (
 )
 
 // gateABI changes with the layout or the meaning of any map in bpf/state.h.
-const gateABI = 3
+const gateABI = 4
 
 // The bounds of bpf/state.h.
 const (
@@ -14,6 +14,9 @@ const (
 	maskSets  = 8
 	maxQueues = 256
 	maxLists  = 1024
+
+	coveredV6    = 1 << 24
+	coveredLines = 1 << 16
 )
 
 const (
@@ -177,10 +180,11 @@ type Geometry struct {
 	Never    int // never-block prefixes
 }
 
-// DefaultGeometry returns 16,384 rules, 65,536 hosts, 65,536 prefixes, 131,072 flows and 4,096 never-block
-// prefixes. The maps take about 68 MB of kernel memory and 0.5 MB more for each CPU.
+// DefaultGeometry returns 16,384 rules, 2,097,152 hosts, 2,097,152 prefixes, 131,072 flows and 4,096 never-block
+// prefixes. The maps take about 100 MB of kernel memory and 0.5 MB more for each CPU, and grow with what is in the
+// address lists: about 100 bytes a host and 200 bytes a prefix.
 func DefaultGeometry() Geometry {
-	return Geometry{Rules: 16384, Hosts: 65536, Prefixes: 65536, Flows: 131072, Never: 4096}
+	return Geometry{Rules: 16384, Hosts: 2 << 20, Prefixes: 2 << 20, Flows: 131072, Never: 4096}
 }
 
 // or fills zero fields from o.

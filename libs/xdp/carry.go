@@ -45,6 +45,13 @@ func (g *Gate) carryOver(old *gateMaps) error {
 	if err := copyMap[prefixKey, listed](g.maps.GatePrefixes, old.GatePrefixes); err != nil {
 		return fmt.Errorf("prefixes: %w", err)
 	}
+	bits, err := before.covered(atOnce)
+	if err != nil {
+		return err
+	}
+	if err := g.cover(bits, false, atOnce); err != nil {
+		return err
+	}
 	from, err := before.rules()
 	if err != nil {
 		return err
@@ -68,10 +75,6 @@ func copyMap[K, V any](to, from *ebpf.Map) error {
 	if err != nil {
 		return err
 	}
-	for i := range keys {
-		if err := to.Update(&keys[i], &values[i], ebpf.UpdateAny); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err = putBatch(to, keys, values)
+	return err
 }

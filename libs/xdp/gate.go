@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -58,6 +59,8 @@ type Gate struct {
 	maps       gateMaps
 	link       link.Link
 	lockFile   *os.File
+
+	listsPaused atomic.Bool
 
 	mu    sync.Mutex // guards all below and the lock file
 	table ruleTable

@@ -63,6 +63,7 @@ type gateProgramSpecs struct {
 type gateMapSpecs struct {
 	GateConfig   *ebpf.MapSpec `ebpf:"gate_config"`
 	GateCounters *ebpf.MapSpec `ebpf:"gate_counters"`
+	GateCovered  *ebpf.MapSpec `ebpf:"gate_covered"`
 	GateFlows    *ebpf.MapSpec `ebpf:"gate_flows"`
 	GateHits     *ebpf.MapSpec `ebpf:"gate_hits"`
 	GateHosts    *ebpf.MapSpec `ebpf:"gate_hosts"`
@@ -107,6 +108,7 @@ func (o *gateObjects) Close() error {
 type gateMaps struct {
 	GateConfig   *ebpf.Map `ebpf:"gate_config"`
 	GateCounters *ebpf.Map `ebpf:"gate_counters"`
+	GateCovered  *ebpf.Map `ebpf:"gate_covered"`
 	GateFlows    *ebpf.Map `ebpf:"gate_flows"`
 	GateHits     *ebpf.Map `ebpf:"gate_hits"`
 	GateHosts    *ebpf.Map `ebpf:"gate_hosts"`
@@ -127,6 +129,7 @@ func (m *gateMaps) Close() error {
 	return _GateClose(
 		m.GateConfig,
 		m.GateCounters,
+		m.GateCovered,
 		m.GateFlows,
 		m.GateHits,
 		m.GateHosts,

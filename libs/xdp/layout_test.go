@@ -31,6 +31,7 @@ func TestLayout(t *testing.T) {
 		"known":      {unsafe.Sizeof(known{}), map[string]uintptr{"due": unsafe.Offsetof(known{}.Due)}},
 		"prefix_key": {unsafe.Sizeof(prefixKey{}), map[string]uintptr{"addr": unsafe.Offsetof(prefixKey{}.Addr)}},
 		"never":      {unsafe.Sizeof(neverValue{}), map[string]uintptr{"flags": unsafe.Offsetof(neverValue{}.Flags)}},
+		"covered":    {unsafe.Sizeof([8]uint64{}), nil},
 		"host_key":   {unsafe.Sizeof(hostKey{}), nil},
 		"listed":     {unsafe.Sizeof(listed{}), map[string]uintptr{"action": unsafe.Offsetof(listed{}.Action)}},
 		"flow_key":   {unsafe.Sizeof(flowKey{}), map[string]uintptr{"vlan": unsafe.Offsetof(flowKey{}.VLAN), "protocol": unsafe.Offsetof(flowKey{}.Protocol)}},

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 )
@@ -48,6 +47,13 @@ func (g *Gate) PutPrefixes(list ListID, action policy.Action, expires time.Time,
 			return fmt.Errorf("%s: list %d: %w", g.iface, list, err)
 		}
 	}
+	bits := newCoverage()
+	for i := range keys {
+		bits.add(&keys[i])
+	}
+	if err := g.cover(bits, true, g.locked); err != nil {
+		return err
+	}
 	return putListed(g, g.maps.GatePrefixes, list, action, expires, keys, func(c *config) { c.PrefixesUsed = 1 })
 }
 
@@ -86,11 +92,8 @@ func (g *Gate) ResetList(list ListID) error {
 }
 
 func putListed[K any](g *Gate, m *ebpf.Map, list ListID, action policy.Action, expires time.Time, keys []K, used func(*config)) error {
-	if list >= maxLists {
-		return fmt.Errorf("%s: list %d: lists have numbers up to %d", g.iface, list, maxLists-1)
-	}
-	if action != policy.Allow && action != policy.Drop && action != policy.Count {
-		return fmt.Errorf("%s: list %d: a list can allow, drop or count, not %s", g.iface, list, action)
+	if err := validListed(list, action); err != nil {
+		return fmt.Errorf("%s: %w", g.iface, err)
 	}
 	if len(keys) == 0 {
 		return nil
@@ -100,22 +103,12 @@ func putListed[K any](g *Gate, m *ebpf.Map, list ListID, action policy.Action, e
 		values[i] = listed{ExpiresNs: expiry(expires), List: uint32(list), Action: uint8(action)}
 	}
 	return g.locked(func() error {
-		if err := g.setConfig(used); err != nil {
-			return err
-		}
-		_, err := m.BatchUpdate(keys, values, nil)
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			err = nil
-			for i := range keys {
-				if err = m.Update(&keys[i], &values[i], ebpf.UpdateAny); err != nil {
-					break
-				}
+		if !g.listsPaused.Load() {
+			if err := g.setConfig(used); err != nil {
+				return err
 			}
 		}
-		if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
-			err = fmt.Errorf("%w (%w)", ErrListLimit, err)
-		}
-		if err != nil {
+		if _, err := putBatch(m, keys, values); err != nil {
 			return fmt.Errorf("%s: list %d: put %d entries: %w", g.iface, list, len(keys), err)
 		}
 		return nil

@@ -231,6 +231,14 @@ func (t *ruleTable) flip() error {
 
 // drain reads all entries of a hash or LPM map: in batches where the kernel can, else one by one.
 func drain[K, V any](m *ebpf.Map) ([]K, []V, error) {
+	return drainBy[K, V](m, atOnce)
+}
+
+// atOnce is the step of who holds the lock all the time.
+func atOnce(step func() error) error { return step() }
+
+// drainBy is drain whose batches are read by step, which may let others in between two of them.
+func drainBy[K, V any](m *ebpf.Map, step func(func() error) error) ([]K, []V, error) {
 	const chunk = 4096
 	var (
 		keys    []K
@@ -241,7 +249,8 @@ func drain[K, V any](m *ebpf.Map) ([]K, []V, error) {
 		lookups int
 	)
 	for {
-		n, err := m.BatchLookup(&cursor, someK, someV, nil)
+		var n int
+		err := step(func() (err error) { n, err = m.BatchLookup(&cursor, someK, someV, nil); return err })
 		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.ENOSPC) {
 			break
 		}

@@ -24,6 +24,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
@@ -93,6 +94,8 @@ type Bus interface {
 	UpdateRule(ctx context.Context, r policy.Rule, revision uint64) (uint64, error)
 	DeleteRule(ctx context.Context, id string) error
 	DeleteRuleRevision(ctx context.Context, id string, revision uint64) error
+	WatchLists(ctx context.Context, h func(bus.ListUpdate)) error
+	ListEntries(ctx context.Context, object string) ([]byte, error)
 	WatchPanic(ctx context.Context, h func(*eventv1.Panic)) error
 	PutPanic(ctx context.Context, p *eventv1.Panic) error
 	PublishEnforcement(ctx context.Context, e *eventv1.Enforcement) error
@@ -136,6 +139,9 @@ type Service struct {
 	cleared     bool                   // while panic is on: all gates are free of what it forbids
 	revoked     map[string]policy.Rule // users' rules that this panic has taken away, at most as many as the rule limit
 	changed     chan struct{}          // closed and replaced after each batch
+
+	lists     addressLists
+	listNames map[xdp.ListID]string // whose the counters are; of the goroutine of keepLists
 
 	updates chan delivery
 	panics  chan panicChange
@@ -185,7 +191,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	s := &Service{
 		cfg: cfg, t: deps.Telemetry, bus: deps.Bus, open: deps.Open, started: time.Now(),
-		rules: make(map[string]*ruleState), changed: make(chan struct{}),
+		rules: make(map[string]*ruleState), changed: make(chan struct{}), lists: newAddressLists(),
 		guard: guard{
 			never: never, configured: management, limit: cfg.RuleLimit, min4: cfg.MinPrefix4, min6: cfg.MinPrefix6,
 			allowBroadUser: cfg.AllowBroadUser, rate: rate.NewLimiter(rate.Limit(cfg.RulesPerSecond), cfg.RuleBurst),
@@ -245,6 +251,8 @@ func (s *Service) Run(ctx context.Context) error {
 	run(&beside, func() {
 		bus.Beat(own, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "enforce", Instance: s.cfg.Node, Address: s.cfg.Advertise})
 	})
+	run(&beside, func() { s.watchLists(own) })
+	run(&beside, func() { s.keepLists(own) })
 	known := make(chan struct{})
 	run(&beside, func() { s.watchPanic(own, sync.OnceFunc(func() { close(known) })) })
 	run(&beside, func() {

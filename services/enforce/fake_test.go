@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"sync"
@@ -21,7 +22,27 @@ type fakeGate struct {
 	mode    xdp.Mode
 	counter xdp.Counters
 	dead    error
+	lists   []xdp.Listed
+	paused  bool
 }
+
+func (g *fakeGate) SyncLists(_ context.Context, want []xdp.Listed, _ map[xdp.ListID]bool) (xdp.ListChange, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.lists = want
+	return xdp.ListChange{Put: len(want)}, nil
+}
+
+func (g *fakeGate) PauseLists(on bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.paused = on
+	return nil
+}
+
+func (g *fakeGate) ListStats(xdp.ListID) (xdp.RuleStat, error) { return xdp.RuleStat{}, nil }
+
+func (g *fakeGate) ResetList(xdp.ListID) error { return nil }
 
 func newFakeGate() *fakeGate {
 	return &fakeGate{rules: map[uint64]xdp.Rule{}, stats: map[uint64]xdp.RuleStat{}, never: map[netip.Prefix]xdp.Never{}, mode: xdp.ModeInline}

@@ -22,6 +22,10 @@ type Gate interface {
 	PutNever(list []xdp.Never) error
 	DeleteNever(list []netip.Prefix) error
 	NeverList() ([]xdp.Never, error)
+	SyncLists(ctx context.Context, want []xdp.Listed, keep map[xdp.ListID]bool) (xdp.ListChange, error)
+	PauseLists(on bool) error
+	ListStats(list xdp.ListID) (xdp.RuleStat, error)
+	ResetList(list xdp.ListID) error
 	Counters() (xdp.Counters, error)
 	Mode() xdp.Mode
 	Alive() error // not nil: the interface is gone or another process attached anew
@@ -140,6 +144,8 @@ func (s *Service) takeGate(o opening) {
 	p.shadow = s.counting(p)
 	s.putNever(p)
 	s.reconcileGate(p, time.Now())
+	s.followPanic(p)
+	s.lists.poke()
 	s.notify()
 }
 
@@ -151,6 +157,7 @@ func (s *Service) modes(now time.Time) {
 		if c := s.counting(p); c != p.shadow {
 			p.shadow = c
 			s.reconcileGate(p, now)
+			s.lists.poke()
 		}
 	}
 }
@@ -162,6 +169,7 @@ func (s *Service) putNever(p *port) {
 	for _, prefix := range safe {
 		list = append(list, xdp.Never{Prefix: prefix, Source: true, Destination: true})
 	}
+	s.lists.poke() // entries may be refused, or no more
 	err := p.gate.PutNever(list)
 	if err == nil {
 		var there []xdp.Never

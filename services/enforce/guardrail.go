@@ -27,6 +27,11 @@ const (
 	Expired        Reason = "expired"        // the deadline has passed on arrival
 	ApplyFailed    Reason = "apply_failed"   // the kernel refused the entry
 	Panic          Reason = "panic"          // held until panic ends
+
+	// Of entries of address lists only.
+	AllowList Reason = "allow_list" // an allow list has it
+	DropList  Reason = "drop_list"  // a list that drops has what this one only counts
+	ListLimit Reason = "list_limit" // the map is full
 )
 
 // passing reasons may end by themselves: the rule is tried again every second. Panic ends too, but tells when.
@@ -70,15 +75,7 @@ func (g *guard) check(r *policy.Rule, now time.Time) *refusal {
 	if r.Action != policy.Drop && r.Action != policy.RateLimit {
 		return nil
 	}
-	for _, list := range []struct {
-		reason   Reason
-		what     string
-		prefixes []netip.Prefix
-	}{
-		{NeverBlock, "the never-block prefix", g.never},
-		{Management, "the management address", g.management},
-		{Infrastructure, "the resolver or gateway", g.infrastructure},
-	} {
+	for _, list := range g.protected() {
 		// A rule that is broader than the list's prefix is fine: the program looks never-block entries up first.
 		for _, side := range []struct {
 			name   string
@@ -96,6 +93,21 @@ func (g *guard) check(r *policy.Rule, now time.Time) *refusal {
 		return &refusal{Panic, g.panic.String()}
 	}
 	return nil
+}
+
+// protectedList is a list of prefixes that nothing inside may be blocked of, and the reason that tells so.
+type protectedList struct {
+	reason   Reason
+	what     string
+	prefixes []netip.Prefix
+}
+
+func (g *guard) protected() []protectedList {
+	return []protectedList{
+		{NeverBlock, "the never-block prefix", g.never},
+		{Management, "the management address", g.management},
+		{Infrastructure, "the resolver or gateway", g.infrastructure},
+	}
 }
 
 // breadth limits how many addresses a blocking rule may name: the narrower of its two prefixes counts.

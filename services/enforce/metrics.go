@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tidegate-mesh/tidegate/libs/policy"
 )
 
 // metrics are the service's own; rules and packets are read when asked for.
@@ -24,10 +26,10 @@ func newMetrics(s *Service) (*metrics, error) {
 			Buckets: []float64{.01, .025, .05, .075, .1, .125, .15, .175, .2, .25, .3, .4, .5, .75, 1, 1.5, 2, 3, 5, 10, 30, 60},
 		}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tidegate_enforce_refusals_total", Help: "Rules that a guardrail or the kernel refused.",
+			Name: "tidegate_enforce_refusals_total", Help: "Rules, and entries of address lists, that a guardrail or the kernel refused.",
 		}, []string{"reason"}),
 	}
-	for _, reason := range []Reason{NeverBlock, Management, Infrastructure, BlastRadius, RuleLimit, MaskLimit, RateOfRules, Invalid, Expired, ApplyFailed, Panic} {
+	for _, reason := range []Reason{NeverBlock, Management, Infrastructure, BlastRadius, RuleLimit, MaskLimit, RateOfRules, Invalid, Expired, ApplyFailed, Panic, AllowList, DropList, ListLimit} {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	for _, c := range []prometheus.Collector{m.apply, m.firstDrop, m.refusals, &collector{s}} {
@@ -41,6 +43,7 @@ func newMetrics(s *Service) (*metrics, error) {
 var (
 	rulesDesc   = prometheus.NewDesc("tidegate_enforce_rules", "Rules on this node.", []string{"action", "state"}, nil)
 	bytesDesc   = prometheus.NewDesc("tidegate_xdp_bytes_total", "Bytes of the frames behind tidegate_xdp_packets_total, Ethernet header included.", []string{"iface", "action"}, nil)
+	entriesDesc = prometheus.NewDesc("tidegate_enforce_list_entries", "Entries of address lists on this node: taken into the maps or refused.", []string{"action", "state"}, nil)
 	panicDesc   = prometheus.NewDesc("tidegate_enforce_panic", "1 while panic is on at this node, else 0.", nil, nil)
 	packetsDesc = prometheus.NewDesc("tidegate_xdp_packets_total", "Packets of the XDP program by what happened to them; count overlaps the others.", []string{"iface", "action"}, nil)
 )
@@ -53,12 +56,26 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- packetsDesc
 	ch <- bytesDesc
 	ch <- panicDesc
+	ch <- entriesDesc
 }
 
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	type key struct{ action, state string }
+	entries := make(map[key]int)
+	c.s.lists.mu.Lock()
+	for _, l := range c.s.lists.known {
+		action := policy.Action(l.list.GetAction()).String() //nolint:gosec // an enumeration of five
+		entries[key{action, "taken"}] += l.taken
+		for _, n := range l.refused {
+			entries[key{action, "refused"}] += n
+		}
+	}
+	c.s.lists.mu.Unlock()
+	for k, n := range entries {
+		ch <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(n), k.action, k.state)
+	}
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	type key struct{ action, state string }
 	rules := make(map[key]int)
 	for _, r := range c.s.rules {
 		rules[key{r.rule.Action.String(), r.stateName()}]++

@@ -115,6 +115,9 @@ func (s *Service) takePanic(c panicChange) {
 		s.revoked = make(map[string]policy.Rule)
 		s.t.Log.Warn("panic has changed", "on", next.on, "by", next.by, "reason", next.reason)
 	}
+	for _, p := range s.gates() {
+		s.followPanic(p)
+	}
 	switch {
 	case next.on:
 		s.holdAll(now)
@@ -176,6 +179,7 @@ func (s *Service) clear() {
 
 func (s *Service) clearGate(p *port) {
 	there, err := p.gate.Rules()
+	err = errors.Join(s.pauseLists(p), err)
 	var over []uint64
 	if err == nil {
 		acting := make(map[uint64]bool, len(s.rules))

@@ -23,6 +23,7 @@ import (
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/auth"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/edge"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/feed"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/live"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/ops"
@@ -35,6 +36,8 @@ type Config struct {
 	Listen    string `name:"listen" default:"127.0.0.1:8080" help:"Address of HTTPS."`
 	HTTPSCert string `name:"https-cert" placeholder:"FILE" help:"PEM file of the HTTPS certificate, chain included (default: gateway.pem of the certificates' folder)."`
 	HTTPSKey  string `name:"https-key" placeholder:"FILE" help:"PEM file of its private key (default: gateway-key.pem there)."`
+
+	ListCA string `name:"list-ca" placeholder:"FILE" help:"PEM file of authorities of HTTPS servers that address lists are read from, besides the system's."`
 
 	Tokens auth.Config `embed:""`
 	Edge   edge.Config `embed:""`
@@ -86,6 +89,7 @@ type Service struct {
 	bound chan net.Addr // the address once, when it is bound
 
 	bus  Bus
+	ops  *ops.Operations
 	hub  *live.Hub
 	api  http.Handler // of /api/
 	page http.Handler // of everything else
@@ -122,10 +126,15 @@ func New(cfg Config, deps Deps) (*Service, error) {
 
 // build makes what is behind the chain.
 func (s *Service) build(deps Deps) error {
-	o, err := ops.New(ops.Deps{Telemetry: s.t, Mesh: deps.Mesh, Bus: deps.Bus})
+	reader, err := feed.New(s.cfg.ListCA, feed.DefaultTimeout, bus.MaxListBytes)
 	if err != nil {
 		return err
 	}
+	o, err := ops.New(ops.Deps{Telemetry: s.t, Mesh: deps.Mesh, Bus: deps.Bus, Reader: reader})
+	if err != nil {
+		return err
+	}
+	s.ops = o
 	s.hub = live.New(live.DefaultConfig(), live.Deps{Telemetry: s.t, Source: o, Events: deps.Bus, Attack: api.NewAttack, Verdict: api.NewVerdict})
 	version, _ := telemetry.Build()
 	if s.api, err = rest.New(rest.Deps{Operations: o, Snapshot: s.hub.Snapshot, Stream: s.hub, Version: version}); err != nil {
@@ -159,7 +168,7 @@ func (s *Service) Run(ctx context.Context) error {
 		bus.Beat(ctx, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "gateway", Instance: s.t.Instance(), Address: s.cfg.Listen})
 		return nil
 	}
-	for _, f := range []func(context.Context) error{s.auth.Run, s.hub.Run, beat} {
+	for _, f := range []func(context.Context) error{s.auth.Run, s.hub.Run, s.ops.ReadFeeds, beat} {
 		wg.Add(1)
 		go func() { defer wg.Done(); _ = f(run) }() // it ends with its context only
 	}

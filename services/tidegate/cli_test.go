@@ -49,6 +49,8 @@ var reads = []struct {
 	{"rules list", []any{ruleOne, ruleTwo}},
 	{"rules explain d-17", []any{explanation}},
 	{"rules dry-run --action drop --src 192.0.2.7", []any{dryRun}},
+	{"lists", []any{listOne}},
+	{"lists show drop", []any{listWhole}},
 	{"groups", []any{groupOne, groupTwo}},
 	{"sensors", []any{sensorOne}},
 	{"nodes", []any{nodeOne}},
@@ -140,6 +142,9 @@ func TestRequests(t *testing.T) {
 		{"rules dry-run --action drop --src 192.0.2.9", `POST rules/dry-run {"action":"drop","match":{"src":"192.0.2.9"},"for":"1h0m0s"}`},
 		{"rules list --state refused --origin user", "GET rules?cursor=p2&limit=100&origin=user&state=refused"},
 		{"rules revoke d-17", "DELETE rules/d-17"},
+		{"lists remove drop", "DELETE lists/drop"},
+		{"lists put drop --action drop --url https://lists.example/drop.txt --every 30m --comment why --wait 0",
+			`PUT lists/drop {"action":"drop","url":"https://lists.example/drop.txt","every":"30m0s","comment":"why"}`},
 		{"panic off", "DELETE panic"},
 	} {
 		if _, _, err := command(t, "", strings.Fields(c.args)...); err != nil && !strings.HasPrefix(c.args, "attacks show a/") {
@@ -372,6 +377,11 @@ func TestExitStatus(t *testing.T) {
 		{"rules add --action rate-limit", 2, []string{"rate"}},
 		{"rules add --action drop --src 192.0.2.7 --for=-1m", 2, []string{"--for"}},
 		{"rules add --action ban --src 192.0.2.7", 2, []string{"--action"}},
+		{"lists put drop --action drop --file /nonexistent", 2, []string{"/nonexistent"}},
+		{"lists put drop --action drop --file x --url https://y", 2, []string{"--url"}},
+		{"lists put drop --action drop --every 1h", 2, []string{"--every"}},
+		{"lists put drop --action rate-limit", 2, []string{"--action"}},
+		{"lists remove nosuch", 1, []string{"nosuch"}},
 		{"rules revoke nosuch", 1, []string{"nosuch"}},
 		{"attacks pcap x", 2, []string{"--output"}},
 		{"watch --types flood", 2, []string{"--types"}},
@@ -425,5 +435,25 @@ func TestToken(t *testing.T) {
 	}
 	if got := keyDir("/nosuch", "/nosuch2"); got != "/nosuch" {
 		t.Errorf("without a key: %s", got)
+	}
+}
+
+// TestListPut: a file is uploaded as it is, and the command fails when a URL cannot be read.
+func TestListPut(t *testing.T) {
+	g := newGateway(t, allRoutes())
+	g.loggedIn(t)
+	out, _, err := command(t, "192.0.2.1\n<html>\n", "lists", "put", "drop", "--action", "drop", "--file", "-", "--wait", "0")
+	got, header := g.last()
+	if got != "PUT lists/drop/entries 192.0.2.1\n<html>" || header.Get("Content-Type") != "text/plain" {
+		t.Errorf("asked %q as %q", got, header.Get("Content-Type"))
+	}
+	if err == nil || !strings.Contains(out, "line 3: <html>") { // the fixed answer has a problem
+		t.Errorf("printed %q, %v", out, err)
+	}
+	if _, _, err := command(t, "", "lists", "put", "drop", "--action", "drop", "--file", "-", "--wait", "0"); err == nil {
+		t.Error("a list with a problem is no error")
+	}
+	if got, _ := g.last(); got != "PUT lists/drop/entries #" {
+		t.Errorf("an empty file asks %q", got)
 	}
 }

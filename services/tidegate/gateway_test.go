@@ -142,6 +142,19 @@ var (
 			ConfigVersion: "c1", Windows: []string{"7", "8"}, AttackShare: 0.995, GoodShare: 0.001, Samples: 64,
 		},
 	}
+	listOne = api.List{
+		Name: "drop", Action: "drop", URL: "https://lists.example/drop.txt", Every: "1h0m0s", Comment: "ticket 9", Hosts: 1200, Prefixes: 7, Rejected: 1,
+		Examples: []api.RejectedLine{{Line: 3, Text: "<html>", Reason: "neither an address nor a prefix in CIDR notation"}}, CreatedNs: t0, UpdatedNs: t0, CheckedNs: t0,
+		Problem: "the server answered 404 Not Found", Revision: "7", Nodes: []api.ListNode{},
+	}
+	listWhole = func() api.List {
+		l := listOne
+		l.Nodes = []api.ListNode{
+			{Node: "edge1", State: "active", Entries: 1206, Refused: map[string]uint64{"never_block": 1}, Examples: []string{"203.0.113.1/32: never_block: it is inside the never-block prefix 203.0.113.1/32"}, Packets: 17, Bytes: 1020, Dropped: 17, AppliedNs: t0},
+			{Node: "edge2", State: "unknown", Problem: "enforce at edge2 does not answer"},
+		}
+		return l
+	}()
 	ruleOne = api.Rule{
 		RuleSpec: ruleSpecOne, Revision: "7", State: "active", Packets: 440000, Bytes: 26400000, FirstDropNs: t0 + 210*ms, AppliedNs: t0 + 190*ms,
 		Nodes: []api.RuleNode{{Node: "edge1", State: "active", Packets: 440000, Bytes: 26400000}, {Node: "edge2", State: "refused", Reason: "rule_limit"}},
@@ -228,6 +241,11 @@ func allRoutes() map[string]http.HandlerFunc {
 		"POST /api/v1/rules/dry-run":     answer(dryRun),
 		"PUT /api/v1/rules/d-17":         answer(ruleOne),
 		"DELETE /api/v1/rules/d-17":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) },
+		"GET /api/v1/lists":              answer(page(listOne)),
+		"GET /api/v1/lists/drop":         answer(listWhole),
+		"PUT /api/v1/lists/drop":         answer(api.List{Name: "drop", Action: "drop", Nodes: []api.ListNode{}}),
+		"PUT /api/v1/lists/drop/entries": answer(listOne),
+		"DELETE /api/v1/lists/drop":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) },
 		"GET /api/v1/groups":             answer(page(groupOne, groupTwo)),
 		"GET /api/v1/sensors":            answer(page(sensorOne)),
 		"GET /api/v1/nodes":              answer(page(nodeOne)),

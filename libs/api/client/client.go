@@ -3,6 +3,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -120,9 +121,11 @@ func poolOf(pem []byte) (*x509.CertPool, error) {
 type request struct {
 	method, path string
 	query        url.Values
-	body         any    // nil: none
-	revision     string // of the rule to change; empty: any
-	accept       string // beside JSON
+	body         any           // nil: none
+	text         []byte        // nil: none; in the place of body
+	limit        time.Duration // of one attempt; 0: the client's
+	revision     string        // of the rule to change; empty: any
+	accept       string        // beside JSON
 }
 
 // call sends a request and decodes its answer into out, unless that is nil or the answer has no body. A write is
@@ -135,6 +138,9 @@ func (c *Client) call(ctx context.Context, q request, out any) error {
 		if body, err = json.Marshal(q.body); err != nil {
 			return fmt.Errorf("encode the request: %w", err)
 		}
+	}
+	if q.text != nil {
+		body = q.text
 	}
 	write := q.method != http.MethodGet
 	key := ""
@@ -180,7 +186,7 @@ func again(err error, write bool) bool {
 
 // once makes one attempt. wait is the answer's Retry-After, 0 without one.
 func (c *Client) once(ctx context.Context, q request, body []byte, key string, out any) (wait time.Duration, err error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(q.limit, c.timeout))
 	defer cancel()
 	resp, err := c.send(ctx, q, body, key)
 	if err != nil {
@@ -229,6 +235,9 @@ func (c *Client) send(ctx context.Context, q request, body []byte, key string) (
 	r.Header.Set("User-Agent", "tidegate")
 	if body != nil {
 		r.Header.Set("Content-Type", "application/json")
+	}
+	if q.text != nil {
+		r.Header.Set("Content-Type", api.ListType)
 	}
 	if c.token != "" {
 		r.Header.Set("Authorization", "Bearer "+c.token)

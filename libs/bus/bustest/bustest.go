@@ -33,7 +33,7 @@ func Run(t *testing.T, start func(t *testing.T) Server) {
 		{"streams", streams}, {"flows once", flowsOnce}, {"handler error", handlerError}, {"malformed", malformed},
 		{"events", events}, {"older stream", olderStream}, {"ephemeral", ephemeral}, {"follow", follow}, {"follow gap", followGap},
 		{"follow interrupted", followInterrupted}, {"too large", tooLarge}, {"event stream full", full},
-		{"rules", rules}, {"watch", watch}, {"control", control}, {"bad control", badControl}, {"nodes", nodes}, {"windows", windows}, {"interrupted server", interrupted},
+		{"rules", rules}, {"watch", watch}, {"control", control}, {"bad control", badControl}, {"lists", lists}, {"nodes", nodes}, {"windows", windows}, {"interrupted server", interrupted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // most of the time is waiting

@@ -13,6 +13,16 @@
 		MAP_UINT(max_entries, entries);                                                                        \
 	} name SEC(".maps")
 
+/* Room for many entries that costs memory as it is used: Go decides the number, most interfaces use little of it. */
+#define SPARSE(name, key_type, value_type, entries)                                                                    \
+	struct {                                                                                                       \
+		MAP_UINT(type, BPF_MAP_TYPE_HASH);                                                                     \
+		MAP_TYPE(key, key_type);                                                                               \
+		MAP_TYPE(value, value_type);                                                                           \
+		MAP_UINT(max_entries, entries);                                                                        \
+		MAP_UINT(map_flags, BPF_F_NO_PREALLOC);                                                                \
+	} name SEC(".maps")
+
 #define TRIE(name, value_type, entries)                                                                                \
 	struct {                                                                                                       \
 		MAP_UINT(type, BPF_MAP_TYPE_LPM_TRIE);                                                                 \
@@ -28,7 +38,8 @@ MAP(gate_masks, BPF_MAP_TYPE_ARRAY, __u32, struct mask_set, MASK_SETS);
 MAP(gate_rules, BPF_MAP_TYPE_HASH, struct rule_key, struct rule, 65536);
 MAP(gate_hits, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct hits, 16384);
 MAP(gate_state, BPF_MAP_TYPE_ARRAY, __u32, struct rule_state, 16384);
-MAP(gate_hosts, BPF_MAP_TYPE_HASH, struct host_key, struct listed, 65536);
+SPARSE(gate_hosts, struct host_key, struct listed, 65536);
+MAP(gate_covered, BPF_MAP_TYPE_ARRAY, __u32, struct covered, COVERED_LINES);
 MAP(gate_lists, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct hits, MAX_LISTS);
 MAP(gate_flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow_meter, 131072);
 MAP(gate_counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counters, MAX_QUEUES);

@@ -199,6 +199,21 @@ inline_always enum verdict apply_listed(const struct listed *l, struct packet *p
 	return v;
 }
 
+/* Whether a prefix of a list may be around the source; see COVERED_LINES. */
+inline_always int covered(const struct packet *p)
+{
+	struct covered *c;
+	__u32 bit, line;
+
+	if (p->src[0] || (__u32)p->src[1] != MAPPED_PREFIX)
+		bit = COVERED_V6 + ((__u32)p->src[0] * 0x9e3779b1 >> 8);
+	else
+		bit = __builtin_bswap32(p->src[1] >> 32) >> 8;
+	line = bit >> 9;
+	c = bpf_map_lookup_elem(&gate_covered, &line);
+	return c && c->bits[bit >> 6 & 7] >> (bit & 63) & 1;
+}
+
 /* Address lists look at the source: single addresses first, then the longest prefix. */
 inline_always enum verdict match_lists(const struct config *cfg, struct packet *p)
 {
@@ -212,7 +227,7 @@ inline_always enum verdict match_lists(const struct config *cfg, struct packet *
 		if (l)
 			v = apply_listed(l, p, cfg->mode);
 	}
-	if (v == UNDECIDED && cfg->prefixes_used) {
+	if (v == UNDECIDED && cfg->prefixes_used && covered(p)) {
 		struct prefix_key key = {.bits = 128};
 
 		key.addr[0] = p->src[0];

@@ -10,6 +10,16 @@
 
 enum { MAX_MASKS = 32, MASK_SETS = 8, MAX_QUEUES = 256, MAX_LISTS = 1024, SYN_BUCKETS = 1 << 20, MAX_KNOWN = 65536 };
 
+/*
+ * A bit for each IPv4 /24 and, from COVERED_V6 on, for each value that the first 32 bits of an IPv6 address hash to:
+ * set where a prefix of a list may be. Most sources meet a 0 there, which spares them the trie.
+ */
+enum { COVERED_V6 = 1 << 24, COVERED_LINES = 1 << 16 };
+
+struct covered {
+	__u64 bits[8];
+};
+
 enum mode { MODE_HOST, MODE_INLINE, MODE_TAP };
 
 /* The numbers of libs/policy. */

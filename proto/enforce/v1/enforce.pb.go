@@ -758,6 +758,210 @@ func (x *ExplainRuleResponse) GetExplanation() string {
 	return ""
 }
 
+type AddressListsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressListsRequest) Reset() {
+	*x = AddressListsRequest{}
+	mi := &file_enforce_v1_enforce_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressListsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressListsRequest) ProtoMessage() {}
+
+func (x *AddressListsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_enforce_v1_enforce_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressListsRequest.ProtoReflect.Descriptor instead.
+func (*AddressListsRequest) Descriptor() ([]byte, []int) {
+	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{13}
+}
+
+type AddressListsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lists         []*AddressListState    `protobuf:"bytes,1,rep,name=lists,proto3" json:"lists,omitempty"` // by name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressListsResponse) Reset() {
+	*x = AddressListsResponse{}
+	mi := &file_enforce_v1_enforce_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressListsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressListsResponse) ProtoMessage() {}
+
+func (x *AddressListsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_enforce_v1_enforce_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressListsResponse.ProtoReflect.Descriptor instead.
+func (*AddressListsResponse) Descriptor() ([]byte, []int) {
+	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AddressListsResponse) GetLists() []*AddressListState {
+	if x != nil {
+		return x.Lists
+	}
+	return nil
+}
+
+type AddressListState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`                                                                                // loading | active | shadow | paused (by panic) | failed
+	Object        string                 `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"`                                                                              // the entries in force are those of this object
+	Entries       uint64                 `protobuf:"varint,4,opt,name=entries,proto3" json:"entries,omitempty"`                                                                           // in the maps
+	Refused       map[string]uint64      `protobuf:"bytes,5,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // entries that are not, by reason
+	Examples      []string               `protobuf:"bytes,6,rep,name=examples,proto3" json:"examples,omitempty"`                                                                          // the first refused ones, with their reasons
+	Packets       uint64                 `protobuf:"varint,7,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Dropped       uint64                 `protobuf:"varint,9,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	Problem       string                 `protobuf:"bytes,10,opt,name=problem,proto3" json:"problem,omitempty"`                       // why the state is failed
+	AppliedNs     int64                  `protobuf:"varint,11,opt,name=applied_ns,json=appliedNs,proto3" json:"applied_ns,omitempty"` // when the entries in force came into the maps
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressListState) Reset() {
+	*x = AddressListState{}
+	mi := &file_enforce_v1_enforce_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressListState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressListState) ProtoMessage() {}
+
+func (x *AddressListState) ProtoReflect() protoreflect.Message {
+	mi := &file_enforce_v1_enforce_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressListState.ProtoReflect.Descriptor instead.
+func (*AddressListState) Descriptor() ([]byte, []int) {
+	return file_enforce_v1_enforce_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AddressListState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddressListState) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *AddressListState) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *AddressListState) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *AddressListState) GetRefused() map[string]uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *AddressListState) GetExamples() []string {
+	if x != nil {
+		return x.Examples
+	}
+	return nil
+}
+
+func (x *AddressListState) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *AddressListState) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *AddressListState) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *AddressListState) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *AddressListState) GetAppliedNs() int64 {
+	if x != nil {
+		return x.AppliedNs
+	}
+	return 0
+}
+
 var File_enforce_v1_enforce_proto protoreflect.FileDescriptor
 
 const file_enforce_v1_enforce_proto_rawDesc = "" +
@@ -816,7 +1020,27 @@ const file_enforce_v1_enforce_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"m\n" +
 	"\x13ExplainRuleResponse\x124\n" +
 	"\x05state\x18\x01 \x01(\v2\x1e.tidegate.enforce.v1.RuleStateR\x05state\x12 \n" +
-	"\vexplanation\x18\x02 \x01(\tR\vexplanation2\xa6\x04\n" +
+	"\vexplanation\x18\x02 \x01(\tR\vexplanation\"\x15\n" +
+	"\x13AddressListsRequest\"S\n" +
+	"\x14AddressListsResponse\x12;\n" +
+	"\x05lists\x18\x01 \x03(\v2%.tidegate.enforce.v1.AddressListStateR\x05lists\"\x97\x03\n" +
+	"\x10AddressListState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06object\x18\x03 \x01(\tR\x06object\x12\x18\n" +
+	"\aentries\x18\x04 \x01(\x04R\aentries\x12L\n" +
+	"\arefused\x18\x05 \x03(\v22.tidegate.enforce.v1.AddressListState.RefusedEntryR\arefused\x12\x1a\n" +
+	"\bexamples\x18\x06 \x03(\tR\bexamples\x12\x18\n" +
+	"\apackets\x18\a \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\b \x01(\x04R\x05bytes\x12\x18\n" +
+	"\adropped\x18\t \x01(\x04R\adropped\x12\x18\n" +
+	"\aproblem\x18\n" +
+	" \x01(\tR\aproblem\x12\x1d\n" +
+	"\n" +
+	"applied_ns\x18\v \x01(\x03R\tappliedNs\x1a:\n" +
+	"\fRefusedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\x8b\x05\n" +
 	"\x0eEnforceService\x12Q\n" +
 	"\x06Status\x12\".tidegate.enforce.v1.StatusRequest\x1a#.tidegate.enforce.v1.StatusResponse\x12Z\n" +
 	"\tListRules\x12%.tidegate.enforce.v1.ListRulesRequest\x1a&.tidegate.enforce.v1.ListRulesResponse\x12T\n" +
@@ -824,7 +1048,8 @@ const file_enforce_v1_enforce_proto_rawDesc = "" +
 	"\n" +
 	"RevokeRule\x12&.tidegate.enforce.v1.RevokeRuleRequest\x1a'.tidegate.enforce.v1.RevokeRuleResponse\x12`\n" +
 	"\vExplainRule\x12'.tidegate.enforce.v1.ExplainRuleRequest\x1a(.tidegate.enforce.v1.ExplainRuleResponse\x12N\n" +
-	"\x05Panic\x12!.tidegate.enforce.v1.PanicRequest\x1a\".tidegate.enforce.v1.PanicResponseB>Z<github.com/tidegate-mesh/tidegate/proto/enforce/v1;enforcev1b\x06proto3"
+	"\x05Panic\x12!.tidegate.enforce.v1.PanicRequest\x1a\".tidegate.enforce.v1.PanicResponse\x12c\n" +
+	"\fAddressLists\x12(.tidegate.enforce.v1.AddressListsRequest\x1a).tidegate.enforce.v1.AddressListsResponseB>Z<github.com/tidegate-mesh/tidegate/proto/enforce/v1;enforcev1b\x06proto3"
 
 var (
 	file_enforce_v1_enforce_proto_rawDescOnce sync.Once
@@ -838,52 +1063,60 @@ func file_enforce_v1_enforce_proto_rawDescGZIP() []byte {
 	return file_enforce_v1_enforce_proto_rawDescData
 }
 
-var file_enforce_v1_enforce_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_enforce_v1_enforce_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_enforce_v1_enforce_proto_goTypes = []any{
-	(*StatusRequest)(nil),       // 0: tidegate.enforce.v1.StatusRequest
-	(*StatusResponse)(nil),      // 1: tidegate.enforce.v1.StatusResponse
-	(*ListRulesRequest)(nil),    // 2: tidegate.enforce.v1.ListRulesRequest
-	(*ListRulesResponse)(nil),   // 3: tidegate.enforce.v1.ListRulesResponse
-	(*RuleState)(nil),           // 4: tidegate.enforce.v1.RuleState
-	(*AddRuleRequest)(nil),      // 5: tidegate.enforce.v1.AddRuleRequest
-	(*AddRuleResponse)(nil),     // 6: tidegate.enforce.v1.AddRuleResponse
-	(*RevokeRuleRequest)(nil),   // 7: tidegate.enforce.v1.RevokeRuleRequest
-	(*RevokeRuleResponse)(nil),  // 8: tidegate.enforce.v1.RevokeRuleResponse
-	(*PanicRequest)(nil),        // 9: tidegate.enforce.v1.PanicRequest
-	(*PanicResponse)(nil),       // 10: tidegate.enforce.v1.PanicResponse
-	(*ExplainRuleRequest)(nil),  // 11: tidegate.enforce.v1.ExplainRuleRequest
-	(*ExplainRuleResponse)(nil), // 12: tidegate.enforce.v1.ExplainRuleResponse
-	(*v1.ServiceStatus)(nil),    // 13: tidegate.status.v1.ServiceStatus
-	(*v11.Panic)(nil),           // 14: tidegate.event.v1.Panic
-	(*v12.Rule)(nil),            // 15: tidegate.policy.v1.Rule
+	(*StatusRequest)(nil),        // 0: tidegate.enforce.v1.StatusRequest
+	(*StatusResponse)(nil),       // 1: tidegate.enforce.v1.StatusResponse
+	(*ListRulesRequest)(nil),     // 2: tidegate.enforce.v1.ListRulesRequest
+	(*ListRulesResponse)(nil),    // 3: tidegate.enforce.v1.ListRulesResponse
+	(*RuleState)(nil),            // 4: tidegate.enforce.v1.RuleState
+	(*AddRuleRequest)(nil),       // 5: tidegate.enforce.v1.AddRuleRequest
+	(*AddRuleResponse)(nil),      // 6: tidegate.enforce.v1.AddRuleResponse
+	(*RevokeRuleRequest)(nil),    // 7: tidegate.enforce.v1.RevokeRuleRequest
+	(*RevokeRuleResponse)(nil),   // 8: tidegate.enforce.v1.RevokeRuleResponse
+	(*PanicRequest)(nil),         // 9: tidegate.enforce.v1.PanicRequest
+	(*PanicResponse)(nil),        // 10: tidegate.enforce.v1.PanicResponse
+	(*ExplainRuleRequest)(nil),   // 11: tidegate.enforce.v1.ExplainRuleRequest
+	(*ExplainRuleResponse)(nil),  // 12: tidegate.enforce.v1.ExplainRuleResponse
+	(*AddressListsRequest)(nil),  // 13: tidegate.enforce.v1.AddressListsRequest
+	(*AddressListsResponse)(nil), // 14: tidegate.enforce.v1.AddressListsResponse
+	(*AddressListState)(nil),     // 15: tidegate.enforce.v1.AddressListState
+	nil,                          // 16: tidegate.enforce.v1.AddressListState.RefusedEntry
+	(*v1.ServiceStatus)(nil),     // 17: tidegate.status.v1.ServiceStatus
+	(*v11.Panic)(nil),            // 18: tidegate.event.v1.Panic
+	(*v12.Rule)(nil),             // 19: tidegate.policy.v1.Rule
 }
 var file_enforce_v1_enforce_proto_depIdxs = []int32{
-	13, // 0: tidegate.enforce.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
-	14, // 1: tidegate.enforce.v1.StatusResponse.panic:type_name -> tidegate.event.v1.Panic
+	17, // 0: tidegate.enforce.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	18, // 1: tidegate.enforce.v1.StatusResponse.panic:type_name -> tidegate.event.v1.Panic
 	4,  // 2: tidegate.enforce.v1.ListRulesResponse.rules:type_name -> tidegate.enforce.v1.RuleState
-	15, // 3: tidegate.enforce.v1.RuleState.rule:type_name -> tidegate.policy.v1.Rule
-	15, // 4: tidegate.enforce.v1.AddRuleRequest.rule:type_name -> tidegate.policy.v1.Rule
-	15, // 5: tidegate.enforce.v1.AddRuleResponse.rule:type_name -> tidegate.policy.v1.Rule
-	14, // 6: tidegate.enforce.v1.PanicResponse.panic:type_name -> tidegate.event.v1.Panic
-	15, // 7: tidegate.enforce.v1.PanicResponse.revoked:type_name -> tidegate.policy.v1.Rule
+	19, // 3: tidegate.enforce.v1.RuleState.rule:type_name -> tidegate.policy.v1.Rule
+	19, // 4: tidegate.enforce.v1.AddRuleRequest.rule:type_name -> tidegate.policy.v1.Rule
+	19, // 5: tidegate.enforce.v1.AddRuleResponse.rule:type_name -> tidegate.policy.v1.Rule
+	18, // 6: tidegate.enforce.v1.PanicResponse.panic:type_name -> tidegate.event.v1.Panic
+	19, // 7: tidegate.enforce.v1.PanicResponse.revoked:type_name -> tidegate.policy.v1.Rule
 	4,  // 8: tidegate.enforce.v1.ExplainRuleResponse.state:type_name -> tidegate.enforce.v1.RuleState
-	0,  // 9: tidegate.enforce.v1.EnforceService.Status:input_type -> tidegate.enforce.v1.StatusRequest
-	2,  // 10: tidegate.enforce.v1.EnforceService.ListRules:input_type -> tidegate.enforce.v1.ListRulesRequest
-	5,  // 11: tidegate.enforce.v1.EnforceService.AddRule:input_type -> tidegate.enforce.v1.AddRuleRequest
-	7,  // 12: tidegate.enforce.v1.EnforceService.RevokeRule:input_type -> tidegate.enforce.v1.RevokeRuleRequest
-	11, // 13: tidegate.enforce.v1.EnforceService.ExplainRule:input_type -> tidegate.enforce.v1.ExplainRuleRequest
-	9,  // 14: tidegate.enforce.v1.EnforceService.Panic:input_type -> tidegate.enforce.v1.PanicRequest
-	1,  // 15: tidegate.enforce.v1.EnforceService.Status:output_type -> tidegate.enforce.v1.StatusResponse
-	3,  // 16: tidegate.enforce.v1.EnforceService.ListRules:output_type -> tidegate.enforce.v1.ListRulesResponse
-	6,  // 17: tidegate.enforce.v1.EnforceService.AddRule:output_type -> tidegate.enforce.v1.AddRuleResponse
-	8,  // 18: tidegate.enforce.v1.EnforceService.RevokeRule:output_type -> tidegate.enforce.v1.RevokeRuleResponse
-	12, // 19: tidegate.enforce.v1.EnforceService.ExplainRule:output_type -> tidegate.enforce.v1.ExplainRuleResponse
-	10, // 20: tidegate.enforce.v1.EnforceService.Panic:output_type -> tidegate.enforce.v1.PanicResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	15, // 9: tidegate.enforce.v1.AddressListsResponse.lists:type_name -> tidegate.enforce.v1.AddressListState
+	16, // 10: tidegate.enforce.v1.AddressListState.refused:type_name -> tidegate.enforce.v1.AddressListState.RefusedEntry
+	0,  // 11: tidegate.enforce.v1.EnforceService.Status:input_type -> tidegate.enforce.v1.StatusRequest
+	2,  // 12: tidegate.enforce.v1.EnforceService.ListRules:input_type -> tidegate.enforce.v1.ListRulesRequest
+	5,  // 13: tidegate.enforce.v1.EnforceService.AddRule:input_type -> tidegate.enforce.v1.AddRuleRequest
+	7,  // 14: tidegate.enforce.v1.EnforceService.RevokeRule:input_type -> tidegate.enforce.v1.RevokeRuleRequest
+	11, // 15: tidegate.enforce.v1.EnforceService.ExplainRule:input_type -> tidegate.enforce.v1.ExplainRuleRequest
+	9,  // 16: tidegate.enforce.v1.EnforceService.Panic:input_type -> tidegate.enforce.v1.PanicRequest
+	13, // 17: tidegate.enforce.v1.EnforceService.AddressLists:input_type -> tidegate.enforce.v1.AddressListsRequest
+	1,  // 18: tidegate.enforce.v1.EnforceService.Status:output_type -> tidegate.enforce.v1.StatusResponse
+	3,  // 19: tidegate.enforce.v1.EnforceService.ListRules:output_type -> tidegate.enforce.v1.ListRulesResponse
+	6,  // 20: tidegate.enforce.v1.EnforceService.AddRule:output_type -> tidegate.enforce.v1.AddRuleResponse
+	8,  // 21: tidegate.enforce.v1.EnforceService.RevokeRule:output_type -> tidegate.enforce.v1.RevokeRuleResponse
+	12, // 22: tidegate.enforce.v1.EnforceService.ExplainRule:output_type -> tidegate.enforce.v1.ExplainRuleResponse
+	10, // 23: tidegate.enforce.v1.EnforceService.Panic:output_type -> tidegate.enforce.v1.PanicResponse
+	14, // 24: tidegate.enforce.v1.EnforceService.AddressLists:output_type -> tidegate.enforce.v1.AddressListsResponse
+	18, // [18:25] is the sub-list for method output_type
+	11, // [11:18] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_enforce_v1_enforce_proto_init() }
@@ -899,7 +1132,7 @@ func file_enforce_v1_enforce_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_enforce_v1_enforce_proto_rawDesc), len(file_enforce_v1_enforce_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,12 +19,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	EnforceService_Status_FullMethodName      = "/tidegate.enforce.v1.EnforceService/Status"
-	EnforceService_ListRules_FullMethodName   = "/tidegate.enforce.v1.EnforceService/ListRules"
-	EnforceService_AddRule_FullMethodName     = "/tidegate.enforce.v1.EnforceService/AddRule"
-	EnforceService_RevokeRule_FullMethodName  = "/tidegate.enforce.v1.EnforceService/RevokeRule"
-	EnforceService_ExplainRule_FullMethodName = "/tidegate.enforce.v1.EnforceService/ExplainRule"
-	EnforceService_Panic_FullMethodName       = "/tidegate.enforce.v1.EnforceService/Panic"
+	EnforceService_Status_FullMethodName       = "/tidegate.enforce.v1.EnforceService/Status"
+	EnforceService_ListRules_FullMethodName    = "/tidegate.enforce.v1.EnforceService/ListRules"
+	EnforceService_AddRule_FullMethodName      = "/tidegate.enforce.v1.EnforceService/AddRule"
+	EnforceService_RevokeRule_FullMethodName   = "/tidegate.enforce.v1.EnforceService/RevokeRule"
+	EnforceService_ExplainRule_FullMethodName  = "/tidegate.enforce.v1.EnforceService/ExplainRule"
+	EnforceService_Panic_FullMethodName        = "/tidegate.enforce.v1.EnforceService/Panic"
+	EnforceService_AddressLists_FullMethodName = "/tidegate.enforce.v1.EnforceService/AddressLists"
 )
 
 // EnforceServiceClient is the client API for EnforceService service.
@@ -43,6 +44,8 @@ type EnforceServiceClient interface {
 	// users' rules of these actions are revoked and detectors' held; off, held rules whose lease still runs
 	// are applied again. It answers when this node has done so.
 	Panic(ctx context.Context, in *PanicRequest, opts ...grpc.CallOption) (*PanicResponse, error)
+	// AddressLists tells what this node has made of the lists in tg_lists.
+	AddressLists(ctx context.Context, in *AddressListsRequest, opts ...grpc.CallOption) (*AddressListsResponse, error)
 }
 
 type enforceServiceClient struct {
@@ -113,6 +116,16 @@ func (c *enforceServiceClient) Panic(ctx context.Context, in *PanicRequest, opts
 	return out, nil
 }
 
+func (c *enforceServiceClient) AddressLists(ctx context.Context, in *AddressListsRequest, opts ...grpc.CallOption) (*AddressListsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddressListsResponse)
+	err := c.cc.Invoke(ctx, EnforceService_AddressLists_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnforceServiceServer is the server API for EnforceService service.
 // All implementations must embed UnimplementedEnforceServiceServer
 // for forward compatibility.
@@ -129,6 +142,8 @@ type EnforceServiceServer interface {
 	// users' rules of these actions are revoked and detectors' held; off, held rules whose lease still runs
 	// are applied again. It answers when this node has done so.
 	Panic(context.Context, *PanicRequest) (*PanicResponse, error)
+	// AddressLists tells what this node has made of the lists in tg_lists.
+	AddressLists(context.Context, *AddressListsRequest) (*AddressListsResponse, error)
 	mustEmbedUnimplementedEnforceServiceServer()
 }
 
@@ -156,6 +171,9 @@ func (UnimplementedEnforceServiceServer) ExplainRule(context.Context, *ExplainRu
 }
 func (UnimplementedEnforceServiceServer) Panic(context.Context, *PanicRequest) (*PanicResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Panic not implemented")
+}
+func (UnimplementedEnforceServiceServer) AddressLists(context.Context, *AddressListsRequest) (*AddressListsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddressLists not implemented")
 }
 func (UnimplementedEnforceServiceServer) mustEmbedUnimplementedEnforceServiceServer() {}
 func (UnimplementedEnforceServiceServer) testEmbeddedByValue()                        {}
@@ -286,6 +304,24 @@ func _EnforceService_Panic_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EnforceService_AddressLists_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddressListsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnforceServiceServer).AddressLists(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnforceService_AddressLists_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnforceServiceServer).AddressLists(ctx, req.(*AddressListsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EnforceService_ServiceDesc is the grpc.ServiceDesc for EnforceService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -316,6 +352,10 @@ var EnforceService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Panic",
 			Handler:    _EnforceService_Panic_Handler,
+		},
+		{
+			MethodName: "AddressLists",
+			Handler:    _EnforceService_AddressLists_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -376,6 +376,232 @@ func (x *Rule) GetSynRetry() bool {
 	return false
 }
 
+// AddressList says what to do with packets from many addresses: a key of the KV bucket tg_lists, as JSON. The addresses
+// are an object of the bucket tg_list_entries, however many: sorted lines of text, an address or prefix each.
+type AddressList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Action        Action                 `protobuf:"varint,2,opt,name=action,proto3,enum=tidegate.policy.v1.Action" json:"action,omitempty"` // allow, drop or count
+	Comment       string                 `protobuf:"bytes,3,opt,name=comment,proto3" json:"comment,omitempty"`
+	Number        uint32                 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`                  // of its counters in the XDP program, 0 to 1023
+	Url           string                 `protobuf:"bytes,5,opt,name=url,proto3" json:"url,omitempty"`                         // where a gateway reads the entries, by HTTPS; empty: they are uploaded
+	EveryNs       int64                  `protobuf:"varint,6,opt,name=every_ns,json=everyNs,proto3" json:"every_ns,omitempty"` // how often url is read
+	Object        string                 `protobuf:"bytes,7,opt,name=object,proto3" json:"object,omitempty"`                   // name of the object; empty: no entries yet
+	Hosts         uint64                 `protobuf:"varint,8,opt,name=hosts,proto3" json:"hosts,omitempty"`                    // single addresses in the object
+	Prefixes      uint64                 `protobuf:"varint,9,opt,name=prefixes,proto3" json:"prefixes,omitempty"`
+	Rejected      uint64                 `protobuf:"varint,10,opt,name=rejected,proto3" json:"rejected,omitempty"` // lines that were no address and no prefix
+	Examples      []*RejectedLine        `protobuf:"bytes,11,rep,name=examples,proto3" json:"examples,omitempty"`  // the first of them
+	CreatedNs     int64                  `protobuf:"varint,12,opt,name=created_ns,json=createdNs,proto3" json:"created_ns,omitempty"`
+	UpdatedNs     int64                  `protobuf:"varint,13,opt,name=updated_ns,json=updatedNs,proto3" json:"updated_ns,omitempty"` // when the entries changed last
+	CheckedNs     int64                  `protobuf:"varint,14,opt,name=checked_ns,json=checkedNs,proto3" json:"checked_ns,omitempty"` // when url was last asked
+	Problem       string                 `protobuf:"bytes,15,opt,name=problem,proto3" json:"problem,omitempty"`                       // why the last reading failed; the entries before it stay
+	Validator     string                 `protobuf:"bytes,16,opt,name=validator,proto3" json:"validator,omitempty"`                   // ETag of what url answered last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressList) Reset() {
+	*x = AddressList{}
+	mi := &file_policy_v1_policy_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressList) ProtoMessage() {}
+
+func (x *AddressList) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_v1_policy_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressList.ProtoReflect.Descriptor instead.
+func (*AddressList) Descriptor() ([]byte, []int) {
+	return file_policy_v1_policy_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AddressList) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddressList) GetAction() Action {
+	if x != nil {
+		return x.Action
+	}
+	return Action_ACTION_UNSPECIFIED
+}
+
+func (x *AddressList) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *AddressList) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *AddressList) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *AddressList) GetEveryNs() int64 {
+	if x != nil {
+		return x.EveryNs
+	}
+	return 0
+}
+
+func (x *AddressList) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *AddressList) GetHosts() uint64 {
+	if x != nil {
+		return x.Hosts
+	}
+	return 0
+}
+
+func (x *AddressList) GetPrefixes() uint64 {
+	if x != nil {
+		return x.Prefixes
+	}
+	return 0
+}
+
+func (x *AddressList) GetRejected() uint64 {
+	if x != nil {
+		return x.Rejected
+	}
+	return 0
+}
+
+func (x *AddressList) GetExamples() []*RejectedLine {
+	if x != nil {
+		return x.Examples
+	}
+	return nil
+}
+
+func (x *AddressList) GetCreatedNs() int64 {
+	if x != nil {
+		return x.CreatedNs
+	}
+	return 0
+}
+
+func (x *AddressList) GetUpdatedNs() int64 {
+	if x != nil {
+		return x.UpdatedNs
+	}
+	return 0
+}
+
+func (x *AddressList) GetCheckedNs() int64 {
+	if x != nil {
+		return x.CheckedNs
+	}
+	return 0
+}
+
+func (x *AddressList) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *AddressList) GetValidator() string {
+	if x != nil {
+		return x.Validator
+	}
+	return ""
+}
+
+type RejectedLine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Line          uint64                 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"` // from 1 on
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`  // its beginning
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RejectedLine) Reset() {
+	*x = RejectedLine{}
+	mi := &file_policy_v1_policy_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RejectedLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RejectedLine) ProtoMessage() {}
+
+func (x *RejectedLine) ProtoReflect() protoreflect.Message {
+	mi := &file_policy_v1_policy_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RejectedLine.ProtoReflect.Descriptor instead.
+func (*RejectedLine) Descriptor() ([]byte, []int) {
+	return file_policy_v1_policy_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RejectedLine) GetLine() uint64 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *RejectedLine) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *RejectedLine) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_policy_v1_policy_proto protoreflect.FileDescriptor
 
 const file_policy_v1_policy_proto_rawDesc = "" +
@@ -421,7 +647,32 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\blease_ns\x18\r \x01(\x03R\aleaseNs\x12&\n" +
 	"\x0fattack_first_ns\x18\x0e \x01(\x03R\rattackFirstNs\x12 \n" +
 	"\vtraceparent\x18\x0f \x01(\tR\vtraceparent\x12\x1b\n" +
-	"\tsyn_retry\x18\x10 \x01(\bR\bsynRetry*l\n" +
+	"\tsyn_retry\x18\x10 \x01(\bR\bsynRetry\"\xed\x03\n" +
+	"\vAddressList\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
+	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12\x18\n" +
+	"\acomment\x18\x03 \x01(\tR\acomment\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\rR\x06number\x12\x10\n" +
+	"\x03url\x18\x05 \x01(\tR\x03url\x12\x19\n" +
+	"\bevery_ns\x18\x06 \x01(\x03R\aeveryNs\x12\x16\n" +
+	"\x06object\x18\a \x01(\tR\x06object\x12\x14\n" +
+	"\x05hosts\x18\b \x01(\x04R\x05hosts\x12\x1a\n" +
+	"\bprefixes\x18\t \x01(\x04R\bprefixes\x12\x1a\n" +
+	"\brejected\x18\n" +
+	" \x01(\x04R\brejected\x12<\n" +
+	"\bexamples\x18\v \x03(\v2 .tidegate.policy.v1.RejectedLineR\bexamples\x12\x1d\n" +
+	"\n" +
+	"created_ns\x18\f \x01(\x03R\tcreatedNs\x12\x1d\n" +
+	"\n" +
+	"updated_ns\x18\r \x01(\x03R\tupdatedNs\x12\x1d\n" +
+	"\n" +
+	"checked_ns\x18\x0e \x01(\x03R\tcheckedNs\x12\x18\n" +
+	"\aproblem\x18\x0f \x01(\tR\aproblem\x12\x1c\n" +
+	"\tvalidator\x18\x10 \x01(\tR\tvalidator\"N\n" +
+	"\fRejectedLine\x12\x12\n" +
+	"\x04line\x18\x01 \x01(\x04R\x04line\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason*l\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fACTION_ALLOW\x10\x01\x12\x0f\n" +
@@ -442,20 +693,24 @@ func file_policy_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_policy_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_policy_v1_policy_proto_goTypes = []any{
-	(Action)(0),   // 0: tidegate.policy.v1.Action
-	(*Match)(nil), // 1: tidegate.policy.v1.Match
-	(*Rule)(nil),  // 2: tidegate.policy.v1.Rule
+	(Action)(0),          // 0: tidegate.policy.v1.Action
+	(*Match)(nil),        // 1: tidegate.policy.v1.Match
+	(*Rule)(nil),         // 2: tidegate.policy.v1.Rule
+	(*AddressList)(nil),  // 3: tidegate.policy.v1.AddressList
+	(*RejectedLine)(nil), // 4: tidegate.policy.v1.RejectedLine
 }
 var file_policy_v1_policy_proto_depIdxs = []int32{
 	0, // 0: tidegate.policy.v1.Rule.action:type_name -> tidegate.policy.v1.Action
 	1, // 1: tidegate.policy.v1.Rule.match:type_name -> tidegate.policy.v1.Match
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	0, // 2: tidegate.policy.v1.AddressList.action:type_name -> tidegate.policy.v1.Action
+	4, // 3: tidegate.policy.v1.AddressList.examples:type_name -> tidegate.policy.v1.RejectedLine
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_policy_v1_policy_proto_init() }
@@ -470,7 +725,7 @@ func file_policy_v1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_policy_v1_policy_proto_rawDesc), len(file_policy_v1_policy_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   2,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -27,6 +27,22 @@ func (l lateBus) WatchRules(ctx context.Context, h func(bus.RuleUpdate)) error {
 	return b.WatchRules(ctx, h)
 }
 
+func (l lateBus) WatchLists(ctx context.Context, h func(bus.ListUpdate)) error {
+	b, err := l.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	return b.WatchLists(ctx, h)
+}
+
+func (l lateBus) ListEntries(ctx context.Context, object string) ([]byte, error) {
+	b, err := l.Get()
+	if err != nil {
+		return nil, err
+	}
+	return b.ListEntries(ctx, object)
+}
+
 func (l lateBus) WatchPanic(ctx context.Context, h func(*eventv1.Panic)) error {
 	b, err := l.Wait(ctx)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 )
 
 // lateBus adds to bus.Late the calls that the gateway makes; they fail until NATS is reached.
@@ -81,4 +82,49 @@ func (l lateBus) SubscribeWindows(ctx context.Context, h func(sensor string, w *
 		return err
 	}
 	return b.SubscribeWindows(ctx, h)
+}
+
+// Lists implements gateway.Bus.
+func (l lateBus) Lists(ctx context.Context) (map[string]bus.ListEntry, error) {
+	b, err := l.Get()
+	if err != nil {
+		return nil, err
+	}
+	return b.Lists(ctx)
+}
+
+// UpdateList implements gateway.Bus.
+func (l lateBus) UpdateList(ctx context.Context, list *policyv1.AddressList, revision uint64) (uint64, error) {
+	b, err := l.Get()
+	if err != nil {
+		return 0, err
+	}
+	return b.UpdateList(ctx, list, revision)
+}
+
+// DeleteList implements gateway.Bus.
+func (l lateBus) DeleteList(ctx context.Context, name string, revision uint64) error {
+	b, err := l.Get()
+	if err != nil {
+		return err
+	}
+	return b.DeleteList(ctx, name, revision)
+}
+
+// PutListEntries implements gateway.Bus.
+func (l lateBus) PutListEntries(ctx context.Context, list string, text []byte) (string, error) {
+	b, err := l.Get()
+	if err != nil {
+		return "", err
+	}
+	return b.PutListEntries(ctx, list, text)
+}
+
+// DeleteListEntries implements gateway.Bus.
+func (l lateBus) DeleteListEntries(ctx context.Context, object string) error {
+	b, err := l.Get()
+	if err != nil {
+		return err
+	}
+	return b.DeleteListEntries(ctx, object)
 }

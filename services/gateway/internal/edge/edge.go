@@ -74,6 +74,7 @@ func (c Config) Validate() error {
 const (
 	apiPrefix   = "/api/"
 	openAPIPath = "/api/v1/openapi.json"
+	listsPath   = "/api/v1/lists/"
 	loginPath   = "/login"
 	staticPath  = "/static/"
 )

@@ -12,6 +12,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
 )
 
@@ -30,6 +31,11 @@ type Bus interface {
 	PublishAudit(ctx context.Context, a *eventv1.Audit) error
 	GetRequest(ctx context.Context, key string) (e bus.RequestEntry, ok bool, err error)
 	PutRequest(ctx context.Context, key string, value []byte, revision uint64) (uint64, error)
+	Lists(ctx context.Context) (map[string]bus.ListEntry, error)
+	UpdateList(ctx context.Context, l *policyv1.AddressList, revision uint64) (uint64, error)
+	DeleteList(ctx context.Context, name string, revision uint64) error
+	PutListEntries(ctx context.Context, list string, text []byte) (object string, err error)
+	DeleteListEntries(ctx context.Context, object string) error
 	Nodes(ctx context.Context) ([]*eventv1.NodeHeartbeat, error)
 }
 
@@ -38,6 +44,7 @@ type Deps struct {
 	Telemetry *telemetry.Telemetry
 	Mesh      *mesh.Mesh
 	Bus       Bus
+	Reader    Reader // of lists with a URL; nil: they are not read
 }
 
 const (
@@ -59,6 +66,8 @@ type Operations struct {
 
 	names sync.Map // of enforce nodes, by address
 
+	feeds feeds
+
 	state  cell[*overview]
 	rules  cell[rulebook]
 	active cell[result[[]api.Attack]]
@@ -71,7 +80,7 @@ func New(d Deps) (*Operations, error) {
 	if d.Telemetry == nil || d.Mesh == nil || d.Bus == nil {
 		return nil, errors.New("operations need telemetry, the mesh and the bus")
 	}
-	return &Operations{t: d.Telemetry, mesh: d.Mesh, bus: d.Bus, now: time.Now, logs: rate.NewLimiter(1, 10)}, nil
+	return &Operations{t: d.Telemetry, mesh: d.Mesh, bus: d.Bus, now: time.Now, logs: rate.NewLimiter(1, 10), feeds: newFeeds(d.Reader)}, nil
 }
 
 // result is an answer that is shared also when it is an error.

@@ -26,6 +26,7 @@ import (
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
+	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/caller"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/live"
@@ -33,7 +34,10 @@ import (
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/page"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// nats.go 1.49 sometimes leaves the goroutine behind that watches the publishing of an object of one message.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/nats-io/nats.go/jetstream.(*jetStream).resetPendingAcksOnReconnect"))
+}
 
 var (
 	_ page.Operations = (*Operations)(nil)
@@ -114,6 +118,22 @@ func (b *fakeBus) Nodes(context.Context) ([]*eventv1.NodeHeartbeat, error) {
 	}
 	return b.beats, nil
 }
+
+func (b *fakeBus) Lists(context.Context) (map[string]bus.ListEntry, error) {
+	return nil, bus.ErrUnavailable
+}
+
+func (b *fakeBus) UpdateList(context.Context, *policyv1.AddressList, uint64) (uint64, error) {
+	return 0, bus.ErrUnavailable
+}
+
+func (b *fakeBus) DeleteList(context.Context, string, uint64) error { return bus.ErrUnavailable }
+
+func (b *fakeBus) PutListEntries(context.Context, string, []byte) (string, error) {
+	return "", bus.ErrUnavailable
+}
+
+func (b *fakeBus) DeleteListEntries(context.Context, string) error { return bus.ErrUnavailable }
 
 func (b *fakeBus) setAway(away bool) {
 	b.mu.Lock()

@@ -80,7 +80,7 @@ var broken = map[string]func(g *generator, p *parts) (refused, did bool){
 		return p.spoil(pick(g, "[]", `"text"`, "17", "true", `[{"action":"drop"}]`, strings.Repeat("[", 5000), strings.Repeat(`{"a":`, 200)+"1"+strings.Repeat("}", 200)))
 	},
 	"body that is null": func(_ *generator, p *parts) (bool, bool) {
-		if p.body == "" {
+		if p.body == "" || p.op.text {
 			return false, false
 		}
 		p.body = "null"
@@ -160,7 +160,7 @@ var broken = map[string]func(g *generator, p *parts) (refused, did bool){
 	},
 	"body of another media type": func(g *generator, p *parts) (bool, bool) {
 		p.kind = pick(g, "", "text/plain", "application/xml", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/json; charset=latin1", "application/merge-patch+json", "json")
-		return true, p.body != ""
+		return true, p.body != "" && !p.op.text
 	},
 	"body where none is": func(g *generator, p *parts) (bool, bool) {
 		if p.op.method != http.MethodGet {
@@ -244,7 +244,7 @@ func (g *generator) typed(op *documented) (string, bool) {
 
 // spoil exchanges the body where one is.
 func (p *parts) spoil(body string) (refused, did bool) {
-	if p.body == "" {
+	if p.body == "" || p.op.text {
 		return false, false
 	}
 	p.body = body

@@ -16,6 +16,8 @@ import (
 
 const goodRule = `{"action":"drop","match":{"src":"198.51.100.0/24","proto":"udp","dport":53},"for":"10m"}`
 
+const goodList = `{"action":"drop","url":"https://lists.example/drop.txt","every":"30m","comment":"a feed"}`
+
 // contractCases drive every operation; the key is its id in the document. want is the status of success.
 var contractCases = map[string][]struct {
 	request
@@ -41,19 +43,29 @@ var contractCases = map[string][]struct {
 	"add-rule":        {{call("POST", "/api/v1/rules", goodRule), 201}, {call("POST", "/api/v1/rules", goodRule), 201}, {call("POST", "/api/v1/rules", `{"action":"drop","match":{"dst":"203.0.113.1"}}`), 422}},
 	"replace-rule":    {{call("PUT", "/api/v1/rules/rule2", goodRule, "If-Match", "*"), 200}, {call("PUT", "/api/v1/rules/rule2", goodRule), 428}, {call("PUT", "/api/v1/rules/none", goodRule, "If-Match", `"1"`), 404}},
 	"revoke-rule":     {{call("DELETE", "/api/v1/rules/rule3", ""), 204}, {call("DELETE", "/api/v1/rules/rule3", ""), 404}, {call("DELETE", "/api/v1/rules/rule4", "", "If-Match", `"99"`), 412}},
-	"get-panic":       {{call("GET", "/api/v1/panic", ""), 200}},
-	"panic":           {{call("POST", "/api/v1/panic", `{"reason":"a drill"}`), 200}, {call("POST", "/api/v1/panic", ""), 200}},
-	"end-panic":       {{call("DELETE", "/api/v1/panic", ""), 200}},
-	"capture":         {{call("POST", "/api/v1/capture", `{"filter":"tcp port 443","count":10,"for":"2s"}`), 200}, {call("POST", "/api/v1/capture", `{"sensor":"none"}`), 404}, {call("POST", "/api/v1/capture", `{"filter":"tcp prot"}`), 422}},
-	"list-groups":     {{call("GET", "/api/v1/groups", ""), 200}},
-	"list-sensors":    {{call("GET", "/api/v1/sensors", ""), 200}},
-	"list-nodes":      {{call("GET", "/api/v1/nodes", ""), 200}},
-	"get-ledger":      {{call("GET", "/api/v1/ledger", ""), 200}},
-	"get-status":      {{call("GET", "/api/v1/status", ""), 200}},
-	"get-live":        {{call("GET", "/api/v1/live", ""), 200}},
-	"get-me":          {{call("GET", "/api/v1/me", ""), 200}},
-	"stream":          {{call("GET", "/api/v1/stream?types=attack,live&heartbeat=1&last_event_id=7", ""), 200}, {call("GET", "/api/v1/stream?heart=1", ""), 422}},
-	"get-openapi":     {{call("GET", "/api/v1/openapi.json", ""), 200}},
+	"list-lists":      {{call("GET", "/api/v1/lists", ""), 200}, {call("GET", "/api/v1/lists?limit=1", ""), 422}},
+	"get-list":        {{call("GET", "/api/v1/lists/list0", ""), 200}, {call("GET", "/api/v1/lists/none", ""), 404}, {call("GET", "/api/v1/lists/A", ""), 422}},
+	"put-list":        {{call("PUT", "/api/v1/lists/list0", goodList), 200}, {call("PUT", "/api/v1/lists/list0", `{"action":"rate-limit"}`), 422}},
+	"put-list-entries": {
+		{request{"PUT", "/api/v1/lists/list0/entries", []string{"Content-Type", "text/plain"}, "192.0.2.1\n"}, 200},
+		{request{"PUT", "/api/v1/lists/list0/entries", []string{"Content-Type", "text/plain"}, strings.Repeat("192.0.2.1\n", 20_000)}, 200},
+		{request{"PUT", "/api/v1/lists/none/entries", []string{"Content-Type", "text/plain; charset=utf-8"}, "192.0.2.1"}, 404},
+		{call("PUT", "/api/v1/lists/list0/entries", "[]"), 415},
+	},
+	"delete-list":  {{call("DELETE", "/api/v1/lists/list0", ""), 204}, {call("DELETE", "/api/v1/lists/none", ""), 404}},
+	"get-panic":    {{call("GET", "/api/v1/panic", ""), 200}},
+	"panic":        {{call("POST", "/api/v1/panic", `{"reason":"a drill"}`), 200}, {call("POST", "/api/v1/panic", ""), 200}},
+	"end-panic":    {{call("DELETE", "/api/v1/panic", ""), 200}},
+	"capture":      {{call("POST", "/api/v1/capture", `{"filter":"tcp port 443","count":10,"for":"2s"}`), 200}, {call("POST", "/api/v1/capture", `{"sensor":"none"}`), 404}, {call("POST", "/api/v1/capture", `{"filter":"tcp prot"}`), 422}},
+	"list-groups":  {{call("GET", "/api/v1/groups", ""), 200}},
+	"list-sensors": {{call("GET", "/api/v1/sensors", ""), 200}},
+	"list-nodes":   {{call("GET", "/api/v1/nodes", ""), 200}},
+	"get-ledger":   {{call("GET", "/api/v1/ledger", ""), 200}},
+	"get-status":   {{call("GET", "/api/v1/status", ""), 200}},
+	"get-live":     {{call("GET", "/api/v1/live", ""), 200}},
+	"get-me":       {{call("GET", "/api/v1/me", ""), 200}},
+	"stream":       {{call("GET", "/api/v1/stream?types=attack,live&heartbeat=1&last_event_id=7", ""), 200}, {call("GET", "/api/v1/stream?heart=1", ""), 422}},
+	"get-openapi":  {{call("GET", "/api/v1/openapi.json", ""), 200}},
 }
 
 // TestContract drives every operation of the document and holds each answer against it.

@@ -30,6 +30,7 @@ type documented struct {
 	role             string
 	query            map[string]map[string]any // schemas of parameters
 	header           []string
+	text             bool           // the body is text
 	body             map[string]any // schema; nil: none
 	answers          map[string]map[string]*jsonschema.Schema
 }
@@ -66,6 +67,7 @@ func readDocument(t testing.TB, body []byte) *document {
 			}
 			if b := object(entry["requestBody"]); b != nil {
 				op.body = d.resolve(object(object(object(b["content"])["application/json"])["schema"]))
+				op.text = object(b["content"])["text/plain"] != nil
 			}
 			for code, v := range object(entry["responses"]) {
 				op.answers[code] = map[string]*jsonschema.Schema{}

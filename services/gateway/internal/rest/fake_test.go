@@ -282,6 +282,44 @@ func (m *fakeMesh) RevokeRule(_ context.Context, id, revision string) error {
 	return err
 }
 
+var fakeList = api.List{Name: "list0", Action: "drop", URL: "https://lists.example/drop.txt", Every: "1h0m0s", Hosts: 1, Prefixes: 1 << 40, Rejected: 1,
+	Examples:  []api.RejectedLine{{Line: 3, Text: "nonsense", Reason: "neither an address nor a prefix"}},
+	CreatedNs: someTime, UpdatedNs: someTime, CheckedNs: someTime, Problem: "the server answered 404", Revision: "7", Nodes: []api.ListNode{{Node: "a", State: "active",
+		Entries: 1, Refused: map[string]uint64{"never_block": 1}, Examples: []string{"203.0.113.1/32: never_block: it is inside"}, Packets: 1, Bytes: 60, Dropped: 1, AppliedNs: someTime}}}
+
+func (m *fakeMesh) Lists(context.Context) ([]api.List, error) {
+	l := fakeList
+	l.Nodes = []api.ListNode{}
+	return []api.List{l}, m.call("lists", nil)
+}
+
+func (m *fakeMesh) List(_ context.Context, name string) (api.List, error) {
+	if name != fakeList.Name {
+		return api.List{}, missing("list", name)
+	}
+	return fakeList, m.call("list", nil)
+}
+
+func (m *fakeMesh) PutList(_ context.Context, name string, in api.ListInput) (api.List, error) {
+	l := fakeList
+	l.Name, l.Action, l.URL, l.Every, l.Comment = name, in.Action, in.URL, in.Every, in.Comment
+	return l, m.call("put list", in)
+}
+
+func (m *fakeMesh) PutListEntries(_ context.Context, name string, text []byte) (api.List, error) {
+	if name != fakeList.Name {
+		return api.List{}, missing("list", name)
+	}
+	return fakeList, m.call("entries", string(text))
+}
+
+func (m *fakeMesh) DeleteList(_ context.Context, name string) error {
+	if name != fakeList.Name {
+		return missing("list", name)
+	}
+	return m.call("delete list", nil)
+}
+
 func (m *fakeMesh) Panic(ctx context.Context, on bool, reason string) (api.PanicResult, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

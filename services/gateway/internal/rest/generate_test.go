@@ -99,7 +99,11 @@ func (g *generator) good(op *documented) parts {
 			id = "rule" + itoa(g.rnd.IntN(5))
 		}
 	}
-	p := parts{op: op, method: op.method, kind: "application/json", path: strings.Replace(op.path, "{id}", id, 1)}
+	name := pick(g, "list0", "list0", "none", "0-_", strings.Repeat("x", 64))
+	p := parts{op: op, method: op.method, kind: "application/json", path: strings.NewReplacer("{id}", id, "{name}", name).Replace(op.path)}
+	if op.text {
+		p.kind, p.body = "text/plain", pick(g, "192.0.2.1\n", "# none\n", "10.0.0.0/8 ; x\r\n2001:db8::/32", strings.Repeat("192.0.2.1\n", 20_000))
+	}
 	for _, name := range slices.Sorted(maps.Keys(op.query)) {
 		if g.chance(40) || op.id == "timeseries" && name == "from" {
 			p.query = append(p.query, [2]string{name, g.goodQuery(name, op.query[name])})
@@ -183,6 +187,9 @@ func (g *generator) goodBody(op *documented) map[string]any {
 	}
 	if op.id == "capture" {
 		return map[string]any{"filter": pick(g, "", "tcp port 443", "ünï→ç"), "count": g.rnd.IntN(1000), "for": pick(g, "1s", "1m"), "snaplen": pick(g, 0, 262144)}
+	}
+	if op.id == "put-list" {
+		return map[string]any{"action": pick(g, "allow", "drop", "count"), "url": pick(g, "", "https://lists.example/drop.txt"), "every": pick(g, "", "1h"), "comment": pick(g, "", "ünï→ç")}
 	}
 	action := pick(g, "allow", "drop", "rate-limit", "count")
 	match := map[string]any{}

@@ -23,6 +23,7 @@ var needs = map[string]string{
 	"list-groups": "viewer", "list-sensors": "viewer", "list-nodes": "viewer",
 	"get-ledger": "viewer", "get-status": "viewer", "get-live": "viewer", "get-me": "viewer", "get-panic": "viewer", "stream": "viewer",
 	"add-rule": "operator", "dry-run-rule": "operator", "replace-rule": "operator", "revoke-rule": "operator",
+	"list-lists": "viewer", "get-list": "viewer", "put-list": "operator", "put-list-entries": "operator", "delete-list": "operator",
 	"panic": "operator", "end-panic": "operator", "capture": "operator",
 	"list-audit":  "admin",
 	"get-openapi": "",

@@ -47,6 +47,11 @@ type Operations interface {
 	AddRule(ctx context.Context, in api.RuleInput) (api.Rule, error)
 	ReplaceRule(ctx context.Context, id, revision string, in api.RuleInput) (api.Rule, error)
 	RevokeRule(ctx context.Context, id, revision string) error
+	Lists(ctx context.Context) ([]api.List, error)
+	List(ctx context.Context, name string) (api.List, error)
+	PutList(ctx context.Context, name string, in api.ListInput) (api.List, error)
+	PutListEntries(ctx context.Context, name string, text []byte) (api.List, error)
+	DeleteList(ctx context.Context, name string) error
 	Panic(ctx context.Context, on bool, reason string) (api.PanicResult, error)
 	Capture(ctx context.Context, in api.CaptureInput, write func(pcap []byte) error) (api.CaptureSummary, error)
 	Once(ctx context.Context, key string, fingerprint []byte, do func(context.Context) ops.Stored) (s ops.Stored, replayed bool, err error)
@@ -77,6 +82,7 @@ func New(d Deps) (*API, error) {
 	a.reads()
 	a.state()
 	a.rules()
+	a.lists()
 	a.emergency()
 	a.capture()
 	a.stream()

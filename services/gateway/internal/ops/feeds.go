@@ -1,0 +1,148 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/bus"
+	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
+)
+
+const (
+	feedTick = 5 * time.Second // how late a list may be read
+	feedMost = 4               // readings at once
+)
+
+// Reader reads a list; *feed.Reader has it.
+type Reader interface {
+	Read(ctx context.Context, url, validator string) (text []byte, newValidator string, err error)
+}
+
+// feeds is the work on lists with a URL. Every gateway of the mesh looks for lists that are due, and the one whose claim
+// the bucket takes reads it.
+type feeds struct {
+	reader Reader
+	wake   chan struct{}
+	slots  chan struct{}
+	wg     sync.WaitGroup
+}
+
+func newFeeds(r Reader) feeds {
+	return feeds{reader: r, wake: make(chan struct{}, 1), slots: make(chan struct{}, feedMost)}
+}
+
+func (f *feeds) poke() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// ReadFeeds reads lists from their URLs when they are due, until ctx ends (nil).
+func (o *Operations) ReadFeeds(ctx context.Context) error {
+	tick := time.NewTicker(feedTick)
+	defer tick.Stop()
+	defer o.feeds.wg.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-o.feeds.wake:
+		}
+		all, err := o.bus.Lists(ctx)
+		if err != nil {
+			o.t.CountError("lists")
+			continue
+		}
+		for _, e := range all {
+			if !o.due(e.List) {
+				continue
+			}
+			select {
+			case o.feeds.slots <- struct{}{}:
+			case <-ctx.Done():
+				return nil
+			}
+			o.feeds.wg.Add(1)
+			go func() {
+				defer func() { <-o.feeds.slots; o.feeds.wg.Done() }()
+				o.readFeed(ctx, e)
+			}()
+		}
+	}
+}
+
+func (o *Operations) due(l *policyv1.AddressList) bool {
+	return l.GetUrl() != "" && o.now().UnixNano()-l.GetCheckedNs() >= max(l.GetEveryNs(), int64(minEvery))
+}
+
+// readFeed claims a list that is due, reads it and stores what came. A failure leaves the entries as they are.
+func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
+	claimed := proto.CloneOf(e.List)
+	claimed.CheckedNs = o.now().UnixNano()
+	if _, err := o.bus.UpdateList(ctx, claimed, e.Revision); err != nil {
+		if !errors.Is(err, bus.ErrConflict) { // else another gateway reads it, or it has changed and is due in its new form
+			o.t.CountError("lists")
+		}
+		return
+	}
+	name, url := claimed.GetName(), claimed.GetUrl()
+	text, validator, err := o.feeds.reader.Read(ctx, url, claimed.GetValidator())
+	if ctx.Err() != nil {
+		return
+	}
+	var read *entries
+	if err == nil && text != nil {
+		read, err = parseEntries(text)
+	}
+	if err == nil && read != nil && len(read.Entries) == 0 && claimed.GetHosts()+claimed.GetPrefixes() > 0 {
+		err = errors.New("the answer is an empty list: the entries before it stay; delete the list if that is meant")
+	}
+	said := ""
+	if err != nil {
+		said = sentence(feedProblem(err))
+		o.t.CountError("read_list")
+		o.t.Log.Warn("a list cannot be read from its URL; its entries stay", "list", name, "url", url, "error", said)
+	}
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	_, err = o.updateList(ctx, name, false, func(ctx context.Context, l *policyv1.AddressList) error {
+		if l.GetUrl() != url {
+			return errOtherURL
+		}
+		if l.Problem = said; said != "" || read == nil {
+			return nil
+		}
+		l.Validator = validator
+		return o.setEntries(ctx, l, read)
+	})
+	switch {
+	case errors.Is(err, errOtherURL):
+	case err != nil:
+		o.t.CountError("read_list")
+		o.t.Log.Warn("what a list's URL said was not stored; it is read again", "list", name, "error", err)
+	case read != nil && said == "" && read.Rejected > 0:
+		o.t.Log.Warn("lines of a list are no addresses and were left out", "list", name, "lines", read.Rejected, "first", read.Examples[0].Line)
+	}
+}
+
+var errOtherURL = errors.New("the list has another URL by now")
+
+// feedProblem is the sentence of an error, without the title of a problem.
+func feedProblem(err error) string {
+	var p *api.Problem
+	if !errors.As(err, &p) {
+		return err.Error()
+	}
+	text := p.Detail
+	if len(p.Errors) > 0 {
+		text += ", the first: " + p.Errors[0].Location
+	}
+	return text
+}

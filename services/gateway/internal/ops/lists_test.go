@@ -1,0 +1,205 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
+)
+
+// stored is the text of a list's entries.
+func stored(t *testing.T, nats *bus.Bus, name string) string {
+	t.Helper()
+	all, err := nats.Lists(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	object := all[name].List.GetObject()
+	if object == "" {
+		return "none"
+	}
+	text, err := nats.ListEntries(context.Background(), object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestUploadedList(t *testing.T) {
+	a, b, nats := overNATS(t)
+	ctx := asOperator(t)
+	wantProblem(t, second(a.PutListEntries(ctx, "bad", []byte("192.0.2.1\n"))), 404)
+	l, err := a.PutList(ctx, "bad", api.ListInput{Action: "drop", Comment: "ticket 9"})
+	if err != nil || l.Action != "drop" || l.Comment != "ticket 9" || l.Hosts != 0 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	l, err = b.PutListEntries(ctx, "bad", []byte("192.0.2.1\n10.0.0.0/8\nno\n192.0.2.1\n"))
+	if err != nil || l.Hosts != 1 || l.Prefixes != 1 || l.Rejected != 1 || len(l.Examples) != 1 || l.Examples[0].Line != 3 || l.UpdatedNs == 0 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	if got := stored(t, nats, "bad"); got != "10.0.0.0/8\n192.0.2.1\n" {
+		t.Errorf("stored %q", got)
+	}
+	all, _ := nats.Lists(ctx)
+	former := all["bad"].List.GetObject()
+	p := wantProblem(t, second(a.PutListEntries(ctx, "bad", []byte("<html>\nnot found\n"))), 422)
+	if len(p.Errors) != 2 || p.Errors[0].Location != "body line 1" {
+		t.Errorf("an error page: %+v", p)
+	}
+	if _, err := a.PutListEntries(ctx, "bad", []byte("# empty\n")); err != nil {
+		t.Errorf("an empty list: %v", err)
+	}
+	if got := stored(t, nats, "bad"); got != "" {
+		t.Errorf("emptied, stored %q", got)
+	}
+	if _, err := nats.ListEntries(ctx, former); err == nil {
+		t.Error("the former entries are still in storage")
+	}
+	if l, err = b.PutList(ctx, "other", api.ListInput{Action: "allow"}); err != nil {
+		t.Fatal(err)
+	}
+	if all, _ := nats.Lists(ctx); all["bad"].List.GetNumber() == all["other"].List.GetNumber() {
+		t.Error("two lists have one number")
+	}
+	lists, err := a.Lists(ctx)
+	if err != nil || len(lists) != 2 || lists[0].Name != "bad" || lists[1].Name != "other" {
+		t.Errorf("lists %+v, %v", lists, err)
+	}
+	if err := a.DeleteList(ctx, "bad"); err != nil {
+		t.Fatal(err)
+	}
+	wantProblem(t, a.DeleteList(ctx, "bad"), 404)
+	wantProblem(t, second(a.List(ctx, "bad")), 404)
+	for _, bad := range []struct {
+		name string
+		in   api.ListInput
+	}{
+		{"", api.ListInput{Action: "drop"}}, {"Bad", api.ListInput{Action: "drop"}}, {"-x", api.ListInput{Action: "drop"}}, {strings.Repeat("x", 65), api.ListInput{Action: "drop"}},
+		{"x", api.ListInput{Action: "drop", URL: "http://lists.example/"}}, {"x", api.ListInput{Action: "drop", URL: "https://lists.example/", Every: "1s"}},
+		{"x", api.ListInput{Action: "drop", Every: "1h"}}, {"x", api.ListInput{Action: "drop", URL: "https://lists.example/", Every: "often"}},
+	} {
+		wantProblem(t, second(a.PutList(ctx, bad.name, bad.in)), 422)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// script is a list server.
+type script struct {
+	mu    sync.Mutex
+	text  string
+	err   error
+	calls []string
+}
+
+func (s *script) Read(_ context.Context, url, validator string) ([]byte, string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, url+" "+validator)
+	if s.err != nil {
+		return nil, "", s.err
+	}
+	if v := fmt.Sprint("v", len(s.text)); v != validator {
+		return []byte(s.text), v, nil
+	}
+	return nil, "", nil
+}
+
+func (s *script) set(text string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.text, s.err = text, err
+}
+
+func (s *script) asked() []string { s.mu.Lock(); defer s.mu.Unlock(); return slices.Clone(s.calls) }
+
+// TestFeeds: of two gateways one reads a list that is due; failures leave what was there, and say so.
+func TestFeeds(t *testing.T) {
+	a, b, nats := overNATS(t)
+	server := &script{text: "192.0.2.1\nnonsense\n"}
+	var mu sync.Mutex
+	later := time.Duration(0)
+	now := func() time.Time { mu.Lock(); defer mu.Unlock(); return time.Now().Add(later) }
+	ctx, cancel := context.WithCancel(asOperator(t))
+	var wg sync.WaitGroup
+	for _, o := range []*Operations{a, b} {
+		o.feeds, o.now = newFeeds(server), now
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := o.ReadFeeds(ctx); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	defer wg.Wait()
+	defer cancel()
+	pass := func() { // an hour
+		mu.Lock()
+		later += time.Hour + time.Second
+		mu.Unlock()
+		a.feeds.poke()
+		b.feeds.poke()
+	}
+	const url = "https://lists.example/x"
+	if _, err := a.PutList(ctx, "feed", api.ListInput{Action: "drop", URL: url}); err != nil {
+		t.Fatal(err)
+	}
+	list := func() api.List {
+		t.Helper()
+		all, err := a.Lists(ctx)
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%+v, %v", all, err)
+		}
+		return all[0]
+	}
+	bustest.Wait(t, "the first reading", func() bool { return list().UpdatedNs != 0 })
+	if l := list(); l.Hosts != 1 || l.Rejected != 1 || l.Examples[0].Line != 2 || l.Every != "1h0m0s" || l.CheckedNs == 0 || l.Problem != "" {
+		t.Errorf("%+v", l)
+	}
+	updated := list().UpdatedNs
+	wantProblem(t, second(a.PutListEntries(ctx, "feed", []byte("192.0.2.1\n"))), 422)
+
+	pass()
+	bustest.Wait(t, "a second reading", func() bool { return len(server.asked()) == 2 })
+	if got := server.asked(); got[0] != url+" " || got[1] != url+" v19" {
+		t.Errorf("asked %q", got)
+	}
+	for _, c := range []struct {
+		text string
+		err  error
+		want string
+	}{
+		{"", errors.New("the server did not answer"), "did not answer"}, {"<html>", nil, "none of the 1 lines"}, {"# all gone\n", nil, "empty list"},
+	} {
+		server.set(c.text, c.err)
+		pass()
+		bustest.Wait(t, c.want, func() bool { return strings.Contains(list().Problem, c.want) })
+		if got := stored(t, nats, "feed"); got != "192.0.2.1\n" || list().UpdatedNs != updated {
+			t.Errorf("%s: stored %q", c.want, got)
+		}
+	}
+	server.set("192.0.2.2\n192.0.2.3\n", nil)
+	pass()
+	bustest.Wait(t, "the new entries", func() bool { return list().Hosts == 2 })
+	if l := list(); l.Problem != "" || l.UpdatedNs == updated || l.Rejected != 0 || len(l.Examples) != 0 {
+		t.Errorf("%+v", l)
+	}
+	if n := len(server.asked()); n != 6 {
+		t.Errorf("asked %d times by two gateways, want 6", n)
+	}
+	if l, err := a.PutList(ctx, "feed", api.ListInput{Action: "drop"}); err != nil || l.URL != "" || l.Hosts != 2 {
+		t.Errorf("without its url: %+v, %v", l, err)
+	}
+	if _, err := a.PutListEntries(ctx, "feed", []byte("192.0.2.9\n")); err != nil {
+		t.Error(err)
+	}
+}
