@@ -197,11 +197,26 @@ func consume[T any](ctx context.Context, b *Bus, stream, durable string, subject
 
 // handle runs h, keeps the messages from being delivered again while it works, and acknowledges them.
 func (b *Bus) handle(ctx context.Context, msgs []jetstream.Msg, h func() error) error {
+	if err := b.inProgress(msgs, keepAliveEvery, h); err != nil {
+		return err
+	}
+	for _, m := range msgs[:len(msgs)-1] {
+		b.check(m.Ack())
+	}
+	// The last one waits for the server: acknowledgements are in order, so a clean stop leaves none behind.
+	ack, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
+	defer cancel()
+	b.check(msgs[len(msgs)-1].DoubleAck(ack))
+	return nil
+}
+
+// inProgress runs h and tells the server now and then that the messages are still in hand.
+func (b *Bus) inProgress(msgs []jetstream.Msg, every time.Duration, h func() error) error {
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(keepAliveEvery)
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
 			select {
@@ -217,17 +232,7 @@ func (b *Bus) handle(ctx context.Context, msgs []jetstream.Msg, h func() error) 
 	err := h()
 	close(stop)
 	<-done
-	if err != nil {
-		return err
-	}
-	for _, m := range msgs[:len(msgs)-1] {
-		b.check(m.Ack())
-	}
-	// The last one waits for the server: acknowledgements are in order, so a clean stop leaves none behind.
-	ack, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
-	defer cancel()
-	b.check(msgs[len(msgs)-1].DoubleAck(ack))
-	return nil
+	return err
 }
 
 // check counts a lost acknowledgement: the message comes again.

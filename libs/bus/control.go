@@ -41,43 +41,23 @@ func (b *Bus) WatchPanic(ctx context.Context, h func(*eventv1.Panic)) error {
 }
 
 func (b *Bus) watchPanic(ctx context.Context, alive func(), h func(*eventv1.Panic)) error {
-	again := b.reconnectSignal()
-	kv, err := b.bucket(ctx, BucketControl)
-	if err != nil {
-		return err
-	}
-	w, err := kv.Watch(ctx, keyPanic, jetstream.IgnoreDeletes())
-	if err != nil {
-		return unavailable(err)
-	}
-	defer func() { _ = w.Stop() }() // fails only when the connection took the watch with it
 	told := false
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-again:
-			return nil
-		case e, ok := <-w.Updates():
-			if !ok {
-				return fmt.Errorf("%w: the watch ended", ErrUnavailable)
+	return b.watchKeys(ctx, BucketControl, keyPanic, func() {}, func(e jetstream.KeyValueEntry) {
+		alive()
+		if e == nil { // all that was there has been handed over
+			if !told {
+				h(nil)
 			}
-			alive()
-			if e == nil { // all that was there has been handed over
-				if !told {
-					h(nil)
-				}
-				continue
-			}
-			p := &eventv1.Panic{}
-			if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(e.Value(), p); err != nil {
-				b.bad("decode_panic", e.Key(), err)
-				continue
-			}
-			told = true
-			h(p)
+			return
 		}
-	}
+		p := &eventv1.Panic{}
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(e.Value(), p); err != nil {
+			b.bad("decode_panic", e.Key(), err)
+			return
+		}
+		told = true
+		h(p)
+	}, jetstream.IgnoreDeletes())
 }
 
 // Panic reads the panic state; nil when it was never set.

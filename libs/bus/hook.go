@@ -201,7 +201,7 @@ func (d *delivery[T]) one(ctx context.Context, m jetstream.Msg) error {
 		v, err := d.decode(m)
 		if err != nil {
 			d.b.bad("decode_"+d.stream, m.Subject(), err)
-		} else if err := d.handle(ctx, m, &v, place); err != nil {
+		} else if err := d.b.inProgress([]jetstream.Msg{m}, hookKeepAlive, func() error { return d.h(ctx, &v, place) }); err != nil {
 			d.b.check(m.Nak())
 			return fmt.Errorf("deliver %s to %s: %w", d.stream, d.durable, err)
 		}
@@ -214,29 +214,6 @@ func (d *delivery[T]) one(ctx context.Context, m jetstream.Msg) error {
 		return fmt.Errorf("deliver %s to %s: %w", d.stream, d.durable, unavailable(err))
 	}
 	return nil
-}
-
-// handle runs h and keeps the message from being delivered to another while it works.
-func (d *delivery[T]) handle(ctx context.Context, m jetstream.Msg, v *T, place Place) error {
-	stop := make(chan struct{})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(hookKeepAlive)
-		defer tick.Stop()
-		for {
-			select {
-			case <-stop:
-				return
-			case <-tick.C:
-				d.b.check(m.InProgress())
-			}
-		}
-	}()
-	err := d.h(ctx, v, place)
-	close(stop)
-	<-done
-	return err
 }
 
 // EnsureEVE makes the stream of EVE lines if it is missing. One that is there keeps its limits.

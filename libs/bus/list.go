@@ -205,38 +205,17 @@ func (b *Bus) WatchLists(ctx context.Context, h func(ListUpdate)) error {
 }
 
 func (b *Bus) watchLists(ctx context.Context, h func(ListUpdate)) error {
-	again := b.reconnectSignal()
-	kv, err := b.bucket(ctx, BucketLists)
-	if err != nil {
-		return err
-	}
-	w, err := kv.WatchAll(ctx)
-	if err != nil {
-		return unavailable(err)
-	}
-	defer func() { _ = w.Stop() }() // fails only when the connection took the watch with it
-	h(ListUpdate{Restarted: true})
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-again:
-			return nil
-		case e, ok := <-w.Updates():
-			if !ok {
-				return fmt.Errorf("%w: the watch ended", ErrUnavailable)
-			}
-			if e == nil {
-				h(ListUpdate{Synced: true})
-				continue
-			}
-			u := ListUpdate{Name: e.Key(), Revision: e.Revision()}
-			if e.Operation() == jetstream.KeyValuePut {
-				if u.List, u.Err = decodeList(e); u.Err != nil {
-					b.bad("decode_list", u.Name, u.Err)
-				}
-			}
-			h(u)
+	return b.watchKeys(ctx, BucketLists, jetstream.AllKeys, func() { h(ListUpdate{Restarted: true}) }, func(e jetstream.KeyValueEntry) {
+		if e == nil {
+			h(ListUpdate{Synced: true})
+			return
 		}
-	}
+		u := ListUpdate{Name: e.Key(), Revision: e.Revision()}
+		if e.Operation() == jetstream.KeyValuePut {
+			if u.List, u.Err = decodeList(e); u.Err != nil {
+				b.bad("decode_list", u.Name, u.Err)
+			}
+		}
+		h(u)
+	})
 }

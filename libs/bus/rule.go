@@ -181,47 +181,25 @@ func (b *Bus) WatchRules(ctx context.Context, h func(RuleUpdate)) error {
 	})
 }
 
-// watchRules is one watch; it ends without an error when the connection came back and the state must be read again.
 func (b *Bus) watchRules(ctx context.Context, h func(RuleUpdate)) error {
-	again := b.reconnectSignal()
-	kv, err := b.bucket(ctx, BucketRules)
-	if err != nil {
-		return err
-	}
-	w, err := kv.WatchAll(ctx)
-	if err != nil {
-		return unavailable(err)
-	}
-	defer func() { _ = w.Stop() }() // fails only when the connection took the watch with it
-	h(RuleUpdate{Restarted: true})
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-again:
-			return nil
-		case e, ok := <-w.Updates():
-			if !ok {
-				return fmt.Errorf("%w: the watch ended", ErrUnavailable)
-			}
-			if e == nil {
-				h(RuleUpdate{Synced: true})
-				continue
-			}
-			u := RuleUpdate{ID: e.Key(), Revision: e.Revision()}
-			if e.Operation() == jetstream.KeyValuePut {
-				r, err := policy.Unmarshal(e.Value())
-				if err == nil && r.ID != u.ID {
-					err = fmt.Errorf("the key is %q, the rule's id %q", u.ID, r.ID)
-				}
-				if err != nil {
-					b.bad("decode_rule", u.ID, err)
-					u.Err = err
-				} else {
-					u.Rule = &r
-				}
-			}
-			h(u)
+	return b.watchKeys(ctx, BucketRules, jetstream.AllKeys, func() { h(RuleUpdate{Restarted: true}) }, func(e jetstream.KeyValueEntry) {
+		if e == nil {
+			h(RuleUpdate{Synced: true})
+			return
 		}
-	}
+		u := RuleUpdate{ID: e.Key(), Revision: e.Revision()}
+		if e.Operation() == jetstream.KeyValuePut {
+			r, err := policy.Unmarshal(e.Value())
+			if err == nil && r.ID != u.ID {
+				err = fmt.Errorf("the key is %q, the rule's id %q", u.ID, r.ID)
+			}
+			if err != nil {
+				b.bad("decode_rule", u.ID, err)
+				u.Err = err
+			} else {
+				u.Rule = &r
+			}
+		}
+		h(u)
+	})
 }
