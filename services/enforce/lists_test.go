@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -258,9 +257,6 @@ func millionHosts(n int) string {
 
 // TestMillionHosts measures a long list from its store to the map, a restart with it, and what rules wait meanwhile.
 func TestMillionHosts(t *testing.T) {
-	if os.Getenv("TIDEGATE_SHORT") != "" {
-		t.Skip("takes seconds")
-	}
 	const n = 1_000_000
 	l := newLink(t, 0)
 	r := newRig(t, func(c *Config) { c.Ifaces, c.BPFFS = []string{l.iface}, l.bpffs })

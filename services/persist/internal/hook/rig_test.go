@@ -218,3 +218,12 @@ func names(prefix string, n int) (out []string) {
 	}
 	return out
 }
+
+// missing skips the test, or fails it in CI, where everything that a test needs must be there.
+func missing(t *testing.T, what string, args ...any) {
+	t.Helper()
+	if os.Getenv("TIDEGATE_CI") != "" {
+		t.Fatalf("in CI nothing may be skipped, and there is not "+what, args...)
+	}
+	t.Skipf("needs "+what, args...)
+}

@@ -212,7 +212,7 @@ func TestSecretRotation(t *testing.T) {
 func TestVerificationExample(t *testing.T) {
 	python, err := exec.LookPath("python3")
 	if err != nil {
-		t.Skip("no python3")
+		missing(t, "python3: %v", err)
 	}
 	page := strings.Join(lines(t, "../../../../docs/hooks.md"), "\n")
 	_, rest, ok := strings.Cut(page, "```python\n")
