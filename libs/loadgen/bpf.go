@@ -32,9 +32,7 @@ type Stream struct {
 	// Scatter, 1 to 32, takes one of 2^Scatter sources from Source on for each frame, in no order and each as often as
 	// the others, towards Target alone. 0: see above.
 	Scatter uint32
-	// SYN sends TCP SYNs to port 443 instead; their checksum is 0.
-	SYN  bool
-	Size int // IP payload bytes after UDP header; at least 18 makes 60-byte frames
+	Size    int // IP payload bytes after UDP header; at least 18 makes 60-byte frames
 	// Share of the machine's top rate, in 1,024ths: 1,024 sends without pause.
 	Share uint32
 	CPU   int // the CPU that sends; the receiver's NAPI runs there too
@@ -122,18 +120,11 @@ func (s Stream) configure(objs *loadgenObjects) (frame []byte, err error) {
 
 // template is the frame before that.
 func (s Stream) template() []byte {
-	const transport = 14 + 20
-	const udpChecksum, tcpChecksum = transport + 6, transport + 16
-	const least = 60 // bytes of an Ethernet frame without its check sequence
+	const checksum = 14 + 20 + 6
 	h := packet.Header{SrcMAC: s.SrcMAC, DstMAC: s.DstMAC, Src: s.Source, Dst: s.Target}
-	frame, checksum := []byte(nil), udpChecksum
-	if s.SYN {
-		frame, checksum = h.AppendTCP(nil, &packet.TCP{SrcPort: 10000, DstPort: 443, Flags: packet.FlagSYN, Window: 64240}, nil), tcpChecksum
-	} else {
-		frame = h.AppendUDP(nil, 10000, 27015, make([]byte, s.Size))
-	}
-	frame[checksum], frame[checksum+1] = 0, 0 // none, for UDP (RFC 768)
-	return append(frame, make([]byte, max(0, least-len(frame)))...)
+	frame := h.AppendUDP(nil, 10000, 27015, make([]byte, s.Size))
+	frame[checksum], frame[checksum+1] = 0, 0 // none (RFC 768)
+	return frame
 }
 
 // Counts is what arrived at a Counter's interface: IPv4 packets from inside the benign prefix, from

@@ -50,7 +50,7 @@ struct {
 	__type(value, struct send_state);
 } send_state SEC(".maps");
 
-// The frame is a template of Ethernet, IPv4 without options and UDP or TCP, with 0 for a checksum after IP's. The pages
+// The frame is a template of Ethernet, IPv4 without options and UDP without a checksum. The pages
 // of live frames come back as the program left them, so every varied field is written in full, never changed in place.
 // No field takes a division: at ten million frames a second each would show.
 SEC("xdp")
