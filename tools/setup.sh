@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 declare -A need=(
-  [clang-14]=clang-14 [llvm-strip-14]=llvm-14 [/usr/include/bpf/bpf_helpers.h]=libbpf-dev
+  [/usr/bin/python3]=python3 [clang-14]=clang-14 [llvm-strip-14]=llvm-14 [/usr/include/bpf/bpf_helpers.h]=libbpf-dev
   [/usr/include/linux/bpf.h]=linux-libc-dev [/usr/lib/postgresql/15/bin/postgres]=postgresql-15
   [ip]=iproute2 [ping]=iputils-ping [tcpdump]=tcpdump [chromium]=chromium
   [/usr/sbin/mariadbd]=mariadb-server [/usr/lib/galera/libgalera_smm.so]=galera-4 [rsync]=rsync
