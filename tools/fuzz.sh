@@ -9,8 +9,16 @@ if [ "${2:-}" = all ]; then
   seconds=$(( ${time%s} / $(wc -l <<<"$targets") ))
   time=$(( seconds > 0 ? seconds : 1 ))s
 fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 while IFS=: read -r file target; do
   dir=$(dirname "$file")
   echo "== fuzz $dir $target"
-  (cd "$dir" && go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" ${FUZZ_PARALLEL:+-parallel "$FUZZ_PARALLEL"} . </dev/null | tail -n 2)
+  # The last lines say how much ran; of a failure everything is wanted, for it may not come again.
+  if (cd "$dir" && go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" ${FUZZ_PARALLEL:+-parallel "$FUZZ_PARALLEL"} . </dev/null) >"$log" 2>&1; then
+    tail -n 3 "$log"
+  else
+    cat "$log"
+    exit 1
+  fi
 done <<<"$targets"
