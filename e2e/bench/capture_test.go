@@ -2,6 +2,7 @@ package bench
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,6 +29,7 @@ import (
 type captureRow struct {
 	name    string
 	backend string // of a reader that drops; "": ingest and a classifier that acknowledges
+	capture string // of ingest; "": AF_XDP
 	frames  int    // frame memory; 0: ingest's default
 	flows   uint32
 	random  bool    // every packet a new flow from a source of its own
@@ -58,6 +60,7 @@ func TestBenchCapture(t *testing.T) {
 		{name: "receive and drop (the limit)", backend: afxdp.Native, frames: 2048, flows: 1000},
 		{name: "receive and drop, asavie/xdp", backend: afxdp.Asavie, frames: 2048, flows: 1000},
 		{name: "receive and drop, AF_PACKET", backend: packetSocket, flows: 1000},
+		{name: "ingest, AF_PACKET, 1,000 flows", flows: 1000, capture: "af_packet"},
 		{name: "ingest, 1,000 flows", flows: 1000},
 		{name: "ingest, 1,000 flows, 2,048 frames", flows: 1000, frames: 2048},
 		{name: "ingest, 100,000 flows", flows: 100_000},
@@ -179,7 +182,7 @@ func (row *captureRow) ingest(t *testing.T, link *loadgen.Link, classify, listen
 	t.Helper()
 	args := []string{
 		"-c", "0", rig.Binary(t, "tidegate-ingest"), "--insecure", "--mode", "tap", "--iface", link.PortA, "--bpffs", link.BPFFS,
-		"--classify", classify, "--listen", listen, "--metrics-listen", rig.FreeAddr(t), "--cpus", "0", "--log-level", "error",
+		"--capture", cmp.Or(row.capture, "af_xdp"), "--packet-workers", "1", "--classify", classify, "--listen", listen, "--metrics-listen", rig.FreeAddr(t), "--cpus", "0", "--log-level", "error",
 	}
 	if row.frames > 0 {
 		args = append(args, "--frames", strconv.Itoa(row.frames), "--rx-ring", strconv.Itoa(row.frames))
@@ -215,11 +218,11 @@ func settled(t *testing.T, address string) (received uint64, wrong string) {
 	t.Helper()
 	s := status(t, address, func(s *ingestv1.StatusResponse) bool {
 		l := s.GetStatus().GetLedger().GetTerms()
-		return l["redirected"] == l["received"]+l["ring_drops"] && l["received"] == l["accounted"]+l["undecodable"]
+		return l["redirected"]+l["copied"] == l["received"]+l["ring_drops"] && l["received"] == l["accounted"]+l["undecodable"]
 	})
 	l := s.GetStatus().GetLedger().GetTerms()
-	if out := l["xdp_no_reader"] + l["redirected"]; l["xdp_seen"] != out {
-		wrong = fmt.Sprintf("seen %d, no reader and redirected %d", l["xdp_seen"], out)
+	if out := l["xdp_no_reader"] + l["redirected"] + l["xdp_passed"]; l["xdp_seen"] != out {
+		wrong = fmt.Sprintf("seen %d, no reader, redirected and passed %d", l["xdp_seen"], out)
 	}
 	return l["received"], wrong
 }

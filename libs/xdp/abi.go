@@ -25,6 +25,13 @@ const (
 	ruleSYNRetry
 )
 
+// What becomes of packets that no AF_XDP socket takes; by the mode: inline forwards them, tap drops them.
+const (
+	unreadByMode = iota
+	unreadDrop
+	unreadPass
+)
+
 const (
 	neverSource = 1 << iota
 	neverDestination
@@ -35,7 +42,7 @@ const (
 
 type config struct {
 	Mode         uint32
-	FailClosed   uint32
+	Unread       uint32
 	MaskSet      uint32
 	NeverUsed    uint32
 	HostsUsed    uint32

@@ -36,7 +36,7 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 				"seen": b.Seen, "drop": b.Drop, "rate_limited": b.RateLimited, "count": b.Count,
 				"pass": b.Pass, "forward": b.Forward, "redirect": b.Redirect, "no_reader": b.NoReader,
 			},
-			Received: l.received, RingDrops: l.ring.Lost(), Transmitted: c.transmitted.Load(),
+			Received: l.received, RingDrops: l.lost(), Transmitted: c.transmitted.Load(),
 		})
 	}
 	r.TopDestinations, r.TopSources = s.windows.recent.talkers(now)
@@ -51,7 +51,7 @@ func (s *Service) queuesOf(name string) uint32 {
 	}
 	for _, q := range s.plane.ports {
 		if q.name == name {
-			return uint32(len(q.sockets)) //nolint:gosec // at most maxQueues
+			return uint32(q.readers()) //nolint:gosec // at most maxQueues
 		}
 	}
 	return 0
@@ -60,7 +60,7 @@ func (s *Service) queuesOf(name string) uint32 {
 // Ledger returns the sensor's terms, of this run and summed over its interfaces. Once traffic has stopped:
 //
 //	xdp_seen = xdp_dropped + xdp_rate_limited + xdp_passed + xdp_forwarded + xdp_no_reader + redirected
-//	redirected = received + ring_drops + lost_at_restart
+//	redirected + copied = received + ring_drops + lost_at_restart (copied by AF_PACKET, in place of AF_XDP)
 //	received = accounted + undecodable
 //	flows_created = flows_ended + flows_active + flows_summarised + flows_evicted
 //	batches_made = batches_acked + batches_dropped + batches_pending
@@ -116,7 +116,8 @@ func (s *Service) Ledger() map[string]uint64 {
 		t["xdp_unread"] += l.xdp.Unread
 		t["redirected"] += l.xdp.Redirect
 		t["received"] += l.received
-		t["ring_drops"] += l.ring.Lost()
+		t["copied"] += l.packets.Copied
+		t["ring_drops"] += l.lost()
 		t["lost_at_restart"] += l.lostAtRestart
 		t["transmitted"] += c.transmitted.Load()
 		t["tx_dropped"] += c.txDropped.Load()

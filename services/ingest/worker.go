@@ -61,7 +61,7 @@ type worker struct {
 
 // input is one port's queue as a worker sees it.
 type input struct {
-	rx     afxdp.Socket
+	rx     afxdp.Receiver
 	tx     afxdp.Socket // inline: the other port's socket; else nil
 	txLock *sync.Mutex  // not nil when other workers send through tx too
 	port   uint8
@@ -80,10 +80,10 @@ func (w *worker) attach(p *plane, inline bool) {
 	w.inputs, w.fds = w.inputs[:0], w.fds[:0]
 	clear(w.allowed) // the new plane's gates forward nothing yet
 	for i, q := range p.ports {
-		if w.n >= len(q.sockets) {
+		if w.n >= q.readers() {
 			continue
 		}
-		in := input{rx: q.sockets[w.n], port: q.index, queue: &q.counts.queues[w.n]}
+		in := input{rx: q.reader(w.n), port: q.index, queue: &q.counts.queues[w.n]}
 		if inline {
 			other := p.ports[1-i]
 			k := w.n % len(other.sockets)
@@ -221,7 +221,7 @@ func (w *worker) forward(in *input, frames [][]byte) {
 	}
 }
 
-var errPortGone = errors.New("the interface went away")
+var errPortGone = errors.New("the interface went down or away")
 
 // sleep waits for frames on any input, for at most a nap.
 func (w *worker) sleep() error {
