@@ -322,8 +322,13 @@ func (h *host) enforces(t *testing.T, dir, certs, natsURL string) string {
 		return addr
 	}
 	sayUntil(t, p, metrics, "enforce: interface "+h.iface+" is not enforced on: ", h.enforce)
-	if log := p.Log(); !strings.Contains(log, h.enforce) {
-		t.Errorf("%s: enforce's log does not say %q: %s", h.name, h.enforce, log)
+	if err := rig.Eventually(5*time.Second, func() error { // the log comes through a pipe
+		if log := p.Log(); !strings.Contains(log, h.enforce) {
+			return fmt.Errorf("%s: enforce's log does not say %q: %s", h.name, h.enforce, log)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 	return addr
 }
