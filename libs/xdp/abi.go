@@ -6,7 +6,7 @@ import (
 )
 
 // gateABI changes with the layout or the meaning of any map in bpf/state.h.
-const gateABI = 4
+const gateABI = 5
 
 // The bounds of bpf/state.h.
 const (
@@ -42,6 +42,8 @@ type config struct {
 	PrefixesUsed uint32
 	FlowsUsed    uint32
 	NextMask     uint32
+	CopiesRead   uint32
+	Pad          uint32
 	RulesVersion uint64
 }
 

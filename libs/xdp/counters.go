@@ -24,6 +24,9 @@ type Counters struct {
 	Never   uint64 // matched a never-block entry
 	Metered uint64 // belonged to an allowed flow
 
+	// Copied are parts of Pass in host mode: what came up to user space as a copy, and what the full ring had no room for.
+	Copied, Uncopied uint64
+
 	Bytes Bytes
 }
 
@@ -77,12 +80,14 @@ func (c *Counters) add(o *Counters) {
 	c.Unread += o.Unread
 	c.Never += o.Never
 	c.Metered += o.Metered
+	c.Copied += o.Copied
+	c.Uncopied += o.Uncopied
 	c.Bytes.Add(&o.Bytes)
 }
 
 // kernelCounters has the order of bpf/state.h.
 type kernelCounters struct {
-	Seen, Drop, RateLimited, Pass, Forward, Redirect, NoReader, Count, Allow, Unread, Never, Metered uint64
+	Seen, Drop, RateLimited, Pass, Forward, Redirect, NoReader, Count, Allow, Unread, Never, Metered, Copied, Uncopied uint64
 
 	DropBytes, RateLimitedBytes, PassBytes, ForwardBytes, RedirectBytes, NoReaderBytes, CountBytes uint64
 }
@@ -134,7 +139,7 @@ func (k *kernelCounters) ordered() Counters {
 	return Counters{
 		Seen: k.Seen, Drop: k.Drop, RateLimited: k.RateLimited, Pass: k.Pass, Forward: k.Forward,
 		Redirect: k.Redirect, NoReader: k.NoReader, Count: k.Count, Allow: k.Allow, Unread: k.Unread,
-		Never: k.Never, Metered: k.Metered,
+		Never: k.Never, Metered: k.Metered, Copied: k.Copied, Uncopied: k.Uncopied,
 		Bytes: Bytes{
 			Seen: k.DropBytes + k.RateLimitedBytes + k.PassBytes + k.ForwardBytes + k.RedirectBytes + k.NoReaderBytes,
 			Drop: k.DropBytes, RateLimited: k.RateLimitedBytes, Pass: k.PassBytes, Forward: k.ForwardBytes,

@@ -13,6 +13,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/pipeline"
 )
@@ -59,9 +60,17 @@ type worker struct {
 	data   [rxBatch][]byte
 }
 
+// receiver is what frames come out of, one goroutine's.
+type receiver interface {
+	Receive(frames []afxdp.Frame) int // frames are borrowed until Release
+	Release()
+	FD() int
+}
+
 // input is one port's queue as a worker sees it.
 type input struct {
-	rx     afxdp.Socket
+	rx     receiver
+	copies *xdp.Copies  // host mode: rx, whose packets bring their time and size; else nil
 	tx     afxdp.Socket // inline: the other port's socket; else nil
 	txLock *sync.Mutex  // not nil when other workers send through tx too
 	port   uint8
@@ -80,10 +89,15 @@ func (w *worker) attach(p *plane, inline bool) {
 	w.inputs, w.fds = w.inputs[:0], w.fds[:0]
 	clear(w.allowed) // the new plane's gates forward nothing yet
 	for i, q := range p.ports {
-		if w.n >= len(q.sockets) {
+		in := input{port: q.index, queue: &q.counts.queues[w.n]}
+		switch {
+		case q.copies != nil && w.n == 0:
+			in.rx, in.copies = q.copies, q.copies
+		case w.n < len(q.sockets):
+			in.rx = q.sockets[w.n]
+		default:
 			continue
 		}
-		in := input{rx: q.sockets[w.n], port: q.index, queue: &q.counts.queues[w.n]}
 		if inline {
 			other := p.ports[1-i]
 			k := w.n % len(other.sockets)
@@ -186,6 +200,11 @@ func (w *worker) receive(in *input) int {
 		w.forward(in, w.data[:n])
 	}
 	now := time.Now().UnixNano()
+	if in.copies != nil {
+		var at uint64
+		at, bytes = in.copies.Last()
+		now = xdp.MonotonicToUnix(at).UnixNano()
+	}
 	w.pipe.Frames(w.data[:n], now, in.port)
 	w.recordings.offer(w.n, w.data[:n], now, in.port)
 	in.queue.packets.Add(uint64(n)) //nolint:gosec // at most rxBatch
