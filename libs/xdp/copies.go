@@ -9,8 +9,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 )
 
 // copyRecord mirrors struct copy of bpf/state.h.
@@ -82,9 +80,9 @@ func (g *Gate) OpenCopies() (_ *Copies, err error) {
 	return c, g.locked(func() error { return g.setConfig(func(cfg *config) { cfg.CopiesRead = 1 }) })
 }
 
-// Receive takes up to len(frames) copies and returns how many; it never blocks. Data is borrowed until Release and must not
-// be written to.
-func (c *Copies) Receive(frames []afxdp.Frame) (n int) {
+// Receive takes up to len(frames) copies and returns how many; it never blocks. They are borrowed until Release and must not be
+// written to.
+func (c *Copies) Receive(frames [][]byte) (n int) {
 	end := atomic.LoadUint64(c.end)
 	c.bytes = 0
 	for n < len(frames) && c.next < end {
@@ -95,7 +93,7 @@ func (c *Copies) Receive(frames []afxdp.Frame) (n int) {
 		}
 		if length&ringDiscard == 0 {
 			r := (*copyRecord)(unsafe.Pointer(&c.data[at+ringHeader])) //nolint:gosec // the program makes no other records
-			frames[n].Data = r.Bytes[:min(r.Kept, uint32(len(r.Bytes)))]
+			frames[n] = r.Bytes[:min(r.Kept, uint32(len(r.Bytes)))]
 			c.timeNs = r.TimeNs
 			c.bytes += int(r.Size)
 			n++

@@ -56,16 +56,34 @@ type worker struct {
 
 	inputs []input
 	fds    []unix.PollFd
-	frames [rxBatch]afxdp.Frame
 	data   [rxBatch][]byte
 }
 
 // receiver is what frames come out of, one goroutine's.
 type receiver interface {
-	Receive(frames []afxdp.Frame) int // frames are borrowed until Release
+	receive(frames [][]byte) int // borrowed until Release
 	Release()
 	FD() int
 }
+
+// socketReceiver is a queue's AF_XDP socket.
+type socketReceiver struct {
+	afxdp.Socket
+	frames [rxBatch]afxdp.Frame
+}
+
+func (r *socketReceiver) receive(frames [][]byte) int {
+	n := r.Receive(r.frames[:len(frames)])
+	for i := range n {
+		frames[i] = r.frames[i].Data
+	}
+	return n
+}
+
+// copyReceiver is the ring of host mode.
+type copyReceiver struct{ *xdp.Copies }
+
+func (r copyReceiver) receive(frames [][]byte) int { return r.Receive(frames) }
 
 // input is one port's queue as a worker sees it.
 type input struct {
@@ -92,9 +110,9 @@ func (w *worker) attach(p *plane, inline bool) {
 		in := input{port: q.index, queue: &q.counts.queues[w.n]}
 		switch {
 		case q.copies != nil && w.n == 0:
-			in.rx, in.copies = q.copies, q.copies
+			in.rx, in.copies = copyReceiver{q.copies}, q.copies
 		case w.n < len(q.sockets):
-			in.rx = q.sockets[w.n]
+			in.rx = &socketReceiver{Socket: q.sockets[w.n]}
 		default:
 			continue
 		}
@@ -187,14 +205,13 @@ func (p *pace) fast(now time.Time) bool {
 
 // receive moves one batch of an input and returns its size.
 func (w *worker) receive(in *input) int {
-	n := in.rx.Receive(w.frames[:])
+	n := in.rx.receive(w.data[:])
 	if n == 0 {
 		return 0
 	}
 	bytes := 0
-	for i := range n {
-		w.data[i] = w.frames[i].Data
-		bytes += len(w.frames[i].Data)
+	for _, frame := range w.data[:n] {
+		bytes += len(frame)
 	}
 	if in.tx != nil {
 		w.forward(in, w.data[:n])
