@@ -11,38 +11,29 @@ import (
 	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
 )
 
-// Equation says that the terms In add up to as much as the terms Out. Terms are named service.term.
+// Equation says that the term In is the sum of the terms Out. Terms are named service.term.
 type Equation struct {
 	Stage string
-	In    []string
+	In    string
 	Out   []string
 }
 
 // Equations are all stages, in the order of the data path. The last two join counters of two processes: they
 // balance over a run in which neither restarted.
 var Equations = []Equation{
-	{"xdp", []string{"ingest.xdp_seen"}, []string{"ingest.xdp_dropped", "ingest.xdp_rate_limited", "ingest.xdp_passed", "ingest.xdp_forwarded", "ingest.xdp_no_reader", "ingest.redirected"}},
-	{"capture", []string{"ingest.redirected", "ingest.copied"}, []string{"ingest.received", "ingest.ring_drops", "ingest.lost_at_restart"}},
-	{"decode", []string{"ingest.received"}, []string{"ingest.accounted", "ingest.undecodable"}},
-	{"flows", []string{"ingest.flows_created"}, []string{"ingest.flows_ended", "ingest.flows_active", "ingest.flows_summarised", "ingest.flows_evicted"}},
-	{"batches", []string{"ingest.batches_made"}, []string{"ingest.batches_acked", "ingest.batches_dropped", "ingest.batches_pending"}},
-	{"publish", []string{"classify.records_received"}, []string{"classify.published", "classify.unpublished"}},
-	{"persist", []string{"classify.published"}, []string{"persist.records_committed", "persist.records_duplicate", "persist.records_rejected"}},
+	{"xdp", "ingest.xdp_seen", []string{"ingest.xdp_dropped", "ingest.xdp_rate_limited", "ingest.xdp_passed", "ingest.xdp_forwarded", "ingest.xdp_no_reader", "ingest.redirected"}},
+	{"capture", "ingest.raised", []string{"ingest.received", "ingest.ring_drops", "ingest.lost_at_restart"}},
+	{"decode", "ingest.received", []string{"ingest.accounted", "ingest.undecodable"}},
+	{"flows", "ingest.flows_created", []string{"ingest.flows_ended", "ingest.flows_active", "ingest.flows_summarised", "ingest.flows_evicted"}},
+	{"batches", "ingest.batches_made", []string{"ingest.batches_acked", "ingest.batches_dropped", "ingest.batches_pending"}},
+	{"publish", "classify.records_received", []string{"classify.published", "classify.unpublished"}},
+	{"persist", "classify.published", []string{"persist.records_committed", "persist.records_duplicate", "persist.records_rejected"}},
 }
 
 // Short is a term without its service: ingest.xdp_dropped is dropped.
 func Short(term string) string {
 	_, name, _ := strings.Cut(term, ".")
 	return strings.TrimPrefix(name, "xdp_")
-}
-
-// InName names what goes in, without services: "received", or "redirected + copied".
-func (e *Equation) InName() string {
-	names := make([]string, len(e.In))
-	for i, term := range e.In {
-		names[i] = Short(term)
-	}
-	return strings.Join(names, " + ")
 }
 
 // Stage is one balanced or unbalanced equation.
@@ -79,13 +70,8 @@ func Balance(services []*statusv1.ServiceStatus) Sheet {
 }
 
 func (e *Equation) stage(terms map[string]uint64) (Stage, bool) {
-	ok := true
-	st := Stage{Stage: e.Stage, Out: map[string]uint64{}}
-	for _, name := range e.In {
-		v, known := terms[name]
-		ok = ok && known
-		st.In += v
-	}
+	in, ok := terms[e.In]
+	st := Stage{Stage: e.Stage, In: in, Out: map[string]uint64{}}
 	sum := uint64(0)
 	for _, name := range e.Out {
 		v, known := terms[name]
@@ -93,7 +79,7 @@ func (e *Equation) stage(terms map[string]uint64) (Stage, bool) {
 		st.Out[Short(name)] = v
 		sum += v
 	}
-	st.Difference = int64(st.In - sum) // a wrapped difference is the negative one
+	st.Difference = int64(in - sum) // a wrapped difference is the negative one
 	return st, ok
 }
 

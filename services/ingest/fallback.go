@@ -18,6 +18,12 @@ const (
 	CaptureAFPacket = "af_packet"
 )
 
+// captureRing is host mode's way.
+const captureRing = "ring_buffer"
+
+// captureKinds are the values of the metric's label.
+var captureKinds = []string{CaptureAFXDP, CaptureAFPacket, captureRing, "none"}
+
 // maxPacketWorkers bounds the workers that AF_PACKET gets where their number is not given.
 const maxPacketWorkers = 8
 

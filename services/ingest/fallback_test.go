@@ -97,7 +97,7 @@ func TestTapSeesTheSame(t *testing.T) {
 				}
 				return nil
 			})
-			if got := labelled(t, tel, "tidegate_ingest_capture", "capture"); got[c.capture] != 1 || got["none"] != 0 || len(got) != 3 {
+			if got := labelled(t, tel, "tidegate_ingest_capture", "capture"); got[c.capture] != 1 || got["none"] != 0 || len(got) != 4 {
 				t.Errorf("capture metric: %v", got)
 			}
 			stop()
@@ -105,7 +105,7 @@ func TestTapSeesTheSame(t *testing.T) {
 				t.Error(err)
 			}
 			l := s.Ledger()
-			if copied := l["copied"] > 0; copied != (c.capture == CaptureAFPacket) || copied == (l["redirected"] > 0) || l["ring_drops"]+l["lost_at_restart"] != 0 {
+			if copied := l["packet_copied"] > 0; copied != (c.capture == CaptureAFPacket) || copied == (l["redirected"] > 0) || l["ring_drops"]+l["lost_at_restart"] != 0 {
 				t.Errorf("ledger: %v", l)
 			}
 			if c.capture == CaptureAFPacket && (l["xdp_passed"] != l["xdp_seen"] || l["xdp_seen"] < 2*flows) {

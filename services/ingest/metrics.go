@@ -25,7 +25,7 @@ func newCollector(s *Service) *collector {
 		drops: prometheus.NewDesc("tidegate_ingest_drops_total",
 			"Frames lost between the XDP program and the wire, by reason.", []string{"iface", "reason"}, sensor),
 		capture: prometheus.NewDesc("tidegate_ingest_capture",
-			"1 for the way in which frames come from the interface: af_xdp, af_packet or none.", []string{"iface", "capture"}, sensor),
+			"1 for the way in which frames come from the interface: af_xdp, af_packet, ring_buffer or none.", []string{"iface", "capture"}, sensor),
 		active: prometheus.NewDesc("tidegate_ingest_flows_active",
 			"Flows in the tables of all queues.", nil, nil),
 		batches: prometheus.NewDesc("tidegate_ingest_batches_total",
@@ -56,7 +56,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			counter(c.bytes, p.queues[q].bytes.Load(), p.name, strconv.Itoa(q))
 		}
 		kind, _ := p.kind.Load().(string)
-		for _, k := range []string{CaptureAFXDP, CaptureAFPacket, "none"} {
+		for _, k := range captureKinds {
 			is := 0.0
 			if k == kind {
 				is = 1
@@ -86,7 +86,7 @@ func (c *portCounts) drops() []drop {
 	l := c.ledger()
 	fill := min(l.ring.RxFillEmpty, l.ring.RxDropped)
 	return []drop{
-		{"ring_full", l.ring.RxRingFull},
+		{"ring_full", l.ring.RxRingFull + l.xdp.Uncopied},
 		{"packet_ring_full", l.packets.Dropped},
 		{"fill_empty", fill},
 		{"too_large", l.ring.RxDropped - fill},

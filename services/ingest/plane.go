@@ -29,7 +29,8 @@ type port struct {
 	gate    *xdp.Gate          // with AF_PACKET nil where XDP cannot be had
 	promisc io.Closer          // keeps the interface promiscuous; nil: it could not be
 	sockets []afxdp.Socket     // a queue
-	packets []*afpacket.Socket // a worker, instead
+	packets []*afpacket.Socket // tap without AF_XDP: what there is instead, a worker
+	copies  *xdp.Copies        // host mode: what there is instead of sockets, for all queues
 	// txLocks guard the sockets' transmit halves when the two ports have different numbers of queues, so
 	// that several workers send through one socket; nil when each socket has one sender.
 	txLocks []sync.Mutex
@@ -41,7 +42,7 @@ type port struct {
 type portCounts struct {
 	name        string
 	capture     atomic.Value // string
-	kind        atomic.Value // string: CaptureAFXDP, CaptureAFPacket or "none"
+	kind        atomic.Value // string: one of captureKinds
 	queues      []queueCounts
 	transmitted atomic.Uint64
 	txDropped   atomic.Uint64
@@ -64,9 +65,6 @@ type portLedger struct {
 
 // maxQueues bounds the queues of an interface: a queue's number is one byte of its flows' ids.
 const maxQueues = 256
-
-// lost are the frames that reached the sensor's sockets and found no room.
-func (l *portLedger) lost() uint64 { return l.ring.Lost() + l.packets.Dropped }
 
 // openXDP attaches the gates and binds a socket to every queue. Frames flow only after connect.
 func (s *Service) openXDP() (_ *plane, err error) {
@@ -98,8 +96,12 @@ func (s *Service) openXDP() (_ *plane, err error) {
 		if q.base, err = g.Counters(); err != nil {
 			return nil, err
 		}
-		q.counts.capture.Store("none (host mode only applies rules)")
 		if s.cfg.Mode == ModeHost {
+			if q.copies, err = g.OpenCopies(); err != nil {
+				return nil, err
+			}
+			q.counts.capture.Store("ring buffer, 240 bytes of a packet")
+			q.counts.kind.Store(captureRing)
 			continue
 		}
 		if err := q.openSockets(&s.cfg, size); err != nil {
@@ -172,14 +174,11 @@ func (q *port) openSockets(cfg *Config, size int) error {
 }
 
 // readers is how many workers the port feeds.
-func (q *port) readers() int { return max(len(q.sockets), len(q.packets)) }
-
-// reader is worker n's.
-func (q *port) reader(n int) afxdp.Receiver {
-	if q.packets != nil {
-		return q.packets[n]
+func (q *port) readers() int {
+	if q.copies != nil {
+		return 1
 	}
-	return q.sockets[n]
+	return max(len(q.sockets), len(q.packets))
 }
 
 // connect makes the sockets the readers of their queues.
@@ -199,7 +198,7 @@ func (p *plane) connect() error {
 	return nil
 }
 
-// disconnect takes the sockets out of the gates, which then forward in the kernel (inline) or drop (tap),
+// disconnect takes the sockets out of the gates, which then forward in the kernel (inline), pass (host) or drop (tap),
 // and waits until packets that were on the way have reached the rings.
 func (p *plane) disconnect() error {
 	var errs []error
@@ -212,12 +211,15 @@ func (p *plane) disconnect() error {
 			errs = append(errs, sock.Stop())
 			settle = sock.Settle()
 		}
+		if q.copies != nil {
+			errs = append(errs, q.copies.Stop())
+		}
 	}
 	time.Sleep(settle)
 	return errors.Join(errs...)
 }
 
-// workers is how many workers the plane needs: the largest number of queues of a port.
+// workers is how many workers the plane needs: the largest number of queues of a port; one in host mode.
 func (p *plane) workers() int {
 	n := 0
 	for _, q := range p.ports {
@@ -299,6 +301,9 @@ func (p *plane) close() {
 		for _, sock := range q.packets {
 			_ = sock.Close()
 		}
+		if q.copies != nil {
+			_ = q.copies.Close()
+		}
 		if q.promisc != nil {
 			_ = q.promisc.Close()
 		}
@@ -323,8 +328,8 @@ func (c *portCounts) settle() {
 	defer c.mu.Unlock()
 	l := c.last
 	l.received = received - c.past.received
-	if came, got := l.xdp.Redirect+l.packets.Copied, l.received+l.lost(); came > got {
-		l.lostAtRestart = came - got
+	if got := l.received + l.lost(); l.raised() > got {
+		l.lostAtRestart = l.raised() - got
 	}
 	c.past = c.past.plus(l)
 	c.last = portLedger{}
@@ -336,6 +341,14 @@ func (c *portCounts) ledger() portLedger {
 	defer c.mu.Unlock()
 	return c.past.plus(c.last)
 }
+
+// raised is what was meant for user space, by the gate or by AF_PACKET.
+func (l *portLedger) raised() uint64 {
+	return l.xdp.Redirect + l.xdp.Copied + l.xdp.Uncopied + l.packets.Copied
+}
+
+// lost is what of that a full ring had no room for.
+func (l *portLedger) lost() uint64 { return l.ring.Lost() + l.xdp.Uncopied + l.packets.Dropped }
 
 func (l portLedger) plus(o portLedger) portLedger {
 	l.xdp.Seen += o.xdp.Seen
@@ -349,6 +362,8 @@ func (l portLedger) plus(o portLedger) portLedger {
 	l.xdp.Allow += o.xdp.Allow
 	l.xdp.Unread += o.xdp.Unread
 	l.xdp.Metered += o.xdp.Metered
+	l.xdp.Copied += o.xdp.Copied
+	l.xdp.Uncopied += o.xdp.Uncopied
 	l.xdp.Bytes.Add(&o.xdp.Bytes)
 	l.ring.RxDropped += o.ring.RxDropped
 	l.ring.RxRingFull += o.ring.RxRingFull
@@ -375,6 +390,8 @@ func subtract(now, base xdp.Counters) xdp.Counters {
 	now.Unread -= base.Unread
 	now.Never -= base.Never
 	now.Metered -= base.Metered
+	now.Copied -= base.Copied
+	now.Uncopied -= base.Uncopied
 	now.Bytes.Subtract(&base.Bytes)
 	return now
 }

@@ -190,7 +190,7 @@ func (v *overview) ledger() api.Ledger {
 	for _, s := range sheet.Stages {
 		i := slices.IndexFunc(ledger.Equations, func(e ledger.Equation) bool { return e.Stage == s.Stage })
 		out.Stages = append(out.Stages, api.Stage{
-			Stage: s.Stage, In: s.In, InName: ledger.Equations[i].InName(), Out: s.Out, Difference: s.Difference,
+			Stage: s.Stage, In: s.In, InName: ledger.Short(ledger.Equations[i].In), Out: s.Out, Difference: s.Difference,
 		})
 	}
 	return out
