@@ -189,7 +189,7 @@ func (g *generator) goodBody(op *documented) map[string]any {
 		return map[string]any{"filter": pick(g, "", "tcp port 443", "ünï→ç"), "count": g.rnd.IntN(1000), "for": pick(g, "1s", "1m"), "snaplen": pick(g, 0, 262144)}
 	}
 	if op.id == "put-list" {
-		return map[string]any{"action": pick(g, "allow", "drop", "count"), "url": pick(g, "", "https://lists.example/drop.txt"), "every": pick(g, "", "1h"), "comment": pick(g, "", "ünï→ç")}
+		return map[string]any{"kind": pick(g, "cidr", "domain"), "action": pick(g, "allow", "drop", "rate-limit", "count"), "rate_pps": pick(g, 0, 7), "url": pick(g, "", "https://lists.example/drop.txt"), "every": pick(g, "", "1h"), "comment": pick(g, "", "ünï→ç")}
 	}
 	action := pick(g, "allow", "drop", "rate-limit", "count")
 	match := map[string]any{}
