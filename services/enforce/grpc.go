@@ -192,6 +192,7 @@ func userRule(ctx context.Context, p *policyv1.Rule) (policy.Rule, error) {
 	if r.Traceparent == "" {
 		r.Traceparent = telemetry.Inject(ctx)
 	}
+	r.Host, r.List, r.HostRule = "", "", "" // also when it takes the place of a rule that classify made for a flow
 	return r, nil
 }
 
@@ -318,7 +319,11 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 	what := map[policy.Action]string{
 		policy.Allow: "Passes", policy.Drop: "Drops", policy.RateLimit: "Limits the rate of", policy.Count: "Counts",
 	}[r.rule.Action]
-	fmt.Fprintf(&b, "%s packets that match: %s.", what, r.rule.Match.String())
+	if r.rule.Match.Host != "" {
+		fmt.Fprintf(&b, "%s flows that name the host or one below it: %s. Classify makes a rule for each such flow.", what, r.rule.Match.String())
+	} else {
+		fmt.Fprintf(&b, "%s packets that match: %s.", what, r.rule.Match.String())
+	}
 	switch {
 	case r.rule.SYNRetry:
 		fmt.Fprintf(&b, " A source's are dropped until it sends one again, as hosts do; then the limit is %d a second for each source.", r.rule.RatePPS)
@@ -332,6 +337,10 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 		fmt.Fprintf(&b, " A detector made it against attack %s.", r.rule.AttackID)
 	case r.rule.Origin == policy.OriginUser:
 		b.WriteString(" A user made it.")
+	case r.rule.Host != "" && r.rule.List != "":
+		fmt.Fprintf(&b, " Classify made it for one flow, which names %s, because of the list %s.", r.rule.Host, r.rule.List)
+	case r.rule.Host != "":
+		fmt.Fprintf(&b, " Classify made it for one flow, which names %s, because of the rule %s.", r.rule.Host, r.rule.HostRule)
 	}
 	if r.rule.Comment != "" {
 		fmt.Fprintf(&b, " Comment: %s.", strings.TrimSuffix(r.rule.Comment, "."))
@@ -368,7 +377,7 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 	}
 	if r.stat.Packets > 0 {
 		fmt.Fprintf(&b, " It matched %d packets (%d bytes).", r.stat.Packets, r.stat.Bytes)
-	} else if r.inForce() {
+	} else if r.inForce() && r.rule.Match.Host == "" {
 		b.WriteString(" It has matched nothing yet.")
 	}
 	if !r.stat.FirstDrop.IsZero() && r.rule.AttackFirstNs > 0 {

@@ -200,6 +200,9 @@ func (g *generator) goodBody(op *documented) map[string]any {
 	}
 	maybe("src", pick(g, "198.51.100.0/24", "198.51.100.7"))
 	maybe("dst", pick(g, "192.0.2.1", "203.0.113.1"))
+	if g.chance(20) {
+		return map[string]any{"action": "drop", "match": map[string]any{"host": pick(g, "example.org", "*.Example.org."), "src": "198.51.100.7"}}
+	}
 	maybe("length", pick(g, "60", "60-100"))
 	maybe("ttl", pick(g, "40-64", "1"))
 	maybe("fragment", g.chance(50))
