@@ -120,6 +120,14 @@ func TestHostRule(t *testing.T) {
 	if back, err := Unmarshal(b); err != nil || back != of {
 		t.Errorf("%s: %+v, %v", b, back, err)
 	}
+	limit := r
+	limit.Action, limit.RatePPS = RateLimit, 5
+	if err := limit.Validate(); err != nil {
+		t.Error(err)
+	}
+	if limit.PerSource = true; limit.Validate() == nil {
+		t.Error("a rule by host limits each source")
+	}
 	for name, m := range map[string]Match{
 		"upper case": {Host: "Example.org"}, "top-level": {Host: "org"}, "icmp": {Host: "a.b", Protocol: 1, HasProtocol: true},
 		"flags": {Host: "a.b", Protocol: 6, HasProtocol: true, TCPFlags: SYN, TCPFlagsMask: SYN}, "length": {Host: "a.b", LengthMax: 60},

@@ -140,6 +140,8 @@ func TestRequests(t *testing.T) {
 			`POST rules {"action":"rate-limit","match":{"src":"192.0.2.9","dst":"198.51.100.0/24","proto":"tcp","sport":0,"dport":443,"tcp_flags":"S/SA","length":"40-60","ttl":"64","fragment":false},"rate_pps":100,"priority":5,"comment":"why","for":"1m0s"}`},
 		{"rules add --action drop --host *.example.org --proto tcp", `POST rules {"action":"drop","match":{"host":"*.example.org","proto":"tcp"},"for":"1h0m0s"}`},
 		{"lists put names --kind domain --action rate-limit --pps 5 --wait 0", `PUT lists/names {"kind":"domain","action":"rate-limit","rate_pps":5}`},
+		{"rules add --action rate-limit --dst 198.51.100.7 --bps 1000000 --per-source",
+			`POST rules {"action":"rate-limit","match":{"dst":"198.51.100.7"},"rate_bps":1000000,"per_source":true,"for":"1h0m0s"}`},
 		{"rules add --action drop --src 192.0.2.9 --for 0", `POST rules {"action":"drop","match":{"src":"192.0.2.9"},"for":"0s"}`},
 		{"rules dry-run --action drop --src 192.0.2.9", `POST rules/dry-run {"action":"drop","match":{"src":"192.0.2.9"},"for":"1h0m0s"}`},
 		{"rules list --state refused --origin user", "GET rules?cursor=p2&limit=100&origin=user&state=refused"},

@@ -239,11 +239,12 @@ type Rule struct {
 	AttackFirstNs int64                  `protobuf:"varint,14,opt,name=attack_first_ns,json=attackFirstNs,proto3" json:"attack_first_ns,omitempty"` // kernel time of the attack's first frame, Unix ns
 	Traceparent   string                 `protobuf:"bytes,15,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// rate_pps is the rate of each source, and a source's SYNs are dropped until one of them comes again.
-	SynRetry bool `protobuf:"varint,16,opt,name=syn_retry,json=synRetry,proto3" json:"syn_retry,omitempty"`
+	SynRetry  bool `protobuf:"varint,16,opt,name=syn_retry,json=synRetry,proto3" json:"syn_retry,omitempty"`
+	PerSource bool `protobuf:"varint,17,opt,name=per_source,json=perSource,proto3" json:"per_source,omitempty"` // rate-limit: the rate is of each source (IPv6: each /64) and not of all together
 	// Of a rule that classify made for one flow: what it named, and the list or the user's rule that has it.
-	Host          string `protobuf:"bytes,17,opt,name=host,proto3" json:"host,omitempty"`
-	List          string `protobuf:"bytes,18,opt,name=list,proto3" json:"list,omitempty"`
-	HostRule      string `protobuf:"bytes,19,opt,name=host_rule,json=hostRule,proto3" json:"host_rule,omitempty"`
+	Host          string `protobuf:"bytes,18,opt,name=host,proto3" json:"host,omitempty"`
+	List          string `protobuf:"bytes,19,opt,name=list,proto3" json:"list,omitempty"`
+	HostRule      string `protobuf:"bytes,20,opt,name=host_rule,json=hostRule,proto3" json:"host_rule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -386,6 +387,13 @@ func (x *Rule) GetTraceparent() string {
 func (x *Rule) GetSynRetry() bool {
 	if x != nil {
 		return x.SynRetry
+	}
+	return false
+}
+
+func (x *Rule) GetPerSource() bool {
+	if x != nil {
+		return x.PerSource
 	}
 	return false
 }
@@ -695,7 +703,7 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\t_protocolB\v\n" +
 	"\t_src_portB\v\n" +
 	"\t_dst_portB\v\n" +
-	"\t_fragment\"\xc0\x04\n" +
+	"\t_fragment\"\xdf\x04\n" +
 	"\x04Rule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12/\n" +
@@ -716,10 +724,12 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\blease_ns\x18\r \x01(\x03R\aleaseNs\x12&\n" +
 	"\x0fattack_first_ns\x18\x0e \x01(\x03R\rattackFirstNs\x12 \n" +
 	"\vtraceparent\x18\x0f \x01(\tR\vtraceparent\x12\x1b\n" +
-	"\tsyn_retry\x18\x10 \x01(\bR\bsynRetry\x12\x12\n" +
-	"\x04host\x18\x11 \x01(\tR\x04host\x12\x12\n" +
-	"\x04list\x18\x12 \x01(\tR\x04list\x12\x1b\n" +
-	"\thost_rule\x18\x13 \x01(\tR\bhostRule\"\xd1\x04\n" +
+	"\tsyn_retry\x18\x10 \x01(\bR\bsynRetry\x12\x1d\n" +
+	"\n" +
+	"per_source\x18\x11 \x01(\bR\tperSource\x12\x12\n" +
+	"\x04host\x18\x12 \x01(\tR\x04host\x12\x12\n" +
+	"\x04list\x18\x13 \x01(\tR\x04list\x12\x1b\n" +
+	"\thost_rule\x18\x14 \x01(\tR\bhostRule\"\xd1\x04\n" +
 	"\vAddressList\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12\x18\n" +
