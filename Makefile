@@ -70,7 +70,8 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 	@tools/fuzz.sh 60s all
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== MySQL and Galera"; cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run 'TestConformance/(mysql|galera)|TestGaleraMoves' ./internal/sqlstore
-	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 -run '^TestFull' ./...
+	@tools/kernels.sh
+	@echo "== e2e (full)"; cd e2e && TIDEGATE_KERNELS=$(CACHE)/kernels $(GO) test $(TEST_FLAGS) -timeout 45m -p 1 -run '^TestFull' ./...
 	@$(MAKE) --no-print-directory test-containers
 
 .PHONY: images
