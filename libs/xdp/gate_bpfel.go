@@ -62,6 +62,7 @@ type gateProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type gateMapSpecs struct {
 	GateConfig   *ebpf.MapSpec `ebpf:"gate_config"`
+	GateCopies   *ebpf.MapSpec `ebpf:"gate_copies"`
 	GateCounters *ebpf.MapSpec `ebpf:"gate_counters"`
 	GateCovered  *ebpf.MapSpec `ebpf:"gate_covered"`
 	GateFlows    *ebpf.MapSpec `ebpf:"gate_flows"`
@@ -76,6 +77,7 @@ type gateMapSpecs struct {
 	GatePrefixes *ebpf.MapSpec `ebpf:"gate_prefixes"`
 	GateRules    *ebpf.MapSpec `ebpf:"gate_rules"`
 	GateSockets  *ebpf.MapSpec `ebpf:"gate_sockets"`
+	GateSources  *ebpf.MapSpec `ebpf:"gate_sources"`
 	GateState    *ebpf.MapSpec `ebpf:"gate_state"`
 	GateSyns     *ebpf.MapSpec `ebpf:"gate_syns"`
 }
@@ -107,6 +109,7 @@ func (o *gateObjects) Close() error {
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gateMaps struct {
 	GateConfig   *ebpf.Map `ebpf:"gate_config"`
+	GateCopies   *ebpf.Map `ebpf:"gate_copies"`
 	GateCounters *ebpf.Map `ebpf:"gate_counters"`
 	GateCovered  *ebpf.Map `ebpf:"gate_covered"`
 	GateFlows    *ebpf.Map `ebpf:"gate_flows"`
@@ -121,6 +124,7 @@ type gateMaps struct {
 	GatePrefixes *ebpf.Map `ebpf:"gate_prefixes"`
 	GateRules    *ebpf.Map `ebpf:"gate_rules"`
 	GateSockets  *ebpf.Map `ebpf:"gate_sockets"`
+	GateSources  *ebpf.Map `ebpf:"gate_sources"`
 	GateState    *ebpf.Map `ebpf:"gate_state"`
 	GateSyns     *ebpf.Map `ebpf:"gate_syns"`
 }
@@ -128,6 +132,7 @@ type gateMaps struct {
 func (m *gateMaps) Close() error {
 	return _GateClose(
 		m.GateConfig,
+		m.GateCopies,
 		m.GateCounters,
 		m.GateCovered,
 		m.GateFlows,
@@ -142,6 +147,7 @@ func (m *gateMaps) Close() error {
 		m.GatePrefixes,
 		m.GateRules,
 		m.GateSockets,
+		m.GateSources,
 		m.GateState,
 		m.GateSyns,
 	)

@@ -32,6 +32,12 @@
 		MAP_UINT(map_flags, BPF_F_NO_PREALLOC);                                                                \
 	} name SEC(".maps")
 
+/* One for all CPUs, so that packets of a flow keep their order. Its size is in bytes, a power of two. */
+struct {
+	MAP_UINT(type, BPF_MAP_TYPE_RINGBUF);
+	MAP_UINT(max_entries, 8 << 20);
+} gate_copies SEC(".maps");
+
 MAP(gate_meta, BPF_MAP_TYPE_ARRAY, __u32, struct meta, 1);
 MAP(gate_config, BPF_MAP_TYPE_ARRAY, __u32, struct config, 1);
 MAP(gate_masks, BPF_MAP_TYPE_ARRAY, __u32, struct mask_set, MASK_SETS);
@@ -45,6 +51,7 @@ MAP(gate_flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow_meter, 131072);
 MAP(gate_counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counters, MAX_QUEUES);
 MAP(gate_sockets, BPF_MAP_TYPE_XSKMAP, __u32, __u32, MAX_QUEUES);
 MAP(gate_peer, BPF_MAP_TYPE_DEVMAP, __u32, __u32, 1);
+MAP(gate_sources, BPF_MAP_TYPE_ARRAY, __u32, struct source_line, 1 << 18);
 MAP(gate_syns, BPF_MAP_TYPE_ARRAY, __u32, struct syn_bucket, SYN_BUCKETS);
 MAP(gate_known, BPF_MAP_TYPE_LRU_HASH, struct host_key, struct known, MAX_KNOWN);
 TRIE(gate_never, struct never, 4096);
