@@ -19,7 +19,7 @@ func TestProgramSize(t *testing.T) {
 		}
 		t.Skip("needs root to load BPF")
 	}
-	spec, err := sized(Geometry{Rules: 1, Hosts: 1, Prefixes: 1, Flows: 1, Never: 1})
+	spec, err := sized(Geometry{Rules: 1, Hosts: 1, Prefixes: 1, Flows: 1, Never: 1, Sources: 1})
 	must(t, err)
 	var objs gateObjects
 	must(t, spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}}))
