@@ -70,7 +70,8 @@ test-full: setup build tools ## everything: the quick tests' slower siblings, li
 	@tools/fuzz.sh 60s all
 	@echo "== 50,000 generated requests"; cd services/gateway && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run '^TestGenerated' ./internal/rest
 	@echo "== MySQL and Galera"; cd services/persist && TIDEGATE_FULL=1 $(GO) test $(TEST_FLAGS) -run 'TestConformance/(mysql|galera)|TestGaleraMoves' ./internal/sqlstore
-	@echo "== e2e (full)"; cd e2e && $(GO) test $(TEST_FLAGS) -timeout 30m -p 1 -run '^TestFull' ./...
+	@tools/kernels.sh
+	@echo "== e2e (full)"; cd e2e && TIDEGATE_KERNELS=$(CACHE)/kernels $(GO) test $(TEST_FLAGS) -timeout 45m -p 1 -run '^TestFull' ./...
 	@$(MAKE) --no-print-directory test-containers
 
 .PHONY: images
@@ -110,6 +111,7 @@ bench: build ## measure: throughput, time to first drop, the gateway, hot-path f
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 10m -run '^TestFullTracesInJaeger$$' -v .
 	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
 	@cd services/ingest && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/pipeline/
+	@cd services/classify && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/hostlist/
 	@cd services/classify && $(GO) test -run '^$$' -bench . -skip Labels -benchtime 1s ./internal/app/
 	@cd services/classify && $(GO) test -run '^$$' -bench Labels -benchtime 50ms ./internal/app/
 	@cd services/gateway && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/edge/ ./internal/auth/ ./internal/rest/

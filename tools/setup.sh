@@ -10,7 +10,7 @@ declare -A need=(
   [ip]=iproute2 [ping]=iputils-ping [tcpdump]=tcpdump [tshark]=tshark [chromium]=chromium
   [/usr/sbin/mariadbd]=mariadb-server [/usr/lib/galera/libgalera_smm.so]=galera-4 [rsync]=rsync
   [zsh]=zsh [fish]=fish [systemd-analyze]=systemd [promtool]=prometheus
-  [/usr/sbin/dockerd]=docker.io [debootstrap]=debootstrap [qemu-aarch64-static]=qemu-user-static
+  [/usr/sbin/dockerd]=docker.io [debootstrap]=debootstrap [qemu-aarch64-static]=qemu-user-static [qemu-system-x86_64]=qemu-system-x86 [xz]=xz-utils
 )
 missing=()
 for what in "${!need[@]}"; do

@@ -37,7 +37,7 @@ func (ns *NS) Do(f func() error) error {
 
 // Neigh adds a permanent neighbour entry, so that no ARP or neighbour discovery is needed towards ip.
 func (ns *NS) Neigh(iface string, ip netip.Addr, mac net.HardwareAddr) error {
-	h, err := netlink.NewHandleAt(ns.handle)
+	h, err := netlink.NewHandleAt(ns.handle, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("add neighbour %s in %s: open netlink: %w", ip, ns.name, err)
 	}

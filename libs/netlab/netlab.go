@@ -18,6 +18,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // ErrNotRoot is returned by New when the process lacks the rights to make namespaces.
@@ -136,7 +137,7 @@ func letters(s string) string {
 
 // deleteLink removes an interface of a namespace; one that does not exist is fine.
 func deleteLink(space netns.NsHandle, name string) error {
-	h, err := netlink.NewHandleAt(space)
+	h, err := netlink.NewHandleAt(space, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("delete link %s: open netlink: %w", name, err)
 	}
