@@ -101,8 +101,9 @@ type host struct {
 	iface        string // "": a veth
 	// bpffs is where pins go; "": a BPF file system that is the process's user's.
 	bpffs string
-	// ingest is what it ends with, enforce what it waits with and doctor what it finds; "": all is well for it.
+	// ingest is what it ends with when it must use AF_XDP and, unless it is the end in any case, warns of before it reads by AF_PACKET; enforce what it waits with and doctor what it finds; "": all is well for it.
 	ingest, enforce, doctor string
+	ends                    bool // AF_PACKET does not help
 }
 
 // all are the capabilities that a sensor has in its unit and its image.
@@ -128,8 +129,8 @@ func (h *host) command(t *testing.T, dir, name string) (attr *syscall.SysProcAtt
 	return attr, path, env, first
 }
 
-// TestBadHost: whatever the machine refuses, ingest ends and enforce waits with one sentence that names what is missing
-// and what to do: in the log, in /readyz, in `tidegate status` and, before anything is started, in `tidegate doctor`.
+// TestBadHost: whatever the machine refuses, ingest falls back to AF_PACKET, or ends where it must not or cannot, and enforce
+// waits, with one sentence that names what is missing and what to do: in the log, in /readyz, in `tidegate status` and, before anything is started, in `tidegate doctor`.
 func TestBadHost(t *testing.T) {
 	rig.NeedRoot(t)
 	dir := binaries(t, "tidegate", "tidegate-ingest", "tidegate-enforce")
@@ -186,7 +187,7 @@ func TestBadHost(t *testing.T) {
 	const bpf, forbidden = "load the XDP program: operation not permitted: ", "though this process has the capabilities: a seccomp profile"
 	hosts := []host{
 		{name: "all five", capabilities: all},
-		{name: "no NET_RAW", capabilities: without(unix.CAP_NET_RAW), ingest: "operation not permitted: this process lacks CAP_NET_RAW; run it as root", doctor: "missing CAP_NET_RAW"},
+		{name: "no NET_RAW", capabilities: without(unix.CAP_NET_RAW), ingest: "operation not permitted: this process lacks CAP_NET_RAW; run it as root", doctor: "missing CAP_NET_RAW", ends: true},
 		{name: "no BPF", capabilities: without(unix.CAP_BPF), ingest: bpf + "this process lacks CAP_BPF; run it as root", enforce: bpf + "this process lacks CAP_BPF; run it as root", doctor: "missing CAP_BPF"},
 		{name: "no NET_ADMIN", capabilities: without(unix.CAP_NET_ADMIN), ingest: bpf + "this process lacks CAP_NET_ADMIN;", enforce: bpf + "this process lacks CAP_NET_ADMIN;", doctor: "missing CAP_NET_ADMIN"},
 		{name: "no PERFMON", capabilities: without(unix.CAP_PERFMON), ingest: "this process lacks CAP_PERFMON;", enforce: "this process lacks CAP_PERFMON;", doctor: "missing CAP_PERFMON"},
@@ -195,7 +196,7 @@ func TestBadHost(t *testing.T) {
 		{name: "no BPF links", poverty: poverty{refuse: unix.EINVAL, command: unix.BPF_LINK_CREATE}, ingest: "this kernel lacks XDP attached by a BPF link (Linux 5.9 has it)", enforce: "this kernel lacks XDP attached by a BPF link (Linux 5.9 has it)"},
 		{name: "no bpf at all", poverty: poverty{refuse: unix.ENOSYS, command: -1}, ingest: "this kernel lacks BPF", enforce: "this kernel lacks BPF", doctor: "this kernel lacks BPF"},
 		{name: "no XDP in the driver", poverty: poverty{refuse: unix.EOPNOTSUPP, command: unix.BPF_LINK_CREATE}, ingest: "the interface takes no XDP program: name another", enforce: "the interface takes no XDP program: name another"},
-		{name: "no Ethernet", iface: tunnel, ingest: "the interface carries no Ethernet frames", enforce: "the interface carries no Ethernet frames", doctor: "only Ethernet frames are read"},
+		{name: "no Ethernet", iface: tunnel, ingest: "the interface carries no Ethernet frames", enforce: "the interface carries no Ethernet frames", doctor: "only Ethernet frames are read", ends: true},
 		{name: "no bpffs", capabilities: all, bpffs: unmounted, ingest: "no BPF file system is mounted there (operation not permitted): run mount -t bpf bpf " + unmounted, enforce: "no BPF file system is mounted there (operation not permitted): run mount -t bpf bpf " + unmounted, doctor: "not mounted at " + unmounted},
 		{name: "pins of another user", capabilities: all, bpffs: roots, ingest: "this user may not use the folder of the pins", enforce: "make " + roots + "/tidegate and what is in it user 65534's (chown -R)", doctor: "uid 65534 cannot write to " + roots + "/tidegate"},
 	}
@@ -218,7 +219,8 @@ func TestBadHost(t *testing.T) {
 		}
 		t.Run(h.name, func(t *testing.T) {
 			h.doctors(t, dir)
-			h.ingests(t, dir, certs)
+			h.ingests(t, dir, certs, "af_xdp")
+			h.ingests(t, dir, certs, "auto")
 		})
 		enforcers = append(enforcers, h.enforces(t, dir, certs, natsURL))
 	}
@@ -272,17 +274,23 @@ func (h *host) doctors(t *testing.T, dir string) {
 }
 
 // ingests runs a sensor, which ends when it cannot capture.
-func (h *host) ingests(t *testing.T, dir, certs string) {
+func (h *host) ingests(t *testing.T, dir, certs, capture string) {
 	metrics := rig.FreeAddr(t)
 	attr, path, env, args := h.command(t, dir, "tidegate-ingest")
 	args = append(args, "--tls-dir", certs, "--iface", h.iface, "--mode", "tap", "--bpffs", h.bpffs, "--listen", rig.FreeAddr(t), "--metrics-listen", metrics,
-		"--classify", "127.0.0.1:1")
+		"--classify", "127.0.0.1:1", "--capture", capture)
 	p := rig.StartAs(t, attr, path, env, args...)
-	if h.ingest == "" {
+	if h.ingest == "" || capture == "auto" && !h.ends {
 		sayUntil(t, p, metrics, "classify: no stream to classify")
+		want := []string{`"capture runs"`, `"capture":"af_xdp `}
+		if h.ingest != "" {
+			want = []string{`"capture runs"`, `"capture":"af_packet `, "AF_XDP cannot be had; frames are read by AF_PACKET", h.ingest}
+		}
 		if err := rig.Eventually(10*time.Second, func() error {
-			if !strings.Contains(p.Log(), `"capture runs"`) {
-				return errors.New("it does not capture")
+			for _, part := range want {
+				if !strings.Contains(p.Log(), part) {
+					return fmt.Errorf("ingest with --capture %s does not say %q: %s", capture, part, p.Log())
+				}
 			}
 			return nil
 		}); err != nil {
@@ -314,8 +322,13 @@ func (h *host) enforces(t *testing.T, dir, certs, natsURL string) string {
 		return addr
 	}
 	sayUntil(t, p, metrics, "enforce: interface "+h.iface+" is not enforced on: ", h.enforce)
-	if log := p.Log(); !strings.Contains(log, h.enforce) {
-		t.Errorf("%s: enforce's log does not say %q: %s", h.name, h.enforce, log)
+	if err := rig.Eventually(5*time.Second, func() error { // the log comes through a pipe
+		if log := p.Log(); !strings.Contains(log, h.enforce) {
+			return fmt.Errorf("%s: enforce's log does not say %q: %s", h.name, h.enforce, log)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 	return addr
 }

@@ -28,6 +28,7 @@ import (
 type captureRow struct {
 	name    string
 	backend string // of a reader that drops; "": ingest and a classifier that acknowledges
+	capture string // of ingest; "": AF_XDP
 	frames  int    // frame memory; 0: ingest's default
 	flows   uint32
 	random  bool    // every packet a new flow from a source of its own
@@ -58,6 +59,7 @@ func TestBenchCapture(t *testing.T) {
 		{name: "receive and drop (the limit)", backend: afxdp.Native, frames: 2048, flows: 1000},
 		{name: "receive and drop, asavie/xdp", backend: afxdp.Asavie, frames: 2048, flows: 1000},
 		{name: "receive and drop, AF_PACKET", backend: packetSocket, flows: 1000},
+		{name: "ingest, AF_PACKET, 1,000 flows", flows: 1000, capture: "af_packet"},
 		{name: "ingest, 1,000 flows", flows: 1000},
 		{name: "ingest, 1,000 flows, 2,048 frames", flows: 1000, frames: 2048},
 		{name: "ingest, 100,000 flows", flows: 100_000},
@@ -143,6 +145,9 @@ func (row *captureRow) run(t *testing.T) (run captureRun) {
 		if row.frames > 0 {
 			args = []string{"--frames", strconv.Itoa(row.frames), "--rx-ring", strconv.Itoa(row.frames)}
 		}
+		if row.capture != "" {
+			args = append(args, "--capture", row.capture, "--packet-workers", "1")
+		}
 		ingest := startIngest(t, link, address, listen, "tap", args...)
 		pid = ingest.PID()
 		if row.pps > 0 {
@@ -222,8 +227,8 @@ func settled(t *testing.T, address string) (received uint64, wrong string) {
 		return l["raised"] == l["received"]+l["ring_drops"] && l["received"] == l["accounted"]+l["undecodable"]
 	})
 	l := s.GetStatus().GetLedger().GetTerms()
-	if out := l["xdp_no_reader"] + l["redirected"]; l["xdp_seen"] != out {
-		wrong = fmt.Sprintf("seen %d, no reader and redirected %d", l["xdp_seen"], out)
+	if out := l["xdp_no_reader"] + l["redirected"] + l["xdp_passed"]; l["xdp_seen"] != out {
+		wrong = fmt.Sprintf("seen %d, no reader, redirected and passed %d", l["xdp_seen"], out)
 	}
 	return l["received"], wrong
 }

@@ -8,12 +8,12 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
-	"unsafe"
+	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/tidegate-mesh/tidegate/libs/afpacket"
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
@@ -86,51 +86,36 @@ func readXDP(j readerJob, stop *atomic.Bool) (received uint64, err error) {
 	}
 }
 
-// readPackets is TPACKET_V3 (Linux Documentation/networking/packet_mmap.rst) with 64 blocks of 1 MiB.
+// readPackets is AF_PACKET with a ring of 64 MiB and a loop that sleeps when there is nothing.
 func readPackets(j readerJob, stop *atomic.Bool) (received uint64, err error) {
-	ifi, err := net.InterfaceByName(j.Iface)
+	cfg := afpacket.DefaultConfig(j.Iface)
+	cfg.Ring = 64 << 20
+	list, err := afpacket.Open(cfg)
 	if err != nil {
 		return 0, err
 	}
-	everything := uint16(unix.ETH_P_ALL>>8 | unix.ETH_P_ALL<<8&0xff00)
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, unix.Close(fd)) }()
-	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V3); err != nil {
-		return 0, err
-	}
-	const size, blocks, frame = 1 << 20, 64, 2048
-	ring := unix.TpacketReq3{Block_size: size, Block_nr: blocks, Frame_size: frame, Frame_nr: size / frame * blocks, Retire_blk_tov: 10}
-	if err := unix.SetsockoptTpacketReq3(fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &ring); err != nil {
-		return 0, err
-	}
-	memory, err := unix.Mmap(fd, 0, size*blocks, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, unix.Munmap(memory)) }()
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: everything, Ifindex: ifi.Index}); err != nil {
+	s := list[0]
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if err := s.Start(); err != nil {
 		return 0, err
 	}
 	if _, err := fmt.Println("ready"); err != nil {
 		return 0, err
 	}
-	wait := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
-	for at := 0; ; at = (at + 1) % blocks {
-		// struct tpacket_block_desc: version, offset of private data, then the status and the number of packets.
-		head := (*[4]uint32)(unsafe.Pointer(&memory[at*size])) //nolint:gosec // a mapped block
-		for atomic.LoadUint32(&head[2])&unix.TP_STATUS_USER == 0 {
-			if stop.Load() {
-				return received, nil
-			}
-			if _, err := unix.Poll(wait, 10); err != nil && !errors.Is(err, unix.EINTR) {
-				return 0, err
-			}
+	var frames [64]afxdp.Frame
+	for {
+		n := s.Receive(frames[:])
+		received += uint64(n) //nolint:gosec // not negative
+		s.Release()
+		if n > 0 {
+			continue
 		}
-		received += uint64(head[3])
-		atomic.StoreUint32(&head[2], unix.TP_STATUS_KERNEL)
+		if stop.Load() {
+			return received, nil
+		}
+		if _, err := s.Wait(10 * time.Millisecond); err != nil {
+			return 0, err
+		}
 	}
 }
 

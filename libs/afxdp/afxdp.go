@@ -23,30 +23,35 @@ type Frame struct {
 	Data []byte
 }
 
-// Socket is one AF_XDP socket on one queue.
-//
-// The receive half (Receive, Release, Wait) and the transmit half (Send, Flush) may each be used by one
-// goroutine at a time; the two halves by two different goroutines. Stats and FD may be called by any.
-// Close must not run beside other calls.
-type Socket interface {
+// Receiver is the receive half of a Socket, for one goroutine at a time. The sockets of libs/afpacket have it too.
+type Receiver interface {
 	// Receive takes up to len(frames) frames that have arrived and returns how many; it never blocks.
 	// The frames are borrowed until the next Release.
 	Receive(frames []Frame) int
 	// Release gives all frames received so far back to the kernel.
 	Release()
+	// Wait sleeps until a frame can be received or the timeout ends, and reports whether one can. A
+	// negative timeout waits without end.
+	Wait(timeout time.Duration) (bool, error)
+	// FD is the descriptor of the socket, to poll for frames; it stays valid until Close.
+	FD() int
+}
+
+// Socket is one AF_XDP socket on one queue. FD is what goes into an XSKMAP.
+//
+// The receive half (Receive, Release, Wait) and the transmit half (Send, Flush) may each be used by one
+// goroutine at a time; the two halves by two different goroutines. Stats and FD may be called by any.
+// Close must not run beside other calls.
+type Socket interface {
+	Receiver
 	// Send copies frames into the transmit ring and returns how many it accepted, which is fewer than
 	// len(frames) while the ring is full: Flush and try the rest again. An error concerns frames[n].
 	// Nothing is certain to leave before Flush.
 	Send(frames [][]byte) (n int, err error)
 	// Flush tells the kernel to transmit what was sent and takes back the frames that have left.
 	Flush() error
-	// Wait sleeps until a frame can be received or the timeout ends, and reports whether one can. A
-	// negative timeout waits without end.
-	Wait(timeout time.Duration) (bool, error)
 	// Stats reads the kernel's counters of this socket; they start at 0 when the socket is opened.
 	Stats() (Stats, error)
-	// FD is the descriptor for an XSKMAP; it stays valid until Close.
-	FD() int
 	// ZeroCopy reports whether driver and socket share frame memory without a copy.
 	ZeroCopy() bool
 	// Close detaches from the queue and frees the frame memory; borrowed frames become invalid.
@@ -134,7 +139,7 @@ var (
 // Open creates a socket and binds it to the queue. Frames arrive once FD is in the XSKMAP of the
 // interface's XDP program.
 func Open(cfg Config) (Socket, error) {
-	if err := cfg.check(); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("open AF_XDP socket on %s queue %d: %w", cfg.Iface, cfg.Queue, err)
 	}
 	ifi, err := net.InterfaceByName(cfg.Iface)
@@ -153,7 +158,8 @@ func Open(cfg Config) (Socket, error) {
 	return s, nil
 }
 
-func (c *Config) check() error {
+// Validate reports the first mistake; it does not look at the interface.
+func (c *Config) Validate() error {
 	switch {
 	case c.Queue < 0:
 		return fmt.Errorf("queue %d is negative", c.Queue)

@@ -28,6 +28,13 @@ const (
 	rulePerSource
 )
 
+// What becomes of packets that no AF_XDP socket takes; by the mode: inline forwards them, tap drops them.
+const (
+	unreadByMode = iota
+	unreadDrop
+	unreadPass
+)
+
 const (
 	neverSource = 1 << iota
 	neverDestination
@@ -38,7 +45,7 @@ const (
 
 type config struct {
 	Mode         uint32
-	FailClosed   uint32
+	Unread       uint32
 	MaskSet      uint32
 	NeverUsed    uint32
 	HostsUsed    uint32

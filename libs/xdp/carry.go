@@ -21,7 +21,7 @@ func (g *Gate) carryOver(old *gateMaps) error {
 		return err
 	}
 	err = g.setConfig(func(n *config) {
-		n.Mode, n.FailClosed = c.Mode, c.FailClosed
+		n.Mode, n.Unread = c.Mode, c.Unread
 		n.NeverUsed, n.HostsUsed, n.PrefixesUsed = c.NeverUsed, c.HostsUsed, c.PrefixesUsed
 	})
 	if err != nil {

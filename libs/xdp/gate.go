@@ -22,7 +22,7 @@ const (
 	ModeKeep   Mode = iota
 	ModeInline      // to the AF_XDP socket of the queue, else to the peer port (or dropped, see FailClosed)
 	ModeHost        // to the machine's own stack
-	ModeTap         // to the AF_XDP socket of the queue, else dropped; nothing is stopped, rules only count
+	ModeTap         // to the AF_XDP socket of the queue, else dropped (or passed, see PassUnread); rules only count
 )
 
 // The program's numbers of the modes.
@@ -44,6 +44,7 @@ type Options struct {
 	Mode       Mode
 	Peer       string // ModeInline: the other port
 	FailClosed bool   // ModeInline without a reader: drop instead of forward
+	PassUnread bool   // ModeTap without a reader: pass to the stack, and to AF_PACKET sockets, instead of drop
 	Geometry   Geometry
 	Log        *slog.Logger // default: discards
 }

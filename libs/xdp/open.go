@@ -283,9 +283,13 @@ func (g *Gate) setMode(o Options) error {
 	}
 	return g.setConfig(func(c *config) {
 		c.Mode = kernelModes[o.Mode]
-		c.FailClosed = 0
-		if o.FailClosed {
-			c.FailClosed = 1
+		switch {
+		case o.Mode == ModeInline && o.FailClosed:
+			c.Unread = unreadDrop
+		case o.Mode == ModeTap && o.PassUnread:
+			c.Unread = unreadPass
+		default:
+			c.Unread = unreadByMode
 		}
 	})
 }

@@ -39,6 +39,8 @@ func TestModes(t *testing.T) {
 		{"inline fail-closed", Options{Mode: ModeInline, FailClosed: true}, true, redirect, func(c *Counters) *uint64 { return &c.Redirect }},
 		{"inline fail-closed without reader", Options{Mode: ModeInline, FailClosed: true}, false, drop, func(c *Counters) *uint64 { return &c.NoReader }},
 		{"tap", Options{Mode: ModeTap}, true, redirect, func(c *Counters) *uint64 { return &c.Redirect }},
+		{"tap that passes", Options{Mode: ModeTap, PassUnread: true}, true, redirect, func(c *Counters) *uint64 { return &c.Redirect }},
+		{"tap that passes without reader", Options{Mode: ModeTap, PassUnread: true}, false, pass, func(c *Counters) *uint64 { return &c.Pass }},
 		{"tap without reader", Options{Mode: ModeTap}, false, drop, func(c *Counters) *uint64 { return &c.NoReader }},
 	} {
 		for _, f := range families {

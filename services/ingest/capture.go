@@ -318,8 +318,8 @@ func (s *Service) unseen(port int) (u unseen) {
 		l := p.ledger()
 		u.dropped += l.xdp.Drop + l.xdp.RateLimited
 		u.forwarded += l.xdp.Forward
-		u.passed += l.xdp.Pass
-		u.unread += l.ring.Lost() + l.xdp.NoReader + l.lostAtRestart
+		u.passed += l.xdp.Pass - min(l.xdp.Pass, l.packets.Copied) // AF_PACKET reads what passes
+		u.unread += l.lost() + l.xdp.NoReader + l.lostAtRestart
 	}
 	return u
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/afpacket"
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 )
 
@@ -27,6 +28,11 @@ type Config struct {
 	Sensor string   `name:"sensor" env:"TIDEGATE_INGEST_SENSOR" help:"Name of this sensor in subjects and rows; the host name by default."`
 
 	Classify string `name:"classify" env:"TIDEGATE_INGEST_CLASSIFY" default:"127.0.0.1:50051" help:"Address of the classify service."`
+
+	Capture       string `name:"capture" env:"TIDEGATE_INGEST_CAPTURE" default:"auto" enum:"auto,af_xdp,af_packet" help:"How frames come from a mirror port (tap): by af_xdp, by af_packet, or auto, which takes AF_PACKET where AF_XDP cannot be had. Inline and host need XDP."`
+	PacketWorkers int    `name:"packet-workers" env:"TIDEGATE_INGEST_PACKET_WORKERS" default:"0" help:"AF_PACKET: workers that share an interface's frames; 0 is one for each CPU, 8 at most."`
+	PacketFanout  string `name:"packet-fanout" env:"TIDEGATE_INGEST_PACKET_FANOUT" default:"hash" enum:"hash,cpu" help:"AF_PACKET: frames go to workers by their flow (hash) or by the CPU that they came in on."`
+	PacketRing    int    `name:"packet-ring" env:"TIDEGATE_INGEST_PACKET_RING" default:"33554432" help:"AF_PACKET: bytes of the ring of each worker and interface, a multiple of 262144."`
 
 	Backend string        `name:"afxdp-backend" env:"TIDEGATE_INGEST_AFXDP_BACKEND" default:"native" enum:"native,asavie" help:"AF_XDP implementation."`
 	Frames  int           `name:"frames" env:"TIDEGATE_INGEST_FRAMES" default:"16384" help:"Receive frames a queue, a power of two. They bridge the time in which the worker does not run: 16384 are 8 ms at 2 million packets a second."`
@@ -55,6 +61,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeInline, BPFFS: "/sys/fs/bpf", Classify: "127.0.0.1:50051",
+		Capture: CaptureAuto, PacketFanout: afpacket.FanoutHash, PacketRing: 32 << 20,
 		Backend: afxdp.Native, Frames: 16384, RxRing: 16384, TxRing: 2048, Nice: -10, Spin: 37 * time.Microsecond,
 		BatchInterval: 5 * time.Millisecond, WindowInterval: 100 * time.Millisecond, BufferBytes: 64 << 20,
 		MaxFlows: 1 << 20, IdleTCP: 120 * time.Second, IdleUDP: 60 * time.Second, IdleOther: 30 * time.Second,
@@ -75,6 +82,12 @@ func (c *Config) validate() error {
 		return errors.New("ingest: inline bridges two interfaces: give --iface twice, or use --mode tap or host")
 	case c.Mode != ModeInline && c.Mode != ModeTap && c.Mode != ModeHost:
 		return fmt.Errorf("ingest: mode %q is none of inline, tap and host", c.Mode)
+	case c.Capture != CaptureAuto && c.Capture != CaptureAFXDP && c.Capture != CaptureAFPacket:
+		return fmt.Errorf("ingest: capture %q is none of auto, af_xdp and af_packet", c.Capture)
+	case c.Capture == CaptureAFPacket && c.Mode != ModeTap:
+		return fmt.Errorf("ingest: --capture af_packet is for --mode tap: AF_PACKET copies frames, it cannot hold them back or send them on as %s mode does", c.Mode)
+	case c.PacketWorkers < 0 || c.PacketWorkers > maxQueues:
+		return fmt.Errorf("ingest: %d AF_PACKET workers: use 0 to %d", c.PacketWorkers, maxQueues)
 	case c.BatchInterval <= 0 || c.BatchInterval > time.Second:
 		return fmt.Errorf("ingest: batch interval %v: use more than 0 and at most 1s", c.BatchInterval)
 	case c.WindowInterval < 10*time.Millisecond || c.WindowInterval > 10*time.Second:
@@ -90,6 +103,14 @@ func (c *Config) validate() error {
 	case c.MaxForwarded < 0 || c.MaxForwarded > maxForwarded:
 		return fmt.Errorf("ingest: at most %d forwarded flows: use 0 to %d", c.MaxForwarded, maxForwarded)
 	}
+	sockets := c.sockets("", 0, 2048)
+	if err := sockets.Validate(); err != nil {
+		return fmt.Errorf("ingest: AF_XDP: %w", err)
+	}
+	packets := c.packets("")
+	if err := packets.Validate(); err != nil {
+		return fmt.Errorf("ingest: AF_PACKET: %w", err)
+	}
 	if c.Sensor == "" {
 		host, err := os.Hostname()
 		if err != nil {
@@ -98,4 +119,18 @@ func (c *Config) validate() error {
 		c.Sensor = host
 	}
 	return nil
+}
+
+// sockets describes the AF_XDP socket of a queue.
+func (c *Config) sockets(iface string, queue, frameSize int) afxdp.Config {
+	x := afxdp.DefaultConfig(iface, queue)
+	x.Backend, x.Frames, x.FrameSize, x.RxRing, x.TxRing = c.Backend, c.Frames, frameSize, c.RxRing, c.TxRing
+	return x
+}
+
+// packets describes an interface's AF_PACKET sockets, one so far.
+func (c *Config) packets(iface string) afpacket.Config {
+	x := afpacket.DefaultConfig(iface)
+	x.Ring, x.Fanout = c.PacketRing, c.PacketFanout
+	return x
 }

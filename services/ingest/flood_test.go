@@ -13,14 +13,14 @@ import (
 // TestFloodIsAccounted offers more than one core bridges and asks where every frame went.
 func TestFloodIsAccounted(t *testing.T) {
 	for _, c := range []struct {
-		mode   string
-		queues int
-	}{{ModeInline, 1}, {ModeInline, 2}, {ModeTap, 1}} {
-		t.Run(c.mode, func(t *testing.T) { flood(t, c.mode, c.queues) })
+		mode, capture string
+		queues        int
+	}{{ModeInline, CaptureAFXDP, 1}, {ModeInline, CaptureAFXDP, 2}, {ModeTap, CaptureAFXDP, 1}, {ModeTap, CaptureAFPacket, 1}} {
+		t.Run(c.mode+" "+c.capture, func(t *testing.T) { flood(t, c.mode, c.capture, c.queues) })
 	}
 }
 
-func flood(t *testing.T, mode string, queues int) {
+func flood(t *testing.T, mode, capture string, queues int) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("TIDEGATE_CI") == "1" {
 			t.Fatal("the sensor's tests need root")
@@ -41,6 +41,7 @@ func flood(t *testing.T, mode string, queues int) {
 	f := newFakeClassify(t)
 	cfg := DefaultConfig()
 	cfg.Mode, cfg.Ifaces, cfg.BPFFS, cfg.Sensor, cfg.CPUs = mode, []string{l.PortA, l.PortB}, l.BPFFS, "test-sensor", []int{0}
+	cfg.Capture, cfg.PacketWorkers = capture, 1
 	if mode == ModeTap {
 		cfg.Ifaces = cfg.Ifaces[:1]
 	}

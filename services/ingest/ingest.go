@@ -1,5 +1,5 @@
-// Package ingest is the sensor: it takes every packet of its interfaces from AF_XDP, passes it on in inline
-// mode, keeps flows and windows, and streams both to classify.
+// Package ingest is the sensor: it takes every packet of its interfaces from AF_XDP (from a mirror port also
+// AF_PACKET), passes it on in inline mode, keeps flows and windows, and streams both to classify.
 //
 // One worker goroutine owns queue n of all interfaces; per packet there are only function calls within it.
 // A batch leaves the worker through the outbox, which never blocks: a sender goroutine streams it, and what
@@ -53,6 +53,7 @@ type Service struct {
 	offload    *offload // nil in tap mode and without kernel forwarding
 	counts     []*portCounts
 	recordings *recordings
+	hadXDP     bool // a plane was opened by AF_XDP; of the goroutine that captures
 
 	mu      sync.Mutex
 	workers []*worker
@@ -82,6 +83,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	for _, name := range cfg.Ifaces {
 		c := &portCounts{name: name, queues: make([]queueCounts, maxQueues)}
 		c.capture.Store("none")
+		c.kind.Store("none")
 		s.counts = append(s.counts, c)
 	}
 	if err := d.Telemetry.Registry.Register(newCollector(s)); err != nil {
@@ -188,13 +190,16 @@ func (s *Service) pause(ctx context.Context, wait time.Duration) bool {
 // runPlane opens the interfaces and moves frames until ctx ends or an interface fails. opened tells whether it
 // came to that.
 func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
-	p, err := openPlane(s)
+	p, err := s.openPlane()
 	if err != nil {
 		return false, err
 	}
-	gates := make([]flowGate, len(p.ports))
-	for i, q := range p.ports {
-		gates[i] = q.gate
+	var gates []flowGate
+	for _, q := range p.ports {
+		if q.gate == nil {
+			continue
+		}
+		gates = append(gates, q.gate)
 		if err := forgetAll(q.gate); err != nil {
 			p.close()
 			return false, fmt.Errorf("remove the flows that a predecessor left in the kernel: %w", err)

@@ -48,6 +48,13 @@ func TestConfigMistakes(t *testing.T) {
 		{func(c *Config) { c.Spin = -1 }, "spin"},
 		{func(c *Config) { c.Nice = -21 }, "priority"},
 		{func(c *Config) { c.MaxForwarded = 1 << 20 }, "forwarded flows"},
+		{func(c *Config) { c.Capture = "pcap" }, "none of auto, af_xdp and af_packet"},
+		{func(c *Config) { c.Capture = CaptureAFPacket }, "--capture af_packet is for --mode tap"},
+		{func(c *Config) { c.Mode, c.Capture = ModeHost, CaptureAFPacket }, "--capture af_packet is for --mode tap"},
+		{func(c *Config) { c.PacketWorkers = 257 }, "AF_PACKET workers"},
+		{func(c *Config) { c.PacketFanout = "queue" }, "AF_PACKET: fanout"},
+		{func(c *Config) { c.PacketRing = 1000 }, "AF_PACKET: ring of 1000 bytes"},
+		{func(c *Config) { c.Frames = 1000 }, "AF_XDP: frames (1000)"},
 	} {
 		cfg := DefaultConfig()
 		cfg.Ifaces = []string{"a", "b"}

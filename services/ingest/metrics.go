@@ -11,7 +11,7 @@ import (
 type collector struct {
 	s *Service
 
-	packets, bytes, drops, active, batches *prometheus.Desc
+	packets, bytes, drops, capture, active, batches *prometheus.Desc
 }
 
 func newCollector(s *Service) *collector {
@@ -24,6 +24,8 @@ func newCollector(s *Service) *collector {
 			"Bytes of frames received from an rx queue.", []string{"iface", "queue"}, sensor),
 		drops: prometheus.NewDesc("tidegate_ingest_drops_total",
 			"Frames lost between the XDP program and the wire, by reason.", []string{"iface", "reason"}, sensor),
+		capture: prometheus.NewDesc("tidegate_ingest_capture",
+			"1 for the way in which frames come from the interface: af_xdp, af_packet, ring_buffer or none.", []string{"iface", "capture"}, sensor),
 		active: prometheus.NewDesc("tidegate_ingest_flows_active",
 			"Flows in the tables of all queues.", nil, nil),
 		batches: prometheus.NewDesc("tidegate_ingest_batches_total",
@@ -33,7 +35,7 @@ func newCollector(s *Service) *collector {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.packets, c.bytes, c.drops, c.active, c.batches} {
+	for _, d := range []*prometheus.Desc{c.packets, c.bytes, c.drops, c.capture, c.active, c.batches} {
 		ch <- d
 	}
 }
@@ -53,6 +55,14 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			counter(c.packets, n, p.name, strconv.Itoa(q))
 			counter(c.bytes, p.queues[q].bytes.Load(), p.name, strconv.Itoa(q))
 		}
+		kind, _ := p.kind.Load().(string)
+		for _, k := range captureKinds {
+			is := 0.0
+			if k == kind {
+				is = 1
+			}
+			ch <- prometheus.MustNewConstMetric(c.capture, prometheus.GaugeValue, is, p.name, k)
+		}
 		for _, d := range p.drops() {
 			counter(c.drops, d.count, p.name, d.reason)
 		}
@@ -71,12 +81,13 @@ type drop struct {
 }
 
 // drops lists the reasons why frames were lost. A frame that the kernel had no room for is fill_empty, one
-// that does not fit a frame too_large.
+// that does not fit a frame too_large. packet_ring_full is what AF_PACKET had no room for.
 func (c *portCounts) drops() []drop {
 	l := c.ledger()
 	fill := min(l.ring.RxFillEmpty, l.ring.RxDropped)
 	return []drop{
 		{"ring_full", l.ring.RxRingFull + l.xdp.Uncopied},
+		{"packet_ring_full", l.packets.Dropped},
 		{"fill_empty", fill},
 		{"too_large", l.ring.RxDropped - fill},
 		{"tx_full", c.txDropped.Load()},

@@ -3,11 +3,13 @@ package ingest
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/afpacket"
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
@@ -15,16 +17,20 @@ import (
 // plane is an opened data plane: gates and sockets of all interfaces. When an interface disappears the plane
 // is closed and another is opened; what queues have counted outlives it.
 type plane struct {
-	ports []*port
+	ports   []*port
+	packets bool // read by AF_PACKET
 }
 
 // port is one interface of a plane.
 type port struct {
 	name    string
 	index   uint8
-	gate    *xdp.Gate
-	sockets []afxdp.Socket // a queue
-	copies  *xdp.Copies    // host mode: what there is instead of sockets, for all queues
+	ifindex int
+	gate    *xdp.Gate          // with AF_PACKET nil where XDP cannot be had
+	promisc io.Closer          // keeps the interface promiscuous; nil: it could not be
+	sockets []afxdp.Socket     // a queue
+	packets []*afpacket.Socket // tap without AF_XDP: what there is instead, a worker
+	copies  *xdp.Copies        // host mode: what there is instead of sockets, for all queues
 	// txLocks guard the sockets' transmit halves when the two ports have different numbers of queues, so
 	// that several workers send through one socket; nil when each socket has one sender.
 	txLocks []sync.Mutex
@@ -36,6 +42,7 @@ type port struct {
 type portCounts struct {
 	name        string
 	capture     atomic.Value // string
+	kind        atomic.Value // string: one of captureKinds
 	queues      []queueCounts
 	transmitted atomic.Uint64
 	txDropped   atomic.Uint64
@@ -51,6 +58,7 @@ type queueCounts struct{ packets, bytes atomic.Uint64 }
 type portLedger struct {
 	xdp           xdp.Counters
 	ring          afxdp.Stats
+	packets       afpacket.Stats
 	received      uint64
 	lostAtRestart uint64
 }
@@ -58,8 +66,8 @@ type portLedger struct {
 // maxQueues bounds the queues of an interface: a queue's number is one byte of its flows' ids.
 const maxQueues = 256
 
-// openPlane attaches the gates and binds a socket to every queue. Frames flow only after connect.
-func openPlane(s *Service) (_ *plane, err error) {
+// openXDP attaches the gates and binds a socket to every queue. Frames flow only after connect.
+func (s *Service) openXDP() (_ *plane, err error) {
 	p := &plane{}
 	defer func() {
 		if err != nil {
@@ -83,7 +91,7 @@ func openPlane(s *Service) (_ *plane, err error) {
 		if err != nil {
 			return nil, err // it names the interface
 		}
-		q := &port{name: name, index: uint8(i), gate: g, counts: s.counts[i]} //nolint:gosec // 0 or 1
+		q := &port{name: name, index: uint8(i), ifindex: g.Ifindex(), gate: g, counts: s.counts[i]} //nolint:gosec // 0 or 1
 		p.ports = append(p.ports, q)
 		if q.base, err = g.Counters(); err != nil {
 			return nil, err
@@ -93,10 +101,16 @@ func openPlane(s *Service) (_ *plane, err error) {
 				return nil, err
 			}
 			q.counts.capture.Store("ring buffer, 240 bytes of a packet")
+			q.counts.kind.Store(captureRing)
 			continue
 		}
 		if err := q.openSockets(&s.cfg, size); err != nil {
 			return nil, err
+		}
+		// A mirror's frames, and a bridge's, are for others' addresses.
+		if q.promisc, err = afpacket.Promiscuous(name); err != nil {
+			s.tel.Log.Warn("frames for other machines may not come up", "iface", name, "error", err)
+			q.promisc = nil
 		}
 	}
 	if len(p.ports) == 2 && len(p.ports[0].sockets) != len(p.ports[1].sockets) {
@@ -117,8 +131,6 @@ func frameSize(ifaces []string) (int, error) {
 		switch {
 		case err != nil:
 			continue // attaching says what is wrong
-		case ifi.Flags&net.FlagLoopback != 0:
-			return 0, fmt.Errorf("%s is the loopback interface: capture would cut this machine's services off from each other; use --mode host", name)
 		case ifi.MTU+overhead > 4096:
 			return 0, fmt.Errorf("capture from %s is not possible: its MTU of %d does not fit an AF_XDP frame; set it to %d or less", name, ifi.MTU, 4096-overhead)
 		case ifi.MTU+overhead > size:
@@ -128,11 +140,19 @@ func frameSize(ifaces []string) (int, error) {
 	return size, nil
 }
 
+// refuseLoopback keeps the machine's services connected to each other.
+func refuseLoopback(ifaces []string) error {
+	for _, name := range ifaces {
+		if ifi, err := net.InterfaceByName(name); err == nil && ifi.Flags&net.FlagLoopback != 0 {
+			return fmt.Errorf("%s is the loopback interface: capture would cut this machine's services off from each other; use --mode host", name)
+		}
+	}
+	return nil
+}
+
 func (q *port) openSockets(cfg *Config, size int) error {
 	for n := range min(q.gate.Queues(), maxQueues) {
-		c := afxdp.DefaultConfig(q.name, n)
-		c.Backend, c.Frames, c.FrameSize, c.RxRing, c.TxRing = cfg.Backend, cfg.Frames, size, cfg.RxRing, cfg.TxRing
-		sock, err := afxdp.Open(c)
+		sock, err := afxdp.Open(cfg.sockets(q.name, n, size))
 		if err != nil {
 			return fmt.Errorf("capture from %s is not possible: %w", q.name, err)
 		}
@@ -149,12 +169,26 @@ func (q *port) openSockets(cfg *Config, size int) error {
 		copying = "zero-copy"
 	}
 	q.counts.capture.Store("af_xdp " + attach + " " + copying)
+	q.counts.kind.Store(CaptureAFXDP)
 	return nil
+}
+
+// readers is how many workers the port feeds.
+func (q *port) readers() int {
+	if q.copies != nil {
+		return 1
+	}
+	return max(len(q.sockets), len(q.packets))
 }
 
 // connect makes the sockets the readers of their queues.
 func (p *plane) connect() error {
 	for _, q := range p.ports {
+		for _, sock := range q.packets {
+			if err := sock.Start(); err != nil {
+				return fmt.Errorf("capture from %s: %w", q.name, err)
+			}
+		}
 		for n, sock := range q.sockets {
 			if err := q.gate.SetSocket(n, sock.FD()); err != nil {
 				return err
@@ -168,15 +202,20 @@ func (p *plane) connect() error {
 // and waits until packets that were on the way have reached the rings.
 func (p *plane) disconnect() error {
 	var errs []error
+	settle := 5 * time.Millisecond
 	for _, q := range p.ports {
 		for n := range q.sockets {
 			errs = append(errs, q.gate.ClearSocket(n))
+		}
+		for _, sock := range q.packets {
+			errs = append(errs, sock.Stop())
+			settle = sock.Settle()
 		}
 		if q.copies != nil {
 			errs = append(errs, q.copies.Stop())
 		}
 	}
-	time.Sleep(5 * time.Millisecond)
+	time.Sleep(settle)
 	return errors.Join(errs...)
 }
 
@@ -184,10 +223,7 @@ func (p *plane) disconnect() error {
 func (p *plane) workers() int {
 	n := 0
 	for _, q := range p.ports {
-		n = max(n, len(q.sockets))
-		if q.copies != nil {
-			n = 1
-		}
+		n = max(n, q.readers())
 	}
 	return n
 }
@@ -199,8 +235,11 @@ func (p *plane) alive() error {
 		if err != nil {
 			return fmt.Errorf("interface %s is gone", q.name)
 		}
-		if ifi.Index != q.gate.Ifindex() {
+		if ifi.Index != q.ifindex {
 			return fmt.Errorf("interface %s was made again", q.name)
+		}
+		if q.gate == nil {
+			continue
 		}
 		if err := q.gate.Alive(); err != nil {
 			return err
@@ -227,12 +266,22 @@ func (p *plane) account() error {
 			l.ring.RxInvalid += st.RxInvalid
 			l.ring.TxInvalid += st.TxInvalid
 		}
-		now, err := q.gate.Counters()
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		for _, sock := range q.packets {
+			st, err := sock.Stats()
+			if err != nil {
+				errs = append(errs, err)
+			}
+			l.packets.Copied += st.Copied
+			l.packets.Dropped += st.Dropped
 		}
-		l.xdp = subtract(now, q.base)
+		if q.gate != nil {
+			now, err := q.gate.Counters()
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			l.xdp = subtract(now, q.base)
+		}
 		q.counts.mu.Lock()
 		l.received -= q.counts.past.received
 		q.counts.last = l
@@ -249,10 +298,18 @@ func (p *plane) close() {
 		for _, sock := range q.sockets {
 			_ = sock.Close()
 		}
+		for _, sock := range q.packets {
+			_ = sock.Close()
+		}
 		if q.copies != nil {
 			_ = q.copies.Close()
 		}
-		_ = q.gate.Close()
+		if q.promisc != nil {
+			_ = q.promisc.Close()
+		}
+		if q.gate != nil {
+			_ = q.gate.Close()
+		}
 	}
 }
 
@@ -264,7 +321,7 @@ func (c *portCounts) received() uint64 {
 	return sum
 }
 
-// settle adds the last reading to the past. What was redirected and never came out of a ring is lost.
+// settle adds the last reading to the past. What was redirected or copied and never came out of a ring is lost.
 func (c *portCounts) settle() {
 	received := c.received()
 	c.mu.Lock()
@@ -285,11 +342,13 @@ func (c *portCounts) ledger() portLedger {
 	return c.past.plus(c.last)
 }
 
-// raised is what the gate meant for user space.
-func (l *portLedger) raised() uint64 { return l.xdp.Redirect + l.xdp.Copied + l.xdp.Uncopied }
+// raised is what was meant for user space, by the gate or by AF_PACKET.
+func (l *portLedger) raised() uint64 {
+	return l.xdp.Redirect + l.xdp.Copied + l.xdp.Uncopied + l.packets.Copied
+}
 
 // lost is what of that a full ring had no room for.
-func (l *portLedger) lost() uint64 { return l.ring.Lost() + l.xdp.Uncopied }
+func (l *portLedger) lost() uint64 { return l.ring.Lost() + l.xdp.Uncopied + l.packets.Dropped }
 
 func (l portLedger) plus(o portLedger) portLedger {
 	l.xdp.Seen += o.xdp.Seen
@@ -311,6 +370,8 @@ func (l portLedger) plus(o portLedger) portLedger {
 	l.ring.RxFillEmpty += o.ring.RxFillEmpty
 	l.ring.RxInvalid += o.ring.RxInvalid
 	l.ring.TxInvalid += o.ring.TxInvalid
+	l.packets.Copied += o.packets.Copied
+	l.packets.Dropped += o.packets.Dropped
 	l.received += o.received
 	l.lostAtRestart += o.lostAtRestart
 	return l

@@ -51,7 +51,7 @@ func (s *Service) queuesOf(name string) uint32 {
 	}
 	for _, q := range s.plane.ports {
 		if q.name == name {
-			return uint32(len(q.sockets)) //nolint:gosec // at most maxQueues
+			return uint32(q.readers()) //nolint:gosec // at most maxQueues
 		}
 	}
 	return 0
@@ -60,7 +60,7 @@ func (s *Service) queuesOf(name string) uint32 {
 // Ledger returns the sensor's terms, of this run and summed over its interfaces. Once traffic has stopped:
 //
 //	xdp_seen = xdp_dropped + xdp_rate_limited + xdp_passed + xdp_forwarded + xdp_no_reader + redirected
-//	raised = received + ring_drops + lost_at_restart
+//	raised = received + ring_drops + lost_at_restart (raised is redirected, host mode's copies, or packet_copied)
 //	received = accounted + undecodable
 //	flows_created = flows_ended + flows_active + flows_summarised + flows_evicted
 //	batches_made = batches_acked + batches_dropped + batches_pending
@@ -118,6 +118,7 @@ func (s *Service) Ledger() map[string]uint64 {
 		t["redirected"] += l.xdp.Redirect
 		t["raised"] += l.raised()
 		t["received"] += l.received
+		t["packet_copied"] += l.packets.Copied
 		t["ring_drops"] += l.lost()
 		t["lost_at_restart"] += l.lostAtRestart
 		t["transmitted"] += c.transmitted.Load()

@@ -66,9 +66,9 @@ type receiver interface {
 	FD() int
 }
 
-// socketReceiver is a queue's AF_XDP socket.
+// socketReceiver is a queue's AF_XDP socket, or a worker's AF_PACKET socket.
 type socketReceiver struct {
-	afxdp.Socket
+	afxdp.Receiver
 	frames [rxBatch]afxdp.Frame
 }
 
@@ -112,7 +112,9 @@ func (w *worker) attach(p *plane, inline bool) {
 		case q.copies != nil && w.n == 0:
 			in.rx, in.copies = copyReceiver{q.copies}, q.copies
 		case w.n < len(q.sockets):
-			in.rx = &socketReceiver{Socket: q.sockets[w.n]}
+			in.rx = &socketReceiver{Receiver: q.sockets[w.n]}
+		case w.n < len(q.packets):
+			in.rx = &socketReceiver{Receiver: q.packets[w.n]}
 		default:
 			continue
 		}
@@ -257,7 +259,7 @@ func (w *worker) forward(in *input, frames [][]byte) {
 	}
 }
 
-var errPortGone = errors.New("the interface went away")
+var errPortGone = errors.New("the interface went down or away")
 
 // sleep waits for frames on any input, for at most a nap.
 func (w *worker) sleep() error {

@@ -25,7 +25,7 @@ import (
 // itself on a link is told apart.
 const EtherType = 0x88B5
 
-// Link is a veth with a redirecting program on Near and a packet socket on the far end.
+// Link is a veth with a redirecting program on Near, unless it is plain, and a packet socket on the far end.
 type Link struct {
 	Near string
 	peer int // AF_PACKET socket in the far namespace
@@ -37,6 +37,14 @@ type Link struct {
 // NewLink makes the link with the given number of queues; the test's end removes it. Without root the test
 // is skipped, or fails when TIDEGATE_CI is 1.
 func NewLink(t testing.TB, queues int) *Link {
+	t.Helper()
+	l := NewPlainLink(t, queues)
+	l.attach(t)
+	return l
+}
+
+// NewPlainLink makes a link without an XDP program.
+func NewPlainLink(t testing.TB, queues int) *Link {
 	t.Helper()
 	RequireRoot(t)
 	lab, err := netlab.New("tgx")
@@ -56,7 +64,6 @@ func NewLink(t testing.TB, queues int) *Link {
 	if err := lab.Veth(netlab.End{Name: l.Near}, netlab.End{NS: ns, Name: "far"}, queues); err != nil {
 		t.Fatal(err)
 	}
-	l.attach(t)
 	err = ns.Do(func() error {
 		ifi, err := net.InterfaceByName("far")
 		if err != nil {

@@ -19,15 +19,24 @@ func Run(t *testing.T, backend string) {
 		name string
 		f    func(*testing.T, *Link, afxdp.Config)
 	}{
-		{"receives what the peer sent, in order", receives},
+		{"receives what the peer sent, in order", receivesAll},
 		{"sends to the peer, in order", sends},
-		{"keeps frames until release", holds},
+		{"keeps frames until release", func(t *testing.T, l *Link, cfg afxdp.Config) {
+			cfg.Frames = 256
+			s := l.Open(t, cfg)
+			holds(t, l, s, func() { // a transmit half in use must not touch them
+				out := [][]byte{make([]byte, 1000)}
+				for range 500 {
+					sendAll(t, s, out)
+				}
+			})
+		}},
 		{"counts what a full ring loses and recovers", overflows},
 		{"accepts as many frames as the tx ring takes", fills},
 		{"refuses frames larger than a frame", tooLarge},
 		{"serves two goroutines, one a direction", duplex},
 		{"allocates nothing a frame", allocates},
-		{"waits", waits},
+		{"waits", func(t *testing.T, l *Link, cfg afxdp.Config) { waits(t, l, l.Open(t, cfg)) }},
 		{"frees its queue on close", reopens},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -45,11 +54,52 @@ func Run(t *testing.T, backend string) {
 	})
 }
 
+// RunReceiver runs the part of the suite that only receives. open opens a receiver of the link's near end, which has no XDP
+// program, with room for 100 frames that arrive one by one.
+func RunReceiver(t *testing.T, open func(t *testing.T, l *Link) afxdp.Receiver) {
+	RequireRoot(t)
+	for _, c := range []struct {
+		name string
+		f    func(*testing.T, *Link, afxdp.Receiver)
+	}{
+		{"receives what the peer sent, in order", receives},
+		{"keeps frames until release", func(t *testing.T, l *Link, s afxdp.Receiver) { holds(t, l, s, func() {}) }},
+		{"allocates nothing a frame", func(t *testing.T, l *Link, s afxdp.Receiver) {
+			out := Frame(make([]byte, 2048), 1, 100)
+			frames := make([]afxdp.Frame, 64)
+			if n := testing.AllocsPerRun(200, func() {
+				_ = l.Inject(out)
+				s.Receive(frames)
+				s.Release()
+			}); n > 2 { // the packet socket's address of Inject
+				t.Fatalf("%v allocations a round", n)
+			}
+		}},
+		{"waits", waits},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := NewPlainLink(t, 1)
+			c.f(t, l, open(t, l))
+		})
+	}
+}
+
 // lengths are frame lengths to cycle through: Ethernet's smallest and largest, and odd ones.
 var lengths = []int{60, 61, 64, 127, 512, 1000, 1499, 1514}
 
-func receives(t *testing.T, l *Link, cfg afxdp.Config) {
+func receivesAll(t *testing.T, l *Link, cfg afxdp.Config) {
 	s := l.Open(t, cfg)
+	receives(t, l, s)
+	st, err := s.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.Lost() != 0 || st.RxInvalid != 0 {
+		t.Fatalf("statistics after a clean run: %+v", st)
+	}
+}
+
+func receives(t *testing.T, l *Link, s afxdp.Receiver) {
 	const total = 5000
 	got := 0
 	var buf, want [2048]byte
@@ -87,13 +137,6 @@ func receives(t *testing.T, l *Link, cfg afxdp.Config) {
 	}
 	if got != total {
 		t.Fatalf("received %d of %d frames", got, total)
-	}
-	st, err := s.Stats()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if st.Lost() != 0 || st.RxInvalid != 0 {
-		t.Fatalf("statistics after a clean run: %+v", st)
 	}
 }
 
@@ -147,9 +190,8 @@ func sendAll(t testing.TB, s afxdp.Socket, frames [][]byte) {
 	}
 }
 
-func holds(t *testing.T, l *Link, cfg afxdp.Config) {
-	cfg.Frames = 256
-	s := l.Open(t, cfg)
+// holds keeps 100 frames while disturb runs.
+func holds(t *testing.T, l *Link, s afxdp.Receiver, disturb func()) {
 	var buf, want [2048]byte
 	var held []afxdp.Frame
 	one := make([]afxdp.Frame, 1)
@@ -169,11 +211,7 @@ func holds(t *testing.T, l *Link, cfg afxdp.Config) {
 	if len(held) != 100 {
 		t.Fatalf("received %d of 100 frames", len(held))
 	}
-	// A transmit half in use must not touch them.
-	out := [][]byte{make([]byte, 1000)}
-	for range 500 {
-		sendAll(t, s, out)
-	}
+	disturb()
 	for i, f := range held {
 		if w := Frame(want[:], i, 200); !bytes.Equal(f.Data, w) {
 			t.Fatalf("frame %d changed before release", i)
@@ -334,8 +372,7 @@ func allocates(t *testing.T, l *Link, cfg afxdp.Config) {
 	_, _ = l.Arrived(in[:], patience)
 }
 
-func waits(t *testing.T, l *Link, cfg afxdp.Config) {
-	s := l.Open(t, cfg)
+func waits(t *testing.T, l *Link, s afxdp.Receiver) {
 	frames := make([]afxdp.Frame, 64)
 	for range 5 {
 		// Whatever the kernel sent by itself is taken first.

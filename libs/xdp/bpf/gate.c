@@ -62,12 +62,14 @@ inline_always enum outcome by_mode(struct xdp_md *ctx, const struct config *cfg,
 		}
 		if (to_reader(ctx))
 			return OUT_REDIRECT;
-		if (cfg->fail_closed)
+		if (cfg->unread == UNREAD_DROP)
 			return OUT_NO_READER;
 		c->unread++;
 		return forward();
 	case MODE_TAP:
-		return to_reader(ctx) ? OUT_REDIRECT : OUT_NO_READER;
+		if (to_reader(ctx))
+			return OUT_REDIRECT;
+		return cfg->unread == UNREAD_PASS ? OUT_PASS : OUT_NO_READER;
 	default:
 		if (cfg->flows_used && metered(p))
 			c->metered++;

@@ -22,6 +22,9 @@ struct covered {
 
 enum mode { MODE_HOST, MODE_INLINE, MODE_TAP };
 
+/* What becomes of packets that no AF_XDP socket takes. By the mode: inline forwards them, tap drops them. */
+enum unread { UNREAD_BY_MODE, UNREAD_DROP, UNREAD_PASS };
+
 /* The numbers of libs/policy. */
 enum action { ACTION_ALLOW = 1, ACTION_DROP, ACTION_RATE_LIMIT, ACTION_COUNT };
 
@@ -32,7 +35,7 @@ enum { FRAGMENT_ANY, FRAGMENT_ONLY, FRAGMENT_WHOLE };
 /* Written by user space under the pin directory's lock; every field is read on its own. */
 struct config {
 	__u32 mode;
-	__u32 fail_closed;
+	__u32 unread; /* enum unread */
 	__u32 mask_set; /* which entry of mask_sets is in force */
 	__u32 never_used; /* 0: the map is empty, its lookup is skipped; so below */
 	__u32 hosts_used;

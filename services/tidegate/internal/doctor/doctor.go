@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tidegate-mesh/tidegate/libs/afpacket"
 	"github.com/tidegate-mesh/tidegate/libs/capability"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
@@ -37,9 +38,11 @@ type Finding struct {
 
 // Run checks the machine, and the interfaces named.
 func Run(bpffs string, ifaces []string) []Finding {
-	out := []Finding{kernel(), privileges(), bpf(), xskmap(), mount(bpffs), memlock(), jit()}
+	program, sockets, copies, pins := bpf(), xskmap(), packets(), mount(bpffs)
+	canXDP := program.Level != Fail && sockets.Level != Fail && pins.Level != Fail
+	out := []Finding{kernel(), privileges(), program, sockets, copies, modes(canXDP, copies.Level != Fail), pins, memlock(), jit()}
 	for _, name := range ifaces {
-		out = append(out, iface(name)...)
+		out = append(out, iface(name, canXDP)...)
 	}
 	return out
 }
@@ -92,6 +95,30 @@ func xskmap() Finding {
 	return Finding{"af_xdp", Fail, err.Error(), "use a kernel with CONFIG_XDP_SOCKETS"}
 }
 
+// packets is the fallback of AF_XDP in tap mode.
+func packets() Finding {
+	err := afpacket.Probe()
+	var no *capability.DeniedError
+	switch {
+	case err == nil:
+		return Finding{Name: "af_packet", Level: OK, Found: "sockets open: what tap mode falls back to"}
+	case errors.As(err, &no):
+		return denied("af_packet", no)
+	}
+	return Finding{"af_packet", Warn, err.Error(), "use a kernel with CONFIG_PACKET, unless AF_XDP is there"}
+}
+
+// modes says what can run here, whatever the interfaces can.
+func modes(xdp, packets bool) Finding {
+	switch {
+	case xdp:
+		return Finding{Name: "modes", Level: OK, Found: "inline, tap and host, by XDP and AF_XDP"}
+	case packets:
+		return Finding{"modes", Warn, "tap alone, by AF_PACKET: slower, and nothing can be stopped", "what the checks of xdp, af_xdp and bpffs advise: inline and host need it, and tap is faster with it"}
+	}
+	return Finding{"modes", Fail, "none", "what the checks of xdp, af_xdp and af_packet advise"}
+}
+
 // denied makes a finding of a sentence that has what is found and what to do.
 func denied(name string, no error) Finding {
 	found, advice, _ := strings.Cut(no.Error(), "; ")
@@ -141,7 +168,8 @@ func jit() Finding {
 	return Finding{Name: "bpf jit", Level: OK, Found: "on"}
 }
 
-func iface(name string) []Finding {
+// iface looks at one interface; useXDP tells whether this machine could use XDP on it.
+func iface(name string, useXDP bool) []Finding {
 	label := "interface " + name
 	i, err := net.InterfaceByName(name)
 	if err != nil {
@@ -156,7 +184,8 @@ func iface(name string) []Finding {
 		return out
 	}
 	if i.MTU > 3818 {
-		out = append(out, Finding{label + " mtu", Fail, strconv.Itoa(i.MTU), "a frame must fit AF_XDP's frame memory: ip link set " + name + " mtu 3818, or less"})
+		out = append(out, Finding{label + " mtu", Warn, strconv.Itoa(i.MTU) + ": its frames do not fit AF_XDP's memory, so tap reads by AF_PACKET and inline is refused",
+			"ip link set " + name + " mtu 3818, or less"})
 	}
 	queues, _ := filepath.Glob("/sys/class/net/" + name + "/queues/rx-*")
 	driver := "virtual"
@@ -171,6 +200,10 @@ func iface(name string) []Finding {
 	out = append(out, f)
 	if len(i.HardwareAddr) == 0 {
 		return append(out, Finding{label + " frames", Fail, "not Ethernet", "only Ethernet frames are read: name another"})
+	}
+	if joins, err := afpacket.Joins(name); err == nil && joins && (!useXDP || i.MTU > 3818) {
+		out = append(out, Finding{label + " offload", Warn, "GRO or LRO is on: AF_PACKET sees segments joined, fewer packets than on the wire",
+			"ethtool -K " + name + " gro off lro off"})
 	}
 	if d, err := xdp.DriverOf(i.Index); err == nil { // kernels before 6.3 cannot say
 		out = append(out, native(label+" xdp", d))

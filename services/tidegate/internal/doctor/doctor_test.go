@@ -47,6 +47,7 @@ func TestAdvice(t *testing.T) {
 		part  string
 	}{
 		{"bpffs", Warn, dir},
+		{"modes", OK, "inline, tap and host"},
 		{"interface lo", Fail, "loopback"},
 		{"interface tg-absent", Fail, "ip link"},
 	} {
@@ -57,6 +58,18 @@ func TestAdvice(t *testing.T) {
 	}
 	if f := find(t, findings, "kernel"); !strings.Contains(f.Found, ".") {
 		t.Errorf("kernel %+v", f)
+	}
+}
+
+func TestModes(t *testing.T) {
+	for _, c := range []struct {
+		xdp, packets bool
+		level        Level
+		part         string
+	}{{true, false, OK, "inline, tap and host"}, {false, true, Warn, "tap alone, by AF_PACKET"}, {false, false, Fail, "none"}} {
+		if f := modes(c.xdp, c.packets); f.Level != c.level || !strings.Contains(f.Found, c.part) || (f.Advice == "") != (f.Level == OK) {
+			t.Errorf("%+v: %+v", c, f)
+		}
 	}
 }
 
@@ -75,7 +88,7 @@ func TestWithoutPrivileges(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for _, want := range []string{"privileges|fail|missing CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON|", "af_xdp|fail|"} {
+	for _, want := range []string{"privileges|fail|missing CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON|", "af_xdp|fail|", "af_packet|fail|", "modes|fail|none|"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no finding %q in\n%s", want, out)
 		}
