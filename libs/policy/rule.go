@@ -69,6 +69,10 @@ type Match struct {
 	TTLMin           uint8
 	TTLMax           uint8 // inclusive; 0 = no upper bound
 	Fragment         Fragment
+	// OutOfState selects only TCP but first SYNs, and UDP, to a port that sent nothing to theirs before: segments of no
+	// connection, answers that nobody asked for. It needs a destination and TCP or UDP. Only gates of an inline pair can
+	// tell; elsewhere it selects nothing.
+	OutOfState bool
 }
 
 // Validate reports what makes a match meaningless.
@@ -84,6 +88,9 @@ func (m *Match) Validate() error {
 	}
 	if m.TCPFlags&^m.TCPFlagsMask != 0 {
 		return errors.New("a TCP flag that must be set is outside the flags looked at")
+	}
+	if m.OutOfState && (!m.Dst.IsValid() || m.Dst.Bits() == 0 || !m.HasProtocol || m.Protocol != 6 && m.Protocol != 17) {
+		return errors.New("out of state needs a destination and protocol tcp or udp")
 	}
 	if m.LengthMax != 0 && m.LengthMin > m.LengthMax {
 		return fmt.Errorf("length %d-%d: the lower bound is above the upper", m.LengthMin, m.LengthMax)
@@ -131,6 +138,9 @@ func (m *Match) String() string {
 		p = append(p, "fragments")
 	case WholeOnly:
 		p = append(p, "no fragments")
+	}
+	if m.OutOfState {
+		p = append(p, "out of state")
 	}
 	if len(p) == 0 {
 		return "everything"

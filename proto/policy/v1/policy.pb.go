@@ -91,8 +91,9 @@ type Match struct {
 	LengthMin     uint32                 `protobuf:"varint,8,opt,name=length_min,json=lengthMin,proto3" json:"length_min,omitempty"`            // IP length
 	LengthMax     uint32                 `protobuf:"varint,9,opt,name=length_max,json=lengthMax,proto3" json:"length_max,omitempty"`            // 0 = no bound
 	TtlMin        uint32                 `protobuf:"varint,10,opt,name=ttl_min,json=ttlMin,proto3" json:"ttl_min,omitempty"`
-	TtlMax        uint32                 `protobuf:"varint,11,opt,name=ttl_max,json=ttlMax,proto3" json:"ttl_max,omitempty"` // 0 = no bound
-	Fragment      *bool                  `protobuf:"varint,12,opt,name=fragment,proto3,oneof" json:"fragment,omitempty"`     // true: fragments only; false: whole packets only
+	TtlMax        uint32                 `protobuf:"varint,11,opt,name=ttl_max,json=ttlMax,proto3" json:"ttl_max,omitempty"`               // 0 = no bound
+	Fragment      *bool                  `protobuf:"varint,12,opt,name=fragment,proto3,oneof" json:"fragment,omitempty"`                   // true: fragments only; false: whole packets only
+	OutOfState    bool                   `protobuf:"varint,13,opt,name=out_of_state,json=outOfState,proto3" json:"out_of_state,omitempty"` // see libs/policy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,6 +208,13 @@ func (x *Match) GetTtlMax() uint32 {
 func (x *Match) GetFragment() bool {
 	if x != nil && x.Fragment != nil {
 		return *x.Fragment
+	}
+	return false
+}
+
+func (x *Match) GetOutOfState() bool {
+	if x != nil {
+		return x.OutOfState
 	}
 	return false
 }
@@ -614,7 +622,7 @@ var File_policy_v1_policy_proto protoreflect.FileDescriptor
 
 const file_policy_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x16policy/v1/policy.proto\x12\x12tidegate.policy.v1\"\x94\x03\n" +
+	"\x16policy/v1/policy.proto\x12\x12tidegate.policy.v1\"\xb6\x03\n" +
 	"\x05Match\x12\x10\n" +
 	"\x03src\x18\x01 \x01(\tR\x03src\x12\x10\n" +
 	"\x03dst\x18\x02 \x01(\tR\x03dst\x12\x1f\n" +
@@ -630,7 +638,9 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\attl_min\x18\n" +
 	" \x01(\rR\x06ttlMin\x12\x17\n" +
 	"\attl_max\x18\v \x01(\rR\x06ttlMax\x12\x1f\n" +
-	"\bfragment\x18\f \x01(\bH\x03R\bfragment\x88\x01\x01B\v\n" +
+	"\bfragment\x18\f \x01(\bH\x03R\bfragment\x88\x01\x01\x12 \n" +
+	"\fout_of_state\x18\r \x01(\bR\n" +
+	"outOfStateB\v\n" +
 	"\t_protocolB\v\n" +
 	"\t_src_portB\v\n" +
 	"\t_dst_portB\v\n" +
