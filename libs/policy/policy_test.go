@@ -113,7 +113,7 @@ func TestParseFlags(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	r := fullRule()
-	want := "proto 6 src 192.0.2.0/24 sport 0 dst 198.51.100.1/32 dport 443 flags S/SA length 40-60 ttl 10-64 no fragments"
+	want := "proto 6 src 192.0.2.0/24 sport 0 dst 198.51.100.1/32 dport 443 flags S/SA length 40-60 ttl 10-64 no fragments out of state"
 	if got := r.Match.String(); got != want {
 		t.Errorf("match reads %q, want %q", got, want)
 	}
