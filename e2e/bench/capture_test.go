@@ -215,7 +215,7 @@ func settled(t *testing.T, address string) (received uint64, wrong string) {
 	t.Helper()
 	s := status(t, address, func(s *ingestv1.StatusResponse) bool {
 		l := s.GetStatus().GetLedger().GetTerms()
-		return l["redirected"] == l["received"]+l["ring_drops"] && l["received"] == l["accounted"]+l["undecodable"]
+		return l["raised"] == l["received"]+l["ring_drops"] && l["received"] == l["accounted"]+l["undecodable"]
 	})
 	l := s.GetStatus().GetLedger().GetTerms()
 	if out := l["xdp_no_reader"] + l["redirected"]; l["xdp_seen"] != out {

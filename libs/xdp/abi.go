@@ -50,8 +50,8 @@ type config struct {
 	PrefixesUsed uint32
 	FlowsUsed    uint32
 	NextMask     uint32
+	CopiesRead   uint32
 	TrackedUsed  uint32
-	Pad          uint32
 	TrackedSince uint64
 	RulesVersion uint64
 }

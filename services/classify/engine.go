@@ -214,7 +214,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	}
 	t := e.target(addr, w)
 	sums := detect.FromTarget(wt)
-	sums.Samples = detect.CountSamples(e.facts, e.standing(w))
+	sums.TakeSamples(e.facts, e.standing(w))
 	sums.Samples.Overlaps = detect.Overlaps(e.facts, e.raw)
 	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
 	second, short, slot := t.series.Sum(detect.Slots), t.series.Sum(steepSlots), t.series.Sum(1)

@@ -22,7 +22,7 @@ const maxForwarded = 65536
 // Config describes a sensor. The tags are the command line's; DefaultConfig gives the same defaults.
 type Config struct {
 	Ifaces []string `name:"iface" env:"TIDEGATE_INGEST_IFACE" help:"Interface to watch; inline takes two, the bridge's ports."`
-	Mode   string   `name:"mode" env:"TIDEGATE_INGEST_MODE" default:"inline" enum:"inline,tap,host" help:"inline bridges two ports, tap reads a mirror port, host only applies rules in front of the machine's own stack."`
+	Mode   string   `name:"mode" env:"TIDEGATE_INGEST_MODE" default:"inline" enum:"inline,tap,host" help:"inline bridges two ports, tap reads a mirror port, host protects the machine itself: packets go to its stack, and what begins a flow is copied up."`
 	BPFFS  string   `name:"bpffs" env:"TIDEGATE_INGEST_BPFFS" default:"/sys/fs/bpf" help:"BPF file system with the pins of the XDP program."`
 	Sensor string   `name:"sensor" env:"TIDEGATE_INGEST_SENSOR" help:"Name of this sensor in subjects and rows; the host name by default."`
 

@@ -50,7 +50,7 @@ type Service struct {
 	box        *outbox
 	send       *sender
 	windows    *windows
-	offload    *offload // nil unless inline with kernel forwarding
+	offload    *offload // nil in tap mode and without kernel forwarding
 	counts     []*portCounts
 	recordings *recordings
 
@@ -74,7 +74,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	s.box = newOutbox(cfg.Sensor, uint64(now.UnixNano()), cfg.BufferBytes) //nolint:gosec // after 1970
 	s.send = &sender{box: s.box, client: d.Classify, tel: d.Telemetry, enough: s.enough}
 	s.windows = newWindows(d.Telemetry, s.box, func() int { return int(s.running.Load()) })
-	if cfg.Mode == ModeInline && cfg.KernelForwarding && cfg.MaxForwarded > 0 {
+	if cfg.Mode != ModeTap && cfg.KernelForwarding && cfg.MaxForwarded > 0 {
 		s.offload = newOffload(d.Telemetry, cfg.MaxForwarded, func(queue int, r []meterReading) bool {
 			return s.post(queue, mail{meters: r})
 		})
@@ -191,10 +191,6 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 	p, err := openPlane(s)
 	if err != nil {
 		return false, err
-	}
-	if s.cfg.Mode == ModeHost {
-		s.tel.Log.Warn("host mode applies rules in front of the machine's own stack; no flows or windows are made, so nothing is detected here",
-			"ifaces", s.cfg.Ifaces)
 	}
 	gates := make([]flowGate, len(p.ports))
 	for i, q := range p.ports {
