@@ -47,7 +47,7 @@ type Config struct {
 	ActiveTimeout time.Duration `name:"active-timeout" env:"TIDEGATE_INGEST_ACTIVE_TIMEOUT" default:"60s" help:"Long flows are exported in parts of this length; 0 exports them whole."`
 
 	FailClosed       bool `name:"fail-closed" env:"TIDEGATE_INGEST_FAIL_CLOSED" help:"Inline: drop instead of forward while no sensor reads."`
-	KernelForwarding bool `name:"kernel-forwarding" env:"TIDEGATE_INGEST_KERNEL_FORWARDING" default:"true" negatable:"" help:"Inline: forward flows whose label is final in the kernel and meter them there."`
+	KernelForwarding bool `name:"kernel-forwarding" env:"TIDEGATE_INGEST_KERNEL_FORWARDING" default:"true" negatable:"" help:"Inline and host: forward flows whose label is final in the kernel, or spare them the copy, and meter them there."`
 	MaxForwarded     int  `name:"max-forwarded" env:"TIDEGATE_INGEST_MAX_FORWARDED" default:"16384" help:"Flows forwarded in the kernel at most."`
 }
 

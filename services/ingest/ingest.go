@@ -319,10 +319,14 @@ func (s *Service) newWorker(n, of int) *worker {
 	f.Seed = rand.Uint64() //nolint:gosec // seeded by the system at start; an attacker sees no output of it
 	// The worker looks at least every nap, so the delay to the sender stays below BatchInterval.
 	age := max(s.cfg.BatchInterval-nap, time.Millisecond)
-	w.pipe = pipeline.New(pipeline.Config{
+	cfg := pipeline.Config{
 		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval,
 		OnBatch: w.onBatch, OnWindow: s.windows.take,
-	}, uint8(n)) //nolint:gosec // below maxQueues
+	}
+	if s.cfg.Mode == ModeHost {
+		cfg.OnSpent = w.enough
+	}
+	w.pipe = pipeline.New(cfg, uint8(n)) //nolint:gosec // below maxQueues
 	s.windows.provide()
 	return w
 }
