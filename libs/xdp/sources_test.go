@@ -86,13 +86,14 @@ func TestSourceRate(t *testing.T) {
 					t.Errorf("source %d: %.0f/s pass, rate %.0f/s: off by %.1f%%", i, float64(passed[i])/took, tt.rate, 100*dev)
 				}
 			}
-			if passed[2] != quiet || quiet == 0 {
+			if passed[2] < quiet || quiet == 0 {
 				t.Errorf("%d of %d packets of the third source pass", passed[2], quiet)
 			}
 			c := counters(t, g)
 			s, err := g.RuleStats([]uint64{1})
 			must(t, err)
-			if s[1].Packets != sent || s[1].Dropped != c.RateLimited-before.RateLimited || s[1].FirstDropNs == 0 || c.Drop != before.Drop || c.Forgotten != 0 {
+			if s[1].Packets != c.Seen-before.Seen || s[1].Packets < sent || // a signal makes a test run begin again
+				s[1].Dropped != c.RateLimited-before.RateLimited || s[1].FirstDropNs == 0 || c.Drop != before.Drop || c.Forgotten != 0 {
 				t.Errorf("%+v of %+v, sent %d", s[1], c, sent)
 			}
 		})
