@@ -378,7 +378,7 @@ func TestExitStatus(t *testing.T) {
 		{"rules explain x", 1, []string{"there is no such rule", "req-404"}},
 		{"rules add --action drop --dport 80", 2, []string{"a port needs protocol"}},
 		{"rules add --action drop --host com", 2, []string{"--host", "top-level"}},
-		{"rules add --action drop --host a.example --ttl 5", 2, []string{"ttl and fragments are of packets"}},
+		{"rules add --action drop --host a.example --ttl 5", 2, []string{"ttl, fragments and state are of packets"}},
 		{"lists put names --kind domain --action rate-limit", 2, []string{"--pps"}},
 		{"rules add --action drop --src 1.2.3", 2, []string{"--src", "1.2.3", "CIDR"}},
 		{"rules add --action drop --length 90-60", 2, []string{"--length", "LOW-HIGH"}},

@@ -97,18 +97,20 @@ checked_alone int in_state(const struct packet *p)
 	if (!cfg || !since || !*since)
 		return 1; /* the gate has no partner: it cannot know */
 	tick = p->now >> TALK_TICK_SHIFT;
-	if (tick - (__u32)(*since >> TALK_TICK_SHIFT) < TALK_LEARN || tick - (__u32)(cfg->tracked_since >> TALK_TICK_SHIFT) < TALK_LEARN)
+	/* Signed: the coarse clock may be a tick behind what user space or another CPU has read. */
+	if ((__s32)(tick - (__u32)(*since >> TALK_TICK_SHIFT)) < TALK_LEARN ||
+	    (__s32)(tick - (__u32)(cfg->tracked_since >> TALK_TICK_SHIFT)) < TALK_LEARN)
 		return 1;
 	h = talk(p->dst, p->src, p->dst_port, p->src_port, p->protocol);
 	at = h >> 32 & (TALK_LINES - 1);
 	mark = (__u32)h | 1;
 	l = bpf_map_lookup_elem(&gate_talks, &at);
-	if (!l || (l->learns && tick - l->learns_from < TALK_LEARN))
+	if (!l || (l->learns && (__s32)(tick - l->learns_from) < TALK_LEARN))
 		return 1;
 #pragma clang loop unroll(full)
 	for (__u32 i = 0; i < TALK_WAYS; i++)
 		if (l->mark[i] == mark)
-			return tick - l->tick[i] <= (p->protocol == PROTO_TCP ? TALK_TCP : TALK_UDP);
+			return (__s32)(tick - l->tick[i]) <= (p->protocol == PROTO_TCP ? TALK_TCP : TALK_UDP);
 	return 0;
 }
 
