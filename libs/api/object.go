@@ -186,16 +186,17 @@ type Evidence struct {
 
 // Match selects packets; an absent field matches everything.
 type Match struct {
-	Host     string  `json:"host,omitempty" doc:"flows that name this host or one below it, by TLS, QUIC, HTTP and the like; each gets rules of its own. Not with tcp_flags, length, ttl and fragment" example:"example.org" maxLength:"255"`
-	Src      string  `json:"src,omitempty" doc:"source prefix or address" example:"192.0.2.0/24" maxLength:"64"`
-	Dst      string  `json:"dst,omitempty" doc:"destination prefix or address" maxLength:"64"`
-	Proto    string  `json:"proto,omitempty" doc:"tcp, udp, icmp, icmpv6, sctp, gre or a number" example:"udp" maxLength:"16"`
-	SrcPort  *uint16 `json:"sport,omitempty" doc:"source port" maximum:"65535"`
-	DstPort  *uint16 `json:"dport,omitempty" doc:"destination port" maximum:"65535"`
-	TCPFlags string  `json:"tcp_flags,omitempty" doc:"flags that must be set, of FSRPAUEC; with a mask: S/SA" maxLength:"17"`
-	Length   string  `json:"length,omitempty" doc:"IP length, or a range: 60-100" maxLength:"11"`
-	TTL      string  `json:"ttl,omitempty" doc:"TTL, or a range: 40-64" maxLength:"7"`
-	Fragment *bool   `json:"fragment,omitempty" doc:"true: fragments only; false: whole packets only"`
+	Host       string  `json:"host,omitempty" doc:"flows that name this host or one below it, by TLS, QUIC, HTTP and the like; each gets rules of its own. Not with tcp_flags, length, ttl and fragment" example:"example.org" maxLength:"255"`
+	Src        string  `json:"src,omitempty" doc:"source prefix or address" example:"192.0.2.0/24" maxLength:"64"`
+	Dst        string  `json:"dst,omitempty" doc:"destination prefix or address" maxLength:"64"`
+	Proto      string  `json:"proto,omitempty" doc:"tcp, udp, icmp, icmpv6, sctp, gre or a number" example:"udp" maxLength:"16"`
+	SrcPort    *uint16 `json:"sport,omitempty" doc:"source port" maximum:"65535"`
+	DstPort    *uint16 `json:"dport,omitempty" doc:"destination port" maximum:"65535"`
+	TCPFlags   string  `json:"tcp_flags,omitempty" doc:"flags that must be set, of FSRPAUEC; with a mask: S/SA" maxLength:"17"`
+	Length     string  `json:"length,omitempty" doc:"IP length, or a range: 60-100" maxLength:"11"`
+	TTL        string  `json:"ttl,omitempty" doc:"TTL, or a range: 40-64" maxLength:"7"`
+	Fragment   *bool   `json:"fragment,omitempty" doc:"true: fragments only; false: whole packets only"`
+	OutOfState bool    `json:"out_of_state,omitempty" doc:"only TCP but first SYNs, and UDP, to a port that sent nothing to theirs before; needs dst and proto tcp or udp, and an inline sensor"`
 }
 
 // RuleSpec is what a rule is, without what it has done.

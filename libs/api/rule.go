@@ -60,6 +60,7 @@ func (in *RuleInput) Rule(now time.Time) (policy.Rule, error) {
 
 // read fills a match field by field and reports each that cannot be read.
 func (m *Match) read(out *policy.Match, check func(location string, value any, err error)) {
+	out.OutOfState = m.OutOfState
 	var err error
 	if m.Host != "" {
 		out.Host, err = policy.ParseDomain(m.Host)
@@ -108,7 +109,7 @@ func (m *Match) read(out *policy.Match, check func(location string, value any, e
 
 // NewMatch writes a match so that RuleInput.Rule reads the same one back.
 func NewMatch(p *policy.Match) Match {
-	m := Match{Host: p.Host}
+	m := Match{Host: p.Host, OutOfState: p.OutOfState}
 	if p.Src.IsValid() {
 		m.Src = p.Src.String()
 	}

@@ -14,14 +14,14 @@ func TestRuleInput(t *testing.T) {
 	now := time.Unix(1000, 0).UTC()
 	port := uint16(53)
 	in := RuleInput{Action: "rate-limit", RatePPS: 10, PerSource: true, For: "10m", Match: Match{
-		Src: "192.0.2.7", Proto: "UDP", SrcPort: &port, Length: "60-100", TTL: "64",
+		Src: "192.0.2.7", Proto: "UDP", SrcPort: &port, Length: "60-100", TTL: "64", Dst: "198.51.100.0/24", OutOfState: true,
 	}}
 	r, err := in.Rule(now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := policy.Match{Src: netip.MustParsePrefix("192.0.2.7/32"), Protocol: 17, HasProtocol: true, SrcPort: 53, HasSrcPort: true,
-		LengthMin: 60, LengthMax: 100, TTLMin: 64, TTLMax: 64}
+		LengthMin: 60, LengthMax: 100, TTLMin: 64, TTLMax: 64, Dst: netip.MustParsePrefix("198.51.100.0/24"), OutOfState: true}
 	if r.Match != want || !r.Expires.Equal(now.Add(10*time.Minute)) || r.Action != policy.RateLimit || !r.PerSource || r.ID != "" {
 		t.Errorf("read as %+v", r)
 	}

@@ -20,7 +20,7 @@ func fullRule() Rule {
 		Match: Match{
 			Src: netip.MustParsePrefix("192.0.2.0/24"), Dst: netip.MustParsePrefix("198.51.100.1/32"), Protocol: 6, HasProtocol: true,
 			SrcPort: 0, HasSrcPort: true, DstPort: 443, HasDstPort: true, TCPFlags: SYN, TCPFlagsMask: SYN | ACK,
-			LengthMin: 40, LengthMax: 60, TTLMin: 10, TTLMax: 64, Fragment: WholeOnly,
+			LengthMin: 40, LengthMax: 60, TTLMin: 10, TTLMax: 64, Fragment: WholeOnly, OutOfState: true,
 		},
 	}
 }
@@ -51,22 +51,24 @@ func TestRuleAsJSON(t *testing.T) {
 
 func TestUnmarshalRefuses(t *testing.T) {
 	for name, text := range map[string]string{
-		"no JSON":       `{`,
-		"no id":         `{"action":"ACTION_DROP"}`,
-		"no action":     `{"id":"r"}`,
-		"bad prefix":    `{"id":"r","action":"ACTION_DROP","match":{"src":"1.2.3"}}`,
-		"port range":    `{"id":"r","action":"ACTION_DROP","match":{"protocol":6,"dstPort":70000}}`,
-		"protocol":      `{"id":"r","action":"ACTION_DROP","match":{"protocol":300}}`,
-		"drop each":     `{"id":"r","action":"ACTION_DROP","perSource":true}`,
-		"twice each":    `{"id":"r","action":"ACTION_RATE_LIMIT","ratePps":"1","perSource":true,"synRetry":true,"match":{"protocol":6,"tcpFlags":2,"tcpFlagsMask":23}}`,
-		"two rates":     `{"id":"r","action":"ACTION_RATE_LIMIT","ratePps":"1","rateBps":"1"}`,
-		"no rate":       `{"id":"r","action":"ACTION_RATE_LIMIT"}`,
-		"rate of drop":  `{"id":"r","action":"ACTION_DROP","ratePps":"1"}`,
-		"two families":  `{"id":"r","action":"ACTION_DROP","match":{"src":"192.0.2.1","dst":"2001:db8::1"}}`,
-		"flags of udp":  `{"id":"r","action":"ACTION_DROP","match":{"protocol":17,"tcpFlags":2,"tcpFlagsMask":2}}`,
-		"flag off mask": `{"id":"r","action":"ACTION_DROP","match":{"protocol":6,"tcpFlags":2,"tcpFlagsMask":1}}`,
-		"length":        `{"id":"r","action":"ACTION_DROP","match":{"lengthMin":9,"lengthMax":8}}`,
-		"ttl":           `{"id":"r","action":"ACTION_DROP","match":{"ttlMin":9,"ttlMax":8}}`,
+		"no JSON":        `{`,
+		"no id":          `{"action":"ACTION_DROP"}`,
+		"no action":      `{"id":"r"}`,
+		"bad prefix":     `{"id":"r","action":"ACTION_DROP","match":{"src":"1.2.3"}}`,
+		"port range":     `{"id":"r","action":"ACTION_DROP","match":{"protocol":6,"dstPort":70000}}`,
+		"protocol":       `{"id":"r","action":"ACTION_DROP","match":{"protocol":300}}`,
+		"drop each":      `{"id":"r","action":"ACTION_DROP","perSource":true}`,
+		"twice each":     `{"id":"r","action":"ACTION_RATE_LIMIT","ratePps":"1","perSource":true,"synRetry":true,"match":{"protocol":6,"tcpFlags":2,"tcpFlagsMask":23}}`,
+		"no destination": `{"id":"r","action":"ACTION_DROP","match":{"protocol":6,"outOfState":true}}`,
+		"no protocol":    `{"id":"r","action":"ACTION_DROP","match":{"dst":"192.0.2.0/24","outOfState":true}}`,
+		"two rates":      `{"id":"r","action":"ACTION_RATE_LIMIT","ratePps":"1","rateBps":"1"}`,
+		"no rate":        `{"id":"r","action":"ACTION_RATE_LIMIT"}`,
+		"rate of drop":   `{"id":"r","action":"ACTION_DROP","ratePps":"1"}`,
+		"two families":   `{"id":"r","action":"ACTION_DROP","match":{"src":"192.0.2.1","dst":"2001:db8::1"}}`,
+		"flags of udp":   `{"id":"r","action":"ACTION_DROP","match":{"protocol":17,"tcpFlags":2,"tcpFlagsMask":2}}`,
+		"flag off mask":  `{"id":"r","action":"ACTION_DROP","match":{"protocol":6,"tcpFlags":2,"tcpFlagsMask":1}}`,
+		"length":         `{"id":"r","action":"ACTION_DROP","match":{"lengthMin":9,"lengthMax":8}}`,
+		"ttl":            `{"id":"r","action":"ACTION_DROP","match":{"ttlMin":9,"ttlMax":8}}`,
 	} {
 		if r, err := Unmarshal([]byte(text)); err == nil {
 			t.Errorf("%s was accepted as %+v", name, r)
@@ -111,7 +113,7 @@ func TestParseFlags(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	r := fullRule()
-	want := "proto 6 src 192.0.2.0/24 sport 0 dst 198.51.100.1/32 dport 443 flags S/SA length 40-60 ttl 10-64 no fragments"
+	want := "proto 6 src 192.0.2.0/24 sport 0 dst 198.51.100.1/32 dport 443 flags S/SA length 40-60 ttl 10-64 no fragments out of state"
 	if got := r.Match.String(); got != want {
 		t.Errorf("match reads %q, want %q", got, want)
 	}

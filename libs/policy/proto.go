@@ -15,7 +15,7 @@ func ToProto(r *Rule) *policyv1.Rule {
 	m := &policyv1.Match{
 		TcpFlags: uint32(r.Match.TCPFlags), TcpFlagsMask: uint32(r.Match.TCPFlagsMask),
 		LengthMin: uint32(r.Match.LengthMin), LengthMax: uint32(r.Match.LengthMax),
-		TtlMin: uint32(r.Match.TTLMin), TtlMax: uint32(r.Match.TTLMax),
+		TtlMin: uint32(r.Match.TTLMin), TtlMax: uint32(r.Match.TTLMax), OutOfState: r.Match.OutOfState,
 	}
 	if r.Match.Src.IsValid() {
 		m.Src = r.Match.Src.String()
@@ -88,6 +88,7 @@ func FromProto(p *policyv1.Rule) (Rule, error) {
 	r.Match.LengthMax = uint16(small("length", m.GetLengthMax(), 65535))       //nolint:gosec // bounded
 	r.Match.TTLMin = uint8(small("ttl", m.GetTtlMin(), 255))                   //nolint:gosec // bounded
 	r.Match.TTLMax = uint8(small("ttl", m.GetTtlMax(), 255))                   //nolint:gosec // bounded
+	r.Match.OutOfState = m.GetOutOfState()
 	if m != nil && m.Fragment != nil {
 		r.Match.Fragment = WholeOnly
 		if *m.Fragment {

@@ -69,6 +69,10 @@ type Match struct {
 	TTLMin           uint8
 	TTLMax           uint8 // inclusive; 0 = no upper bound
 	Fragment         Fragment
+	// OutOfState selects only TCP but first SYNs, and UDP, to a port that sent nothing to theirs before: segments of no
+	// connection, answers that nobody asked for. It needs a destination and TCP or UDP. Only gates of an inline pair can
+	// tell; elsewhere it selects nothing.
+	OutOfState bool
 	// Host, if set, is a domain as ParseDomain writes it: the flow names it or a host below it. No packet says so, so the
 	// match is of flows: classify makes a rule for each, and what only packets have (flags, length, TTL, fragments) is not set.
 	Host string
@@ -88,6 +92,9 @@ func (m *Match) Validate() error {
 	if m.TCPFlags&^m.TCPFlagsMask != 0 {
 		return errors.New("a TCP flag that must be set is outside the flags looked at")
 	}
+	if m.OutOfState && (!m.Dst.IsValid() || m.Dst.Bits() == 0 || !m.HasProtocol || m.Protocol != 6 && m.Protocol != 17) {
+		return errors.New("out of state needs a destination and protocol tcp or udp")
+	}
 	if m.LengthMax != 0 && m.LengthMin > m.LengthMax {
 		return fmt.Errorf("length %d-%d: the lower bound is above the upper", m.LengthMin, m.LengthMax)
 	}
@@ -103,8 +110,8 @@ func (m *Match) Validate() error {
 	if m.HasProtocol && m.Protocol != 6 && m.Protocol != 17 {
 		return errors.New("only flows of tcp and udp name a host")
 	}
-	if m.TCPFlagsMask|m.TTLMin|m.TTLMax != 0 || m.LengthMin|m.LengthMax != 0 || m.Fragment != AnyFragment {
-		return errors.New("a host is matched with flows: flags, length, ttl and fragments are of packets")
+	if m.TCPFlagsMask|m.TTLMin|m.TTLMax != 0 || m.LengthMin|m.LengthMax != 0 || m.Fragment != AnyFragment || m.OutOfState {
+		return errors.New("a host is matched with flows: flags, length, ttl, fragments and state are of packets")
 	}
 	return nil
 }
@@ -149,6 +156,9 @@ func (m *Match) String() string {
 		p = append(p, "fragments")
 	case WholeOnly:
 		p = append(p, "no fragments")
+	}
+	if m.OutOfState {
+		p = append(p, "out of state")
 	}
 	if len(p) == 0 {
 		return "everything"

@@ -6,7 +6,7 @@ import (
 )
 
 // gateABI changes with the layout or the meaning of any map in bpf/state.h.
-const gateABI = 5
+const gateABI = 6
 
 // The bounds of bpf/state.h.
 const (
@@ -19,6 +19,10 @@ const (
 	coveredLines = 1 << 16
 
 	sourceWays = 4
+	talkWays   = 7
+
+	pairSeed  = 0
+	pairSince = 1
 )
 
 const (
@@ -26,6 +30,7 @@ const (
 	ruleRateBits
 	ruleSYNRetry
 	rulePerSource
+	ruleOutOfState
 )
 
 // What becomes of packets that no AF_XDP socket takes; by the mode: inline forwards them, tap drops them.
@@ -53,7 +58,8 @@ type config struct {
 	FlowsUsed    uint32
 	NextMask     uint32
 	CopiesRead   uint32
-	Pad          uint32
+	TrackedUsed  uint32
+	TrackedSince uint64
 	RulesVersion uint64
 }
 
@@ -136,6 +142,11 @@ type sourceLine struct {
 	Of [sourceWays]struct{ Mark, Due uint64 }
 }
 
+type talkLine struct {
+	Mark, Tick         [talkWays]uint32
+	Learns, LearnsFrom uint32
+}
+
 type known struct {
 	LastNs, Due uint64
 }
@@ -201,7 +212,7 @@ type Geometry struct {
 }
 
 // DefaultGeometry returns 16,384 rules, 2,097,152 hosts, 2,097,152 prefixes, 131,072 flows, 4,096 never-block
-// prefixes and 1,048,576 sources. The maps take about 120 MB of kernel memory and 0.5 MB more for each CPU, and grow
+// prefixes and 1,048,576 sources. The maps take about 130 MB of kernel memory and 0.5 MB more for each CPU, and grow
 // with what is in the address lists: about 100 bytes a host and 200 bytes a prefix.
 func DefaultGeometry() Geometry {
 	return Geometry{Rules: 16384, Hosts: 2 << 20, Prefixes: 2 << 20, Flows: 131072, Never: 4096, Sources: 1 << 20}

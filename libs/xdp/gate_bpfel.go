@@ -73,6 +73,7 @@ type gateMapSpecs struct {
 	GateMasks    *ebpf.MapSpec `ebpf:"gate_masks"`
 	GateMeta     *ebpf.MapSpec `ebpf:"gate_meta"`
 	GateNever    *ebpf.MapSpec `ebpf:"gate_never"`
+	GatePair     *ebpf.MapSpec `ebpf:"gate_pair"`
 	GatePeer     *ebpf.MapSpec `ebpf:"gate_peer"`
 	GatePrefixes *ebpf.MapSpec `ebpf:"gate_prefixes"`
 	GateRules    *ebpf.MapSpec `ebpf:"gate_rules"`
@@ -80,6 +81,8 @@ type gateMapSpecs struct {
 	GateSources  *ebpf.MapSpec `ebpf:"gate_sources"`
 	GateState    *ebpf.MapSpec `ebpf:"gate_state"`
 	GateSyns     *ebpf.MapSpec `ebpf:"gate_syns"`
+	GateTalks    *ebpf.MapSpec `ebpf:"gate_talks"`
+	GateTracked  *ebpf.MapSpec `ebpf:"gate_tracked"`
 }
 
 // gateVariableSpecs contains global variables before they are loaded into the kernel.
@@ -120,6 +123,7 @@ type gateMaps struct {
 	GateMasks    *ebpf.Map `ebpf:"gate_masks"`
 	GateMeta     *ebpf.Map `ebpf:"gate_meta"`
 	GateNever    *ebpf.Map `ebpf:"gate_never"`
+	GatePair     *ebpf.Map `ebpf:"gate_pair"`
 	GatePeer     *ebpf.Map `ebpf:"gate_peer"`
 	GatePrefixes *ebpf.Map `ebpf:"gate_prefixes"`
 	GateRules    *ebpf.Map `ebpf:"gate_rules"`
@@ -127,6 +131,8 @@ type gateMaps struct {
 	GateSources  *ebpf.Map `ebpf:"gate_sources"`
 	GateState    *ebpf.Map `ebpf:"gate_state"`
 	GateSyns     *ebpf.Map `ebpf:"gate_syns"`
+	GateTalks    *ebpf.Map `ebpf:"gate_talks"`
+	GateTracked  *ebpf.Map `ebpf:"gate_tracked"`
 }
 
 func (m *gateMaps) Close() error {
@@ -143,6 +149,7 @@ func (m *gateMaps) Close() error {
 		m.GateMasks,
 		m.GateMeta,
 		m.GateNever,
+		m.GatePair,
 		m.GatePeer,
 		m.GatePrefixes,
 		m.GateRules,
@@ -150,6 +157,8 @@ func (m *gateMaps) Close() error {
 		m.GateSources,
 		m.GateState,
 		m.GateSyns,
+		m.GateTalks,
+		m.GateTracked,
 	)
 }
 

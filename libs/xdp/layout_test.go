@@ -28,6 +28,7 @@ func TestLayout(t *testing.T) {
 		"hits":        {unsafe.Sizeof(hits{}), map[string]uintptr{"last_ns": unsafe.Offsetof(hits{}.LastNs)}},
 		"rule_state":  {unsafe.Sizeof(ruleState{}), map[string]uintptr{"lock": unsafe.Offsetof(ruleState{}.Lock)}},
 		"source_line": {unsafe.Sizeof(sourceLine{}), nil},
+		"talk_line":   {unsafe.Sizeof(talkLine{}), map[string]uintptr{"tick": unsafe.Offsetof(talkLine{}.Tick), "learns_from": unsafe.Offsetof(talkLine{}.LearnsFrom)}},
 		"syn_bucket":  {unsafe.Sizeof(synBucket{}), nil},
 		"known":       {unsafe.Sizeof(known{}), map[string]uintptr{"due": unsafe.Offsetof(known{}.Due)}},
 		"prefix_key":  {unsafe.Sizeof(prefixKey{}), map[string]uintptr{"addr": unsafe.Offsetof(prefixKey{}.Addr)}},

@@ -62,7 +62,10 @@ func open(o Options) (*Gate, error) {
 	}
 	g := &Gate{dir: dir, iface: o.Iface, ifindex: dev.Index, log: o.Log, lockFile: lock}
 	if err = g.attach(o); err == nil {
-		if err = g.setMode(o); err != nil {
+		if err = g.setMode(o); err == nil {
+			err = g.join(o)
+		}
+		if err != nil {
 			_ = g.link.Close()
 			_ = g.maps.Close()
 		}
@@ -159,6 +162,12 @@ func (g *Gate) attachNew(o Options, here *meta, old *pins) (err error) {
 	g.maps = objs.gateMaps
 	if err := g.maps.GateMeta.Update(uint32(0), here, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("write the meta map: %w", err)
+	}
+	if old.maps.GatePair != nil { // its partner looks into talks that this gate will no longer tell of
+		_ = old.maps.GatePair.Update(uint32(pairSince), uint64(0), ebpf.UpdateAny) // another layout has none
+	}
+	if err := g.maps.GatePair.Update(uint32(pairSeed), rand.Uint64(), ebpf.UpdateAny); err != nil { //nolint:gosec // no secret of value
+		return fmt.Errorf("write the seed of talks: %w", err)
 	}
 	if carry {
 		if err := g.carryOver(&old.maps); err != nil {

@@ -75,6 +75,9 @@ func (r *Rule) value(slot uint32) ruleValue {
 			v.Flags |= ruleSYNRetry
 		}
 	}
+	if r.Match.OutOfState {
+		v.Flags |= ruleOutOfState
+	}
 	if r.WouldDrop && r.Action != policy.Allow {
 		v.Flags |= ruleWouldDrop
 	}
@@ -141,6 +144,7 @@ func (t *ruleTable) list() []Rule {
 			Expires: MonotonicToUnix(v.ExpiresNs), WouldDrop: v.Flags&ruleWouldDrop != 0,
 			Match: match(&t.masks[t.find(e.key.Mask)].mask, &e.key), PerSource: v.Flags&rulePerSource != 0,
 		}
+		r.Match.OutOfState = v.Flags&ruleOutOfState != 0
 		switch {
 		case r.Action != policy.RateLimit:
 		case v.Flags&ruleRateBits != 0:

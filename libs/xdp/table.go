@@ -187,6 +187,9 @@ func (t *ruleTable) settle() error {
 		return nil
 	}
 	t.dirty = false
+	if err := t.track(); err != nil {
+		return err
+	}
 	return t.g.setConfig(func(c *config) {
 		c.RulesVersion++
 		c.NextMask = uint32(t.nextMask)

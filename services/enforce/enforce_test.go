@@ -377,7 +377,7 @@ func TestInvalidAndExpiredInBucket(t *testing.T) {
 
 func TestService(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.NeverBlock = []string{"203.0.113.0/24"}; c.Management = []string{"198.51.100.200"} })
-	r.gate.counter = xdp.Counters{Seen: 100, Drop: 20, RateLimited: 10, Pass: 5, Forward: 30, Redirect: 34, NoReader: 1, Count: 3, Forgotten: 4}
+	r.gate.counter = xdp.Counters{Seen: 100, Drop: 20, RateLimited: 10, Pass: 5, Forward: 30, Redirect: 34, NoReader: 1, Count: 3, OutOfState: 7, Forgotten: 4}
 	r.startReady()
 	ctx := context.Background()
 	add := func(src string, set func(*policyv1.Rule)) (*enforcev1.AddRuleResponse, error) {
@@ -460,6 +460,11 @@ tidegate_xdp_packets_total{action="redirect",iface="test0"} 34
 # TYPE tidegate_xdp_sources_forgotten_total counter
 tidegate_xdp_sources_forgotten_total{iface="test0"} 4
 `, "tidegate_xdp_sources_forgotten_total")
+	r.metric(`
+# HELP tidegate_xdp_out_of_state_total Packets dropped as out of state; they are also in tidegate_xdp_packets_total as drop.
+# TYPE tidegate_xdp_out_of_state_total counter
+tidegate_xdp_out_of_state_total{iface="test0"} 7
+`, "tidegate_xdp_out_of_state_total")
 	each, err := add("198.18.0.9", func(p *policyv1.Rule) {
 		p.Action, p.RateBps, p.PerSource = policyv1.Action_ACTION_RATE_LIMIT, 8000, true
 	})

@@ -46,6 +46,7 @@ var (
 	entriesDesc   = prometheus.NewDesc("tidegate_enforce_list_entries", "Entries of address lists on this node: taken into the maps or refused.", []string{"action", "state"}, nil)
 	panicDesc     = prometheus.NewDesc("tidegate_enforce_panic", "1 while panic is on at this node, else 0.", nil, nil)
 	forgottenDesc = prometheus.NewDesc("tidegate_xdp_sources_forgotten_total", "Sources that another one pushed out of the full table of rules with a rate of each source, and that begin anew.", []string{"iface"}, nil)
+	unaskedDesc   = prometheus.NewDesc("tidegate_xdp_out_of_state_total", "Packets dropped as out of state; they are also in tidegate_xdp_packets_total as drop.", []string{"iface"}, nil)
 	packetsDesc   = prometheus.NewDesc("tidegate_xdp_packets_total", "Packets of the XDP program by what happened to them; count overlaps the others.", []string{"iface", "action"}, nil)
 )
 
@@ -57,6 +58,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- packetsDesc
 	ch <- bytesDesc
 	ch <- forgottenDesc
+	ch <- unaskedDesc
 	ch <- panicDesc
 	ch <- entriesDesc
 }
@@ -107,6 +109,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(packetsDesc, prometheus.CounterValue, float64(v.packets), p.name, v.action)
 			ch <- prometheus.MustNewConstMetric(bytesDesc, prometheus.CounterValue, float64(v.bytes), p.name, v.action)
 		}
+		ch <- prometheus.MustNewConstMetric(unaskedDesc, prometheus.CounterValue, float64(n.OutOfState), p.name)
 		ch <- prometheus.MustNewConstMetric(forgottenDesc, prometheus.CounterValue, float64(n.Forgotten), p.name)
 	}
 }

@@ -224,7 +224,7 @@ func (s *Service) CountMatching(ctx context.Context, r *queryv1.CountMatchingReq
 	out := &queryv1.CountMatchingResponse{
 		Flows: unsigned(total.Flows), Packets: unsigned(total.Packets), Bytes: unsigned(total.Bytes),
 		Approximate: m.TCPFlagsMask != 0 || m.LengthMin != 0 || m.LengthMax != 0 || m.TTLMin != 0 || m.TTLMax != 0 ||
-			m.Fragment != policy.AnyFragment,
+			m.Fragment != policy.AnyFragment || m.OutOfState,
 	}
 	for i := range apps {
 		out.Apps = append(out.Apps, topRow(&apps[i]))

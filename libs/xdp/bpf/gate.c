@@ -91,6 +91,8 @@ inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, 
 	if (parse(ctx, &p)) {
 		if (cfg->never_used && never_blocked(&p)) {
 			c->never++;
+			if (cfg->tracked_used)
+				remember(&p);
 			return by_mode(ctx, cfg, c, &p);
 		}
 		v = match_rules(&p, cfg->mask_set, cfg->mode);
@@ -101,11 +103,14 @@ inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, 
 			c->count++;
 		}
 		c->forgotten += p.forgotten;
+		c->out_of_state += p.unasked;
 		if (v == DROPPED)
 			return OUT_DROP;
 		if (v == RATE_LIMITED)
 			return OUT_RATE_LIMITED;
 		c->allow += v == ALLOWED;
+		if (cfg->tracked_used)
+			remember(&p);
 	}
 	return by_mode(ctx, cfg, c, &p);
 }

@@ -25,7 +25,7 @@ enum {
 	PROTO_SCTP = 132,
 };
 
-enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4 };
+enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_ACK = 16 };
 
 struct ethernet {
 	__u8 dst[6];
@@ -87,6 +87,7 @@ struct packet {
 	__u8 ports_known; /* the transport header was read */
 	__u8 observed; /* a rule or list that only counts has matched */
 	__u8 forgotten; /* its source pushed out another; see sources.h */
+	__u8 unasked; /* dropped as out of state */
 	__u16 specificity; /* of the best rule so far */
 	__u32 size; /* of the frame in bytes */
 	__u64 now; /* coarse, of the last rule that matched */

@@ -7,6 +7,7 @@
 #include "parse.h"
 #include "retry.h"
 #include "sources.h"
+#include "talks.h"
 
 inline_always int never_blocked(const struct packet *p)
 {
@@ -55,6 +56,7 @@ inline_always enum verdict apply(struct packet *p, const struct rule *r)
 	else if (r->action == ACTION_RATE_LIMIT &&
 		 (r->flags & RULE_PER_SOURCE ? source_exceeds(p, r) : exceeds(s, r, size, now)))
 		v = RATE_LIMITED;
+	p->unasked = v == DROPPED && r->flags & RULE_OUT_OF_STATE;
 	if (v == KNOWN)
 		return UNDECIDED;
 	hit(h, size, now, v == DROPPED || v == RATE_LIMITED);
@@ -135,6 +137,8 @@ checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
 			continue;
 		p->now = bpf_ktime_get_coarse_ns();
 		if (r->expires_ns && r->expires_ns <= p->now)
+			continue;
+		if (r->flags & RULE_OUT_OF_STATE && (mode != MODE_INLINE || in_state(p)))
 			continue;
 		if (r->action == ACTION_COUNT || r->flags & RULE_WOULD_DROP ||
 		    (mode == MODE_TAP && r->action != ACTION_ALLOW)) {

@@ -8,7 +8,7 @@
 
 #include "kernel.h"
 
-enum { MAX_MASKS = 32, MASK_SETS = 8, MAX_QUEUES = 256, MAX_LISTS = 1024, SYN_BUCKETS = 1 << 20, MAX_KNOWN = 65536, SOURCE_WAYS = 4 };
+enum { MAX_MASKS = 32, MASK_SETS = 8, MAX_QUEUES = 256, MAX_LISTS = 1024, SYN_BUCKETS = 1 << 20, MAX_KNOWN = 65536, SOURCE_WAYS = 4, TALK_WAYS = 7, TALK_LINES = 1 << 17 };
 
 /*
  * A bit for each IPv4 /24 and, from COVERED_V6 on, for each value that the first 32 bits of an IPv6 address hash to:
@@ -28,7 +28,7 @@ enum unread { UNREAD_BY_MODE, UNREAD_DROP, UNREAD_PASS };
 /* The numbers of libs/policy. */
 enum action { ACTION_ALLOW = 1, ACTION_DROP, ACTION_RATE_LIMIT, ACTION_COUNT };
 
-enum { RULE_WOULD_DROP = 1, RULE_RATE_BITS = 2, RULE_SYN_RETRY = 4, RULE_PER_SOURCE = 8 };
+enum { RULE_WOULD_DROP = 1, RULE_RATE_BITS = 2, RULE_SYN_RETRY = 4, RULE_PER_SOURCE = 8, RULE_OUT_OF_STATE = 16 };
 enum { NEVER_SOURCE = 1, NEVER_DESTINATION = 2 };
 enum { FRAGMENT_ANY, FRAGMENT_ONLY, FRAGMENT_WHOLE };
 
@@ -43,7 +43,8 @@ struct config {
 	__u32 flows_used;
 	__u32 next_mask; /* next mask id to give out */
 	__u32 copies_read; /* host mode: somebody reads gate_copies */
-	__u32 pad;
+	__u32 tracked_used;
+	__u64 tracked_since; /* when the newest prefix of gate_tracked came, coarse CLOCK_MONOTONIC */
 	__u64 rules_version; /* rises with every change of rules, for caches of other processes */
 };
 
@@ -142,6 +143,17 @@ struct source_line {
 	struct source of[SOURCE_WAYS];
 };
 
+/* Who has sent to whom; see talks.h. Times are in ticks of 16.8 ms. */
+struct talk_line {
+	__u32 mark[TALK_WAYS]; /* 0: free */
+	__u32 tick[TALK_WAYS];
+	__u32 learns; /* 1: the line has forgotten a talk that may go on */
+	__u32 learns_from;
+};
+
+/* Of gate_pair, which the gates of an inline pair share as they do gate_talks. */
+enum { PAIR_SEED, PAIR_SINCE /* when they were joined, ns; 0: this gate is alone */, PAIR_FIELDS };
+
 /* SYNs that were dropped and may come again: a mark of the packet, and when it came, in 16 bits each; see retry.h. */
 struct syn_bucket {
 	__u32 seen[4];
@@ -214,6 +226,7 @@ struct counters {
 	__u64 unread;
 	__u64 never;
 	__u64 metered;
+	__u64 out_of_state; /* part of drop: by a rule for such packets */
 	__u64 forgotten; /* its source pushed out another that was held to its rate */
 	__u64 copied;
 	__u64 uncopied; /* gate_copies was full */

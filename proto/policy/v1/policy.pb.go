@@ -96,6 +96,7 @@ type Match struct {
 	// The flow names this host or one below it. Packets do not say so: classify makes a rule for each such flow, and the
 	// rule itself is in no driver.
 	Host          string `protobuf:"bytes,13,opt,name=host,proto3" json:"host,omitempty"`
+	OutOfState    bool   `protobuf:"varint,14,opt,name=out_of_state,json=outOfState,proto3" json:"out_of_state,omitempty"` // see libs/policy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -219,6 +220,13 @@ func (x *Match) GetHost() string {
 		return x.Host
 	}
 	return ""
+}
+
+func (x *Match) GetOutOfState() bool {
+	if x != nil {
+		return x.OutOfState
+	}
+	return false
 }
 
 type Rule struct {
@@ -682,7 +690,7 @@ var File_policy_v1_policy_proto protoreflect.FileDescriptor
 
 const file_policy_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x16policy/v1/policy.proto\x12\x12tidegate.policy.v1\"\xa8\x03\n" +
+	"\x16policy/v1/policy.proto\x12\x12tidegate.policy.v1\"\xca\x03\n" +
 	"\x05Match\x12\x10\n" +
 	"\x03src\x18\x01 \x01(\tR\x03src\x12\x10\n" +
 	"\x03dst\x18\x02 \x01(\tR\x03dst\x12\x1f\n" +
@@ -699,7 +707,9 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	" \x01(\rR\x06ttlMin\x12\x17\n" +
 	"\attl_max\x18\v \x01(\rR\x06ttlMax\x12\x1f\n" +
 	"\bfragment\x18\f \x01(\bH\x03R\bfragment\x88\x01\x01\x12\x12\n" +
-	"\x04host\x18\r \x01(\tR\x04hostB\v\n" +
+	"\x04host\x18\r \x01(\tR\x04host\x12 \n" +
+	"\fout_of_state\x18\x0e \x01(\bR\n" +
+	"outOfStateB\v\n" +
 	"\t_protocolB\v\n" +
 	"\t_src_portB\v\n" +
 	"\t_dst_portB\v\n" +

@@ -263,10 +263,10 @@ func TestActions(t *testing.T) {
 	port, whole := uint16(53), false
 	form := url.Values{
 		"action": {"rate-limit"}, "rate": {"1000"}, "rate_unit": {"bps"}, "per_source": {"true"}, "src": {" 203.0.113.0/24 "}, "dst": {"198.51.100.7"}, "proto": {"udp"},
-		"sport": {"53"}, "dport": {""}, "tcp_flags": {""}, "length": {"60-100"}, "ttl": {"64"}, "fragment": {"false"}, "priority": {"-3"}, "comment": {"c"}, "for": {"10m"},
+		"sport": {"53"}, "dport": {""}, "tcp_flags": {""}, "length": {"60-100"}, "ttl": {"64"}, "fragment": {"false"}, "out_of_state": {"true"}, "priority": {"-3"}, "comment": {"c"}, "for": {"10m"},
 	}
 	want := api.RuleInput{Action: "rate-limit", RateBPS: 1000, PerSource: true, Priority: -3, Comment: "c", For: "10m", Match: api.Match{
-		Src: "203.0.113.0/24", Dst: "198.51.100.7", Proto: "udp", SrcPort: &port, Length: "60-100", TTL: "64", Fragment: &whole}}
+		Src: "203.0.113.0/24", Dst: "198.51.100.7", Proto: "udp", SrcPort: &port, Length: "60-100", TTL: "64", Fragment: &whole, OutOfState: true}}
 	r := newRig(t)
 	contains(t, r.ask(caller.Operator, "/ui/rules/preview", form), 200, "Would be accepted", "12 flows, 34.6 k packets, 8.90 MB", "dns 7", "were not looked at")
 	w := r.ask(caller.Operator, "/ui/rules", form)

@@ -113,7 +113,7 @@ func readRule(w http.ResponseWriter, r *http.Request) (api.RuleInput, error) {
 		Action: f.text("action"),
 		Match: api.Match{
 			Src: f.text("src"), Dst: f.text("dst"), Proto: f.text("proto"), SrcPort: f.port("sport"), DstPort: f.port("dport"),
-			TCPFlags: f.text("tcp_flags"), Length: f.text("length"), TTL: f.text("ttl"), Fragment: f.choice("fragment"),
+			TCPFlags: f.text("tcp_flags"), Length: f.text("length"), TTL: f.text("ttl"), Fragment: f.choice("fragment"), OutOfState: f.text("out_of_state") == "true",
 		},
 		Priority: int32(f.number("priority", math.MinInt32, math.MaxInt32)), Comment: f.text("comment"), For: f.text("for"),
 	}
