@@ -31,6 +31,8 @@ type Bus interface {
 	Rules(ctx context.Context) (map[string]bus.RuleEntry, error)
 	ConsumeEventsEphemeral(ctx context.Context, subjects []string, h func(bus.EventMsg)) error
 	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
+	StoreUsual(ctx context.Context, d *eventv1.UsualDay) error
+	LoadUsual(ctx context.Context, q *eventv1.UsualQuery) (*eventv1.UsualDay, error)
 }
 
 // Config of the service.
@@ -38,6 +40,8 @@ type Config struct {
 	Engine      EngineConfig `embed:""`
 	Advertise   string       `name:"advertise" help:"Address at which other services reach this one, told in heartbeats."`
 	MaxInFlight int          `name:"max-in-flight" default:"64" help:"Batches of one stream that may wait for NATS at once; then the stream waits."`
+
+	usualEvery time.Duration // how often what is usual is stored; 0: usualEvery
 }
 
 // DefaultConfig is what the flags default to.
@@ -96,6 +100,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if cfg.Engine.Now == nil {
 		cfg.Engine.Now = func() int64 { return time.Now().UnixNano() }
 	}
+	if cfg.usualEvery == 0 {
+		cfg.usualEvery = usualEvery
+	}
 	e, err := NewEngine(cfg.Engine)
 	if err != nil {
 		return nil, err
@@ -146,7 +153,11 @@ func (s *Service) Run(ctx context.Context) error {
 	s.trouble(nil)
 	s.ready.Store(true)
 	var wg sync.WaitGroup
-	wg.Add(2)
+	wg.Add(3)
+	go func() {
+		defer wg.Done()
+		s.keepUsual(ctx)
+	}()
 	go func() {
 		defer wg.Done()
 		err := s.bus.ConsumeEventsEphemeral(ctx, []string{bus.AllEnforcements}, func(m bus.EventMsg) {

@@ -365,7 +365,8 @@ type Group struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Prefixes      []string               `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"`                                                                                 // empty: every address
-	Thresholds    map[string]float64     `protobuf:"bytes,3,rep,name=thresholds,proto3" json:"thresholds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"` // the names that evidence uses
+	Thresholds    map[string]float64     `protobuf:"bytes,3,rep,name=thresholds,proto3" json:"thresholds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"` // as configured, by the names that evidence uses
+	Learned       []*LearnedHost         `protobuf:"bytes,4,rep,name=learned,proto3" json:"learned,omitempty"`                                                                                   // hosts that may get more, because it is usual for them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -421,6 +422,66 @@ func (x *Group) GetThresholds() map[string]float64 {
 	return nil
 }
 
+func (x *Group) GetLearned() []*LearnedHost {
+	if x != nil {
+		return x.Learned
+	}
+	return nil
+}
+
+// LearnedHost is a host of a group with thresholds above the group's.
+type LearnedHost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Thresholds    map[string]float64     `protobuf:"bytes,2,rep,name=thresholds,proto3" json:"thresholds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"` // in force; those that are the group's are left out
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LearnedHost) Reset() {
+	*x = LearnedHost{}
+	mi := &file_classify_v1_classify_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LearnedHost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LearnedHost) ProtoMessage() {}
+
+func (x *LearnedHost) ProtoReflect() protoreflect.Message {
+	mi := &file_classify_v1_classify_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LearnedHost.ProtoReflect.Descriptor instead.
+func (*LearnedHost) Descriptor() ([]byte, []int) {
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LearnedHost) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *LearnedHost) GetThresholds() map[string]float64 {
+	if x != nil {
+		return x.Thresholds
+	}
+	return nil
+}
+
 var File_classify_v1_classify_proto protoreflect.FileDescriptor
 
 const file_classify_v1_classify_proto_rawDesc = "" +
@@ -443,12 +504,21 @@ const file_classify_v1_classify_proto_rawDesc = "" +
 	"\x11ListGroupsRequest\"p\n" +
 	"\x12ListGroupsResponse\x123\n" +
 	"\x06groups\x18\x01 \x03(\v2\x1b.tidegate.classify.v1.GroupR\x06groups\x12%\n" +
-	"\x0econfig_version\x18\x02 \x01(\tR\rconfigVersion\"\xc3\x01\n" +
+	"\x0econfig_version\x18\x02 \x01(\tR\rconfigVersion\"\x80\x02\n" +
 	"\x05Group\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprefixes\x18\x02 \x03(\tR\bprefixes\x12K\n" +
 	"\n" +
 	"thresholds\x18\x03 \x03(\v2+.tidegate.classify.v1.Group.ThresholdsEntryR\n" +
+	"thresholds\x12;\n" +
+	"\alearned\x18\x04 \x03(\v2!.tidegate.classify.v1.LearnedHostR\alearned\x1a=\n" +
+	"\x0fThresholdsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xb3\x01\n" +
+	"\vLearnedHost\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12Q\n" +
+	"\n" +
+	"thresholds\x18\x02 \x03(\v21.tidegate.classify.v1.LearnedHost.ThresholdsEntryR\n" +
 	"thresholds\x1a=\n" +
 	"\x0fThresholdsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -471,7 +541,7 @@ func file_classify_v1_classify_proto_rawDescGZIP() []byte {
 	return file_classify_v1_classify_proto_rawDescData
 }
 
-var file_classify_v1_classify_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_classify_v1_classify_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_classify_v1_classify_proto_goTypes = []any{
 	(*StreamRequest)(nil),      // 0: tidegate.classify.v1.StreamRequest
 	(*StreamResponse)(nil),     // 1: tidegate.classify.v1.StreamResponse
@@ -480,28 +550,32 @@ var file_classify_v1_classify_proto_goTypes = []any{
 	(*ListGroupsRequest)(nil),  // 4: tidegate.classify.v1.ListGroupsRequest
 	(*ListGroupsResponse)(nil), // 5: tidegate.classify.v1.ListGroupsResponse
 	(*Group)(nil),              // 6: tidegate.classify.v1.Group
-	nil,                        // 7: tidegate.classify.v1.Group.ThresholdsEntry
-	(*v1.FlowBatch)(nil),       // 8: tidegate.flow.v1.FlowBatch
-	(*v1.Window)(nil),          // 9: tidegate.flow.v1.Window
-	(*v11.ServiceStatus)(nil),  // 10: tidegate.status.v1.ServiceStatus
+	(*LearnedHost)(nil),        // 7: tidegate.classify.v1.LearnedHost
+	nil,                        // 8: tidegate.classify.v1.Group.ThresholdsEntry
+	nil,                        // 9: tidegate.classify.v1.LearnedHost.ThresholdsEntry
+	(*v1.FlowBatch)(nil),       // 10: tidegate.flow.v1.FlowBatch
+	(*v1.Window)(nil),          // 11: tidegate.flow.v1.Window
+	(*v11.ServiceStatus)(nil),  // 12: tidegate.status.v1.ServiceStatus
 }
 var file_classify_v1_classify_proto_depIdxs = []int32{
-	8,  // 0: tidegate.classify.v1.StreamRequest.batch:type_name -> tidegate.flow.v1.FlowBatch
-	9,  // 1: tidegate.classify.v1.StreamRequest.window:type_name -> tidegate.flow.v1.Window
-	10, // 2: tidegate.classify.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	10, // 0: tidegate.classify.v1.StreamRequest.batch:type_name -> tidegate.flow.v1.FlowBatch
+	11, // 1: tidegate.classify.v1.StreamRequest.window:type_name -> tidegate.flow.v1.Window
+	12, // 2: tidegate.classify.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
 	6,  // 3: tidegate.classify.v1.ListGroupsResponse.groups:type_name -> tidegate.classify.v1.Group
-	7,  // 4: tidegate.classify.v1.Group.thresholds:type_name -> tidegate.classify.v1.Group.ThresholdsEntry
-	0,  // 5: tidegate.classify.v1.ClassifyService.Stream:input_type -> tidegate.classify.v1.StreamRequest
-	2,  // 6: tidegate.classify.v1.ClassifyService.Status:input_type -> tidegate.classify.v1.StatusRequest
-	4,  // 7: tidegate.classify.v1.ClassifyService.ListGroups:input_type -> tidegate.classify.v1.ListGroupsRequest
-	1,  // 8: tidegate.classify.v1.ClassifyService.Stream:output_type -> tidegate.classify.v1.StreamResponse
-	3,  // 9: tidegate.classify.v1.ClassifyService.Status:output_type -> tidegate.classify.v1.StatusResponse
-	5,  // 10: tidegate.classify.v1.ClassifyService.ListGroups:output_type -> tidegate.classify.v1.ListGroupsResponse
-	8,  // [8:11] is the sub-list for method output_type
-	5,  // [5:8] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	8,  // 4: tidegate.classify.v1.Group.thresholds:type_name -> tidegate.classify.v1.Group.ThresholdsEntry
+	7,  // 5: tidegate.classify.v1.Group.learned:type_name -> tidegate.classify.v1.LearnedHost
+	9,  // 6: tidegate.classify.v1.LearnedHost.thresholds:type_name -> tidegate.classify.v1.LearnedHost.ThresholdsEntry
+	0,  // 7: tidegate.classify.v1.ClassifyService.Stream:input_type -> tidegate.classify.v1.StreamRequest
+	2,  // 8: tidegate.classify.v1.ClassifyService.Status:input_type -> tidegate.classify.v1.StatusRequest
+	4,  // 9: tidegate.classify.v1.ClassifyService.ListGroups:input_type -> tidegate.classify.v1.ListGroupsRequest
+	1,  // 10: tidegate.classify.v1.ClassifyService.Stream:output_type -> tidegate.classify.v1.StreamResponse
+	3,  // 11: tidegate.classify.v1.ClassifyService.Status:output_type -> tidegate.classify.v1.StatusResponse
+	5,  // 12: tidegate.classify.v1.ClassifyService.ListGroups:output_type -> tidegate.classify.v1.ListGroupsResponse
+	10, // [10:13] is the sub-list for method output_type
+	7,  // [7:10] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_classify_v1_classify_proto_init() }
@@ -519,7 +593,7 @@ func file_classify_v1_classify_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_classify_v1_classify_proto_rawDesc), len(file_classify_v1_classify_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
