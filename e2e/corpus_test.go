@@ -32,7 +32,9 @@ type replayed struct {
 	App         string            `json:"app"`
 	Host        string            `json:"host"`
 	Type        string            `json:"type"`
+	VLAN        uint16            `json:"vlan"`
 	Packets     uint64            `json:"packets"`
+	Bytes       uint64            `json:"bytes"`
 	Undecodable map[string]uint64 `json:"undecodable"`
 	Flows       uint64            `json:"flows"`
 	Difference  int64             `json:"difference"`

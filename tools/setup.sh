@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 declare -A need=(
   [/usr/bin/python3]=python3 [clang-14]=clang-14 [llvm-strip-14]=llvm-14 [/usr/include/bpf/bpf_helpers.h]=libbpf-dev
   [/usr/include/linux/bpf.h]=linux-libc-dev [/usr/lib/postgresql/15/bin/postgres]=postgresql-15
-  [ip]=iproute2 [ping]=iputils-ping [tcpdump]=tcpdump [chromium]=chromium
+  [ip]=iproute2 [ping]=iputils-ping [tcpdump]=tcpdump [tshark]=tshark [chromium]=chromium
   [/usr/sbin/mariadbd]=mariadb-server [/usr/lib/galera/libgalera_smm.so]=galera-4 [rsync]=rsync
   [zsh]=zsh [fish]=fish [systemd-analyze]=systemd [promtool]=prometheus
   [/usr/sbin/dockerd]=docker.io [debootstrap]=debootstrap [qemu-aarch64-static]=qemu-user-static

@@ -201,6 +201,7 @@ type RuleSpec struct {
 	MatchText string `json:"match_text" doc:"the match in one line"`
 	RatePPS   uint64 `json:"rate_pps,omitempty"`
 	RateBPS   uint64 `json:"rate_bps,omitempty" doc:"bits a second"`
+	PerSource bool   `json:"per_source,omitempty" doc:"the rate is of each source (IPv6: each /64)"`
 	SYNRetry  bool   `json:"syn_retry,omitempty" doc:"the rate is of each source, and a source's SYNs are dropped until it sends one again"`
 	Priority  int32  `json:"priority"`
 	Origin    string `json:"origin" enum:"user,detector"`
@@ -237,13 +238,14 @@ type RuleNode struct {
 
 // RuleInput is a rule as a user asks for it.
 type RuleInput struct {
-	Action   string `json:"action" enum:"allow,drop,rate-limit,count"`
-	Match    Match  `json:"match"`
-	RatePPS  uint64 `json:"rate_pps,omitempty" doc:"packets a second, for rate-limit"`
-	RateBPS  uint64 `json:"rate_bps,omitempty" doc:"bits a second, for rate-limit"`
-	Priority int32  `json:"priority,omitempty" doc:"higher wins among equally specific rules" minimum:"-2147483648" maximum:"2147483647"`
-	Comment  string `json:"comment,omitempty" maxLength:"512"`
-	For      string `json:"for,omitempty" doc:"how long, as 10m or 1h30m; 0 = until revoked; default 1h" example:"10m" maxLength:"32"`
+	Action    string `json:"action" enum:"allow,drop,rate-limit,count"`
+	Match     Match  `json:"match"`
+	RatePPS   uint64 `json:"rate_pps,omitempty" doc:"packets a second, for rate-limit"`
+	RateBPS   uint64 `json:"rate_bps,omitempty" doc:"bits a second, for rate-limit"`
+	PerSource bool   `json:"per_source,omitempty" doc:"rate-limit: the rate is of each source (IPv6: each /64) and not of all together"`
+	Priority  int32  `json:"priority,omitempty" doc:"higher wins among equally specific rules" minimum:"-2147483648" maximum:"2147483647"`
+	Comment   string `json:"comment,omitempty" maxLength:"512"`
+	For       string `json:"for,omitempty" doc:"how long, as 10m or 1h30m; 0 = until revoked; default 1h" example:"10m" maxLength:"32"`
 }
 
 // CaptureInput is a capture of live frames as a user asks for it. What is left out has the sensor's default.

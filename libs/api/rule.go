@@ -20,7 +20,7 @@ const MaxFor = 10 * 365 * 24 * time.Hour
 // Rule reads the input as a rule that begins now, without an id: enforce derives it from what the rule does. The
 // error is a Problem with status 422 that names every field that is wrong, as a location of the body.
 func (in *RuleInput) Rule(now time.Time) (policy.Rule, error) {
-	r := policy.Rule{Origin: policy.OriginUser, Comment: in.Comment, Priority: in.Priority, RatePPS: in.RatePPS, RateBPS: in.RateBPS, Created: now}
+	r := policy.Rule{Origin: policy.OriginUser, Comment: in.Comment, Priority: in.Priority, RatePPS: in.RatePPS, RateBPS: in.RateBPS, PerSource: in.PerSource, Created: now}
 	var wrong []ProblemDetail
 	check := func(location string, value any, err error) {
 		if err != nil {
@@ -138,7 +138,7 @@ func NewMatch(p *policy.Match) Match {
 func NewRuleSpec(r *policy.Rule) RuleSpec {
 	s := RuleSpec{
 		ID: r.ID, Action: r.Action.String(), Match: NewMatch(&r.Match), MatchText: r.Match.String(), RatePPS: r.RatePPS, RateBPS: r.RateBPS,
-		SYNRetry: r.SYNRetry, Priority: r.Priority, Origin: r.Origin, AttackID: r.AttackID, VerdictID: r.VerdictID, Comment: r.Comment,
+		PerSource: r.PerSource, SYNRetry: r.SYNRetry, Priority: r.Priority, Origin: r.Origin, AttackID: r.AttackID, VerdictID: r.VerdictID, Comment: r.Comment,
 	}
 	if !r.Created.IsZero() {
 		s.CreatedNs = Nanos(r.Created.UnixNano())

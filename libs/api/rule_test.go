@@ -13,7 +13,7 @@ import (
 func TestRuleInput(t *testing.T) {
 	now := time.Unix(1000, 0).UTC()
 	port := uint16(53)
-	in := RuleInput{Action: "rate-limit", RatePPS: 10, For: "10m", Match: Match{
+	in := RuleInput{Action: "rate-limit", RatePPS: 10, PerSource: true, For: "10m", Match: Match{
 		Src: "192.0.2.7", Proto: "UDP", SrcPort: &port, Length: "60-100", TTL: "64",
 	}}
 	r, err := in.Rule(now)
@@ -22,7 +22,7 @@ func TestRuleInput(t *testing.T) {
 	}
 	want := policy.Match{Src: netip.MustParsePrefix("192.0.2.7/32"), Protocol: 17, HasProtocol: true, SrcPort: 53, HasSrcPort: true,
 		LengthMin: 60, LengthMax: 100, TTLMin: 64, TTLMax: 64}
-	if r.Match != want || !r.Expires.Equal(now.Add(10*time.Minute)) || r.Action != policy.RateLimit || r.ID != "" {
+	if r.Match != want || !r.Expires.Equal(now.Add(10*time.Minute)) || r.Action != policy.RateLimit || !r.PerSource || r.ID != "" {
 		t.Errorf("read as %+v", r)
 	}
 	forever := RuleInput{Action: "drop", For: "0"}

@@ -18,6 +18,7 @@ const (
 	LinkPPI        = 192
 	LinkIPv4       = 228
 	LinkIPv6       = 229
+	LinkNFLOG      = 239
 	LinkCooked2    = 276
 )
 
@@ -96,6 +97,8 @@ func (p *Packet) DecodeLink(linkType int, frame []byte) Reason {
 			return p.wlan(frame, size)
 		}
 		return UnsupportedLinkType
+	case LinkNFLOG:
+		return p.nflog(frame)
 	case LinkCooked2:
 		if len(frame) < 20 {
 			return TruncatedLink
@@ -103,4 +106,35 @@ func (p *Packet) DecodeLink(linkType int, frame []byte) Reason {
 		return p.network(frame, binary.BigEndian.Uint16(frame), 20)
 	}
 	return UnsupportedLinkType
+}
+
+// maxNFLOG bounds the attributes of a record; the kernel writes about twenty kinds.
+const maxNFLOG = 64
+
+// nflog finds the packet among the attributes of a Linux netfilter log record (tcpdump.org/linktypes/LINKTYPE_NFLOG.html):
+// family, version, resource, then attributes of length and type in the order of the machine that captured, little-endian
+// here, padded to four bytes.
+func (p *Packet) nflog(frame []byte) Reason {
+	const payload = 9
+	off := 4
+	for range maxNFLOG {
+		if len(frame) < off+4 {
+			break
+		}
+		size := int(binary.LittleEndian.Uint16(frame[off:]))
+		if size < 4 || len(frame) < off+size {
+			break
+		}
+		if binary.LittleEndian.Uint16(frame[off+2:])&0x7FFF == payload {
+			switch frame[0] {
+			case 2:
+				return p.network(frame[:off+size], EtherTypeIPv4, off+4)
+			case 10:
+				return p.network(frame[:off+size], EtherTypeIPv6, off+4)
+			}
+			return NotIP
+		}
+		off += (size + 3) &^ 3
+	}
+	return TruncatedLink
 }

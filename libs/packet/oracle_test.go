@@ -48,8 +48,6 @@ func oracle(link int, frame []byte) (s seen, ok bool) {
 	found := false
 	for i, l := range all {
 		switch l := l.(type) {
-		case *layers.MPLS, *layers.PPPoE, *layers.LLC:
-			return s, false // not followed here: the XDP program passes them as other protocols too
 		case *layers.Dot1Q:
 			if !found && s.vlan == 0 {
 				s.vlan = l.VLANIdentifier

@@ -1,5 +1,5 @@
-// Package packet decodes frames in place: Ethernet with up to two VLAN tags, PPPoE, MPLS, ARP, IPv4 with options,
-// IPv6 with extension headers, TCP, UDP, SCTP, ICMP and ICMPv6. A Packet is reused from frame to frame and keeps
+// Package packet decodes frames in place: Ethernet II and IEEE 802.3 with SNAP, up to two VLAN tags, a VN-Tag, PPPoE,
+// MPLS, ARP, IPv4 with options, IPv6 with extension headers, TCP, UDP, SCTP, ICMP and ICMPv6. A Packet is reused from frame to frame and keeps
 // offsets, never pointers, so a decode neither allocates nor holds on to the frame.
 package packet
 
@@ -21,6 +21,9 @@ const (
 	etherTypePPPoE   = 0x8864 // its session stage
 	etherTypeMPLS    = 0x8847
 	etherTypeMPLSUp  = 0x8848 // with labels that the upstream router assigned (RFC 5332)
+	etherTypeVNTag   = 0x8926 // between a switch and its port extender
+	// etherTypeMin is the lowest EtherType; below are lengths of IEEE 802.3 frames.
+	etherTypeMin = 0x0600
 )
 
 // IANA protocol numbers.
@@ -63,7 +66,7 @@ type Packet struct {
 	Src, Dst         [16]byte // IPv4 is mapped (RFC 4291 2.5.5.2); for ARP sender and target protocol address
 	SrcPort, DstPort uint16   // TCP, UDP and SCTP; 0 otherwise and for later fragments
 	VLAN             uint16   // outermost VLAN id, 0 = untagged
-	EtherType        uint16   // innermost; below 0x0600 it is an IEEE 802.3 length
+	EtherType        uint16   // innermost; below 0x0600 it is the length of an IEEE 802.3 frame without SNAP
 	IPLen            uint16   // bytes of the IP packet: IPv4 total length, IPv6 40 + payload length
 	Proto            uint8    // IANA protocol after extension headers; flow.ProtocolARP for ARP
 	TTL              uint8    // or hop limit
@@ -101,7 +104,8 @@ func (p *Packet) Decode(frame []byte) Reason {
 
 // network follows VLAN tags from off, where the header that etherType names begins.
 func (p *Packet) network(frame []byte, etherType uint16, off int) Reason {
-	for tags := 0; ; tags++ {
+	tags, extended := 0, false
+	for {
 		p.EtherType = etherType
 		p.L3 = off
 		switch etherType {
@@ -123,6 +127,7 @@ func (p *Packet) network(frame []byte, etherType uint16, off int) Reason {
 			}
 			etherType = binary.BigEndian.Uint16(frame[off+2:])
 			off += 4
+			tags++
 		case etherTypePPPoE: // RFC 2516 4: version and type 1, code 0, session, length; then PPP
 			if len(frame) < off+8 {
 				return TruncatedLink
@@ -133,10 +138,36 @@ func (p *Packet) network(frame []byte, etherType uint16, off int) Reason {
 			return p.ppp(frame, off+6)
 		case etherTypeMPLS, etherTypeMPLSUp:
 			return p.mpls(frame, off)
+		case etherTypeVNTag:
+			if extended {
+				return NotIP
+			}
+			if len(frame) < off+6 {
+				return TruncatedLink
+			}
+			etherType = binary.BigEndian.Uint16(frame[off+4:])
+			off += 6
+			extended = true
 		default:
+			if etherType < etherTypeMin {
+				return p.snap(frame, off)
+			}
 			return NotIP
 		}
 	}
+}
+
+// snap reads what an IEEE 802.3 frame carries below LLC and SNAP with EtherTypes (RFC 1042). Other LLC is a plain NotIP.
+func (p *Packet) snap(frame []byte, off int) Reason {
+	b := frame[off:]
+	if len(b) < 8 || b[0] != 0xAA || b[1] != 0xAA || b[2] != 3 || b[3]|b[4]|b[5] != 0 {
+		return NotIP
+	}
+	switch etherType := binary.BigEndian.Uint16(b[6:]); etherType {
+	case EtherTypeIPv4, EtherTypeIPv6, EtherTypeARP:
+		return p.network(frame, etherType, off+8)
+	}
+	return NotIP
 }
 
 // ppp reads a PPP protocol number (RFC 1661 2) at off, which is inside the frame with two bytes.

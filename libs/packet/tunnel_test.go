@@ -33,6 +33,8 @@ func tunnels() map[string][]byte {
 		"gre":            inside(47, join([]byte{0, 0, 0x86, 0xDD}, ip6)),
 		"gre with key":   inside(47, join([]byte{0x30, 0, 0x08, 0, 0, 0, 0, 1, 0, 0, 0, 2}, ip4)),
 		"gre ethernet":   inside(47, join([]byte{0, 0, 0x65, 0x58}, inner4)),
+		"gre aruba":      inside(47, join([]byte{0, 0, 0x83, 0x10}, qos, llc, ip4)),
+		"first fragment": append(with(v4, func(h *Header) { h.MoreFragments = true }).AppendIP(nil, 4, len(ip4)), ip4...),
 		"vxlan":          v4.AppendUDP(nil, 40000, portVXLAN, join([]byte{8, 0, 0, 0, 0, 0, 5, 0}, inner4)),
 		"erspan I":       inside(47, join([]byte{0, 0, 0x88, 0xBE}, inner4)),
 		"erspan II":      inside(47, join([]byte{0x10, 0, 0x88, 0xBE, 0, 0, 0, 1, 0x10, 7, 0, 5, 0, 0, 0, 0}, inner4)),
@@ -86,16 +88,17 @@ func TestInner(t *testing.T) {
 func TestNothingInside(t *testing.T) {
 	all := frames()
 	for name, frame := range map[string][]byte{
-		"tcp":              all["tcp4 data"],
-		"udp":              all["udp4"],
-		"arp":              all["arp"],
-		"fragment":         append(with(v4, func(h *Header) { h.MoreFragments = true }).AppendIP(nil, 4, 28), v4.AppendUDP(nil, 1, 2, nil)[14:]...),
-		"gre of routing":   append(v4.AppendIP(nil, 47, 8), 0x40, 0, 8, 0, 0, 0, 0, 0),
-		"vxlan no flag":    v4.AppendUDP(nil, 1, portVXLAN, make([]byte, 60)),
-		"gtp echo":         v4.AppendUDP(nil, 1, portGTPU, []byte{0x30, 1, 0, 0, 0, 0, 0, 0, 0x45}),
-		"gtp loop":         v4.AppendUDP(nil, 1, portGTPU, []byte{0x34, 0xFF, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x85, 0, 0, 0, 0x85}),
-		"capwap dtls":      v4.AppendUDP(nil, 1, portCapwapData, append([]byte{1}, make([]byte, 60)...)),
-		"capwap protected": v4.AppendUDP(nil, 1, portCapwapData, append([]byte{0, 16, 3, 0, 0, 0, 0, 0, 0x08, 0x41}, make([]byte, 60)...)),
+		"tcp":               all["tcp4 data"],
+		"udp":               all["udp4"],
+		"arp":               all["arp"],
+		"later fragment":    append(with(v4, func(h *Header) { h.FragmentOffset = 3 }).AppendIP(nil, 4, 28), v4.AppendUDP(nil, 1, 2, nil)[14:]...),
+		"cut in a fragment": append(with(v4, func(h *Header) { h.MoreFragments = true }).AppendIP(nil, 4, 24), v4.AppendUDP(nil, 1, 2, nil)[14:38]...),
+		"gre of routing":    append(v4.AppendIP(nil, 47, 8), 0x40, 0, 8, 0, 0, 0, 0, 0),
+		"vxlan no flag":     v4.AppendUDP(nil, 1, portVXLAN, make([]byte, 60)),
+		"gtp echo":          v4.AppendUDP(nil, 1, portGTPU, []byte{0x30, 1, 0, 0, 0, 0, 0, 0, 0x45}),
+		"gtp loop":          v4.AppendUDP(nil, 1, portGTPU, []byte{0x34, 0xFF, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x85, 0, 0, 0, 0x85}),
+		"capwap dtls":       v4.AppendUDP(nil, 1, portCapwapData, append([]byte{1}, make([]byte, 60)...)),
+		"capwap protected":  v4.AppendUDP(nil, 1, portCapwapData, append([]byte{0, 16, 3, 0, 0, 0, 0, 0, 0x08, 0x41}, make([]byte, 60)...)),
 	} {
 		var p, in Packet
 		p.Decode(frame)

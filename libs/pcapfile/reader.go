@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 )
 
@@ -217,7 +218,7 @@ func (r *Reader) data(buf []byte, size uint32) ([]byte, error) {
 }
 
 // wire bounds the wire length that a file claims to what fits an int everywhere.
-func wire(n uint32) int { return int(min(n, 1<<30)) }
+func wire(n uint32) int { return int(min(n, math.MaxInt32)) }
 
 // early turns an io.EOF inside a structure into io.ErrUnexpectedEOF.
 func early(err error) error {

@@ -15,7 +15,7 @@ func prefixes() cmp.Option {
 
 func fullRule() Rule {
 	return Rule{
-		ID: "r1", Action: RateLimit, RatePPS: 500, Priority: -3, Origin: OriginDetector, AttackID: "a", VerdictID: "v", Comment: "why",
+		ID: "r1", Action: RateLimit, RatePPS: 500, PerSource: true, Priority: -3, Origin: OriginDetector, AttackID: "a", VerdictID: "v", Comment: "why",
 		Created: time.Unix(100, 5).UTC(), Expires: time.Unix(200, 0).UTC(), Lease: 15 * time.Second, AttackFirstNs: 99, Traceparent: "00-x",
 		Match: Match{
 			Src: netip.MustParsePrefix("192.0.2.0/24"), Dst: netip.MustParsePrefix("198.51.100.1/32"), Protocol: 6, HasProtocol: true,
@@ -57,6 +57,8 @@ func TestUnmarshalRefuses(t *testing.T) {
 		"bad prefix":    `{"id":"r","action":"ACTION_DROP","match":{"src":"1.2.3"}}`,
 		"port range":    `{"id":"r","action":"ACTION_DROP","match":{"protocol":6,"dstPort":70000}}`,
 		"protocol":      `{"id":"r","action":"ACTION_DROP","match":{"protocol":300}}`,
+		"drop each":     `{"id":"r","action":"ACTION_DROP","perSource":true}`,
+		"twice each":    `{"id":"r","action":"ACTION_RATE_LIMIT","ratePps":"1","perSource":true,"synRetry":true,"match":{"protocol":6,"tcpFlags":2,"tcpFlagsMask":23}}`,
 		"two rates":     `{"id":"r","action":"ACTION_RATE_LIMIT","ratePps":"1","rateBps":"1"}`,
 		"no rate":       `{"id":"r","action":"ACTION_RATE_LIMIT"}`,
 		"rate of drop":  `{"id":"r","action":"ACTION_DROP","ratePps":"1"}`,

@@ -40,7 +40,7 @@ func ToProto(r *Rule) *policyv1.Rule {
 		m.Fragment = &v
 	}
 	return &policyv1.Rule{
-		Id: r.ID, Action: policyv1.Action(r.Action), Match: m, RatePps: r.RatePPS, RateBps: r.RateBPS, SynRetry: r.SYNRetry,
+		Id: r.ID, Action: policyv1.Action(r.Action), Match: m, RatePps: r.RatePPS, RateBps: r.RateBPS, PerSource: r.PerSource, SynRetry: r.SYNRetry,
 		Priority: r.Priority, Origin: r.Origin, AttackId: r.AttackID, VerdictId: r.VerdictID, Comment: r.Comment,
 		CreatedNs: unixNs(r.Created), ExpiresNs: unixNs(r.Expires), LeaseNs: int64(r.Lease),
 		AttackFirstNs: r.AttackFirstNs, Traceparent: r.Traceparent,
@@ -50,7 +50,7 @@ func ToProto(r *Rule) *policyv1.Rule {
 // FromProto converts a rule from the wire and validates it.
 func FromProto(p *policyv1.Rule) (Rule, error) {
 	r := Rule{
-		ID: p.GetId(), Action: Action(p.GetAction()), RatePPS: p.GetRatePps(), RateBPS: p.GetRateBps(), SYNRetry: p.GetSynRetry(), //nolint:gosec // validated below
+		ID: p.GetId(), Action: Action(p.GetAction()), RatePPS: p.GetRatePps(), RateBPS: p.GetRateBps(), PerSource: p.GetPerSource(), SYNRetry: p.GetSynRetry(), //nolint:gosec // validated below
 		Priority: p.GetPriority(), Origin: p.GetOrigin(), AttackID: p.GetAttackId(), VerdictID: p.GetVerdictId(),
 		Comment: p.GetComment(), Created: timeOf(p.GetCreatedNs()), Expires: timeOf(p.GetExpiresNs()),
 		Lease: time.Duration(p.GetLeaseNs()), AttackFirstNs: p.GetAttackFirstNs(), Traceparent: p.GetTraceparent(),

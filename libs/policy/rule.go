@@ -204,6 +204,8 @@ type Rule struct {
 	Match   Match
 	RatePPS uint64 // for RateLimit exactly one of the two, packets or bits per second
 	RateBPS uint64
+	// PerSource makes the rate that of each source, in IPv6 of each /64, and not of all together.
+	PerSource bool
 	// SYNRetry makes RatePPS the rate of each source, and drops the SYNs of a source until one of them comes again, as a
 	// host's does that got no answer. It needs RateLimit and a match of OnlySYN.
 	SYNRetry      bool
@@ -238,6 +240,9 @@ func (r *Rule) Validate() error {
 	}
 	if r.SYNRetry && (r.RatePPS == 0 || !r.Match.OnlySYN()) {
 		return fmt.Errorf("rule %s: waiting for retries needs a rate in packets per second and a match of TCP SYNs only", r.ID)
+	}
+	if r.PerSource && (r.Action != RateLimit || r.SYNRetry) {
+		return fmt.Errorf("rule %s: per-source needs rate-limit, and none that waits for retries, which limits each source already", r.ID)
 	}
 	if err := r.Match.Validate(); err != nil {
 		return fmt.Errorf("rule %s: %w", r.ID, err)

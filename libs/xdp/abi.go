@@ -6,7 +6,7 @@ import (
 )
 
 // gateABI changes with the layout or the meaning of any map in bpf/state.h.
-const gateABI = 4
+const gateABI = 5
 
 // The bounds of bpf/state.h.
 const (
@@ -17,12 +17,15 @@ const (
 
 	coveredV6    = 1 << 24
 	coveredLines = 1 << 16
+
+	sourceWays = 4
 )
 
 const (
 	ruleWouldDrop = 1 << iota
 	ruleRateBits
 	ruleSYNRetry
+	rulePerSource
 )
 
 const (
@@ -120,6 +123,10 @@ type synBucket struct {
 	Seen [4]uint32
 }
 
+type sourceLine struct {
+	Of [sourceWays]struct{ Mark, Due uint64 }
+}
+
 type known struct {
 	LastNs, Due uint64
 }
@@ -168,6 +175,9 @@ type meta struct {
 	Prefixes    uint32
 	Flows       uint32
 	Never       uint32
+	Sources     uint32
+	Pad         uint32
+	Seed        uint64
 }
 
 // Geometry is the size of the maps, in entries. A zero field takes what is pinned already, else the
@@ -178,13 +188,14 @@ type Geometry struct {
 	Prefixes int // prefixes of all lists
 	Flows    int // flows forwarded in the kernel
 	Never    int // never-block prefixes
+	Sources  int // those that rules with a rate of each source hold to it at a time, all rules together; 16 bytes each
 }
 
-// DefaultGeometry returns 16,384 rules, 2,097,152 hosts, 2,097,152 prefixes, 131,072 flows and 4,096 never-block
-// prefixes. The maps take about 100 MB of kernel memory and 0.5 MB more for each CPU, and grow with what is in the
-// address lists: about 100 bytes a host and 200 bytes a prefix.
+// DefaultGeometry returns 16,384 rules, 2,097,152 hosts, 2,097,152 prefixes, 131,072 flows, 4,096 never-block
+// prefixes and 1,048,576 sources. The maps take about 120 MB of kernel memory and 0.5 MB more for each CPU, and grow
+// with what is in the address lists: about 100 bytes a host and 200 bytes a prefix.
 func DefaultGeometry() Geometry {
-	return Geometry{Rules: 16384, Hosts: 2 << 20, Prefixes: 2 << 20, Flows: 131072, Never: 4096}
+	return Geometry{Rules: 16384, Hosts: 2 << 20, Prefixes: 2 << 20, Flows: 131072, Never: 4096, Sources: 1 << 20}
 }
 
 // or fills zero fields from o.
@@ -197,15 +208,18 @@ func (g Geometry) or(o Geometry) Geometry {
 	}
 	return Geometry{
 		Rules: pick(g.Rules, o.Rules), Hosts: pick(g.Hosts, o.Hosts), Prefixes: pick(g.Prefixes, o.Prefixes),
-		Flows: pick(g.Flows, o.Flows), Never: pick(g.Never, o.Never),
+		Flows: pick(g.Flows, o.Flows), Never: pick(g.Never, o.Never), Sources: pick(g.Sources, o.Sources),
 	}
 }
 
 // ruleBuckets is the size of the rule hash: four times the rules, as half-empty buckets are faster.
 func (g Geometry) ruleBuckets() int { return 4 * g.Rules }
 
+// sourceLines is the size of the table of sources.
+func (g Geometry) sourceLines() int { return (g.Sources + sourceWays - 1) / sourceWays }
+
 func (m *meta) geometry() Geometry {
-	return Geometry{Rules: int(m.Rules), Hosts: int(m.Hosts), Prefixes: int(m.Prefixes), Flows: int(m.Flows), Never: int(m.Never)}
+	return Geometry{Rules: int(m.Rules), Hosts: int(m.Hosts), Prefixes: int(m.Prefixes), Flows: int(m.Flows), Never: int(m.Never), Sources: int(m.Sources)}
 }
 
 // build tells one object from another.

@@ -23,6 +23,8 @@ type Counters struct {
 	Unread  uint64 // part of Forward (and of NoReader if the peer is gone): nobody read the queue
 	Never   uint64 // matched a never-block entry
 	Metered uint64 // belonged to an allowed flow
+	// Forgotten: its source took another's place in the table of sources, who was held to its rate and begins anew.
+	Forgotten uint64
 
 	Bytes Bytes
 }
@@ -77,12 +79,13 @@ func (c *Counters) add(o *Counters) {
 	c.Unread += o.Unread
 	c.Never += o.Never
 	c.Metered += o.Metered
+	c.Forgotten += o.Forgotten
 	c.Bytes.Add(&o.Bytes)
 }
 
 // kernelCounters has the order of bpf/state.h.
 type kernelCounters struct {
-	Seen, Drop, RateLimited, Pass, Forward, Redirect, NoReader, Count, Allow, Unread, Never, Metered uint64
+	Seen, Drop, RateLimited, Pass, Forward, Redirect, NoReader, Count, Allow, Unread, Never, Metered, Forgotten uint64
 
 	DropBytes, RateLimitedBytes, PassBytes, ForwardBytes, RedirectBytes, NoReaderBytes, CountBytes uint64
 }
@@ -134,7 +137,7 @@ func (k *kernelCounters) ordered() Counters {
 	return Counters{
 		Seen: k.Seen, Drop: k.Drop, RateLimited: k.RateLimited, Pass: k.Pass, Forward: k.Forward,
 		Redirect: k.Redirect, NoReader: k.NoReader, Count: k.Count, Allow: k.Allow, Unread: k.Unread,
-		Never: k.Never, Metered: k.Metered,
+		Never: k.Never, Metered: k.Metered, Forgotten: k.Forgotten,
 		Bytes: Bytes{
 			Seen: k.DropBytes + k.RateLimitedBytes + k.PassBytes + k.ForwardBytes + k.RedirectBytes + k.NoReaderBytes,
 			Drop: k.DropBytes, RateLimited: k.RateLimitedBytes, Pass: k.PassBytes, Forward: k.ForwardBytes,

@@ -76,6 +76,7 @@ type gateMapSpecs struct {
 	GatePrefixes *ebpf.MapSpec `ebpf:"gate_prefixes"`
 	GateRules    *ebpf.MapSpec `ebpf:"gate_rules"`
 	GateSockets  *ebpf.MapSpec `ebpf:"gate_sockets"`
+	GateSources  *ebpf.MapSpec `ebpf:"gate_sources"`
 	GateState    *ebpf.MapSpec `ebpf:"gate_state"`
 	GateSyns     *ebpf.MapSpec `ebpf:"gate_syns"`
 }
@@ -121,6 +122,7 @@ type gateMaps struct {
 	GatePrefixes *ebpf.Map `ebpf:"gate_prefixes"`
 	GateRules    *ebpf.Map `ebpf:"gate_rules"`
 	GateSockets  *ebpf.Map `ebpf:"gate_sockets"`
+	GateSources  *ebpf.Map `ebpf:"gate_sources"`
 	GateState    *ebpf.Map `ebpf:"gate_state"`
 	GateSyns     *ebpf.Map `ebpf:"gate_syns"`
 }
@@ -142,6 +144,7 @@ func (m *gateMaps) Close() error {
 		m.GatePrefixes,
 		m.GateRules,
 		m.GateSockets,
+		m.GateSources,
 		m.GateState,
 		m.GateSyns,
 	)

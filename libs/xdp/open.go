@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"strings"
@@ -111,7 +112,7 @@ func (g *Gate) attach(o Options) error {
 
 // sized returns the program's description with the geometry's map sizes.
 func sized(geo Geometry) (*ebpf.CollectionSpec, error) {
-	if geo.Rules > 1<<20 || geo.Hosts > 1<<26 || geo.Prefixes > 1<<26 || geo.Flows > 1<<26 || geo.Never > 1<<20 {
+	if geo.Rules > 1<<20 || geo.Hosts > 1<<26 || geo.Prefixes > 1<<26 || geo.Flows > 1<<26 || geo.Never > 1<<20 || geo.Sources > 1<<28 {
 		return nil, fmt.Errorf("geometry %+v: too large", geo)
 	}
 	spec, err := loadGate()
@@ -121,6 +122,7 @@ func sized(geo Geometry) (*ebpf.CollectionSpec, error) {
 	for name, n := range map[string]int{
 		"gate_rules": geo.ruleBuckets(), "gate_hits": geo.Rules, "gate_state": geo.Rules, "gate_hosts": geo.Hosts,
 		"gate_prefixes": geo.Prefixes, "gate_flows": geo.Flows, "gate_never": geo.Never,
+		"gate_sources": geo.sourceLines(),
 	} {
 		spec.Maps[name].MaxEntries = uint32(n) //nolint:gosec // bounded above
 	}
@@ -143,6 +145,7 @@ func (g *Gate) attachNew(o Options, here *meta, old *pins) (err error) {
 	here.Rules, here.RuleBuckets = uint32(geo.Rules), uint32(geo.ruleBuckets()) //nolint:gosec // bounded by sized
 	here.Hosts, here.Prefixes = uint32(geo.Hosts), uint32(geo.Prefixes)         //nolint:gosec // as above
 	here.Flows, here.Never = uint32(geo.Flows), uint32(geo.Never)               //nolint:gosec // as above
+	here.Sources, here.Seed = uint32(geo.Sources), rand.Uint64()                //nolint:gosec // as above
 	var objs gateObjects
 	if err := spec.LoadAndAssign(&objs, nil); err != nil {
 		return loadError(err)
@@ -194,7 +197,7 @@ func (g *Gate) attachNew(o Options, here *meta, old *pins) (err error) {
 // Probe loads the program with small maps and attaches nothing. It fails as Open does where the process lacks a right or
 // the kernel a feature.
 func Probe() error {
-	spec, err := sized(Geometry{Rules: 1, Hosts: 1, Prefixes: 1, Flows: 1, Never: 1})
+	spec, err := sized(Geometry{Rules: 1, Hosts: 1, Prefixes: 1, Flows: 1, Never: 1, Sources: 1})
 	if err != nil {
 		return err
 	}

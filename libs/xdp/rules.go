@@ -22,6 +22,7 @@ type Rule struct {
 	Match            policy.Match
 	Action           policy.Action
 	RatePPS, RateBPS uint64 // RateLimit: exactly one; bits are of whole frames
+	PerSource        bool   // RateLimit: the rate is of each source (IPv6: each /64) and not of all together
 	SYNRetry         bool   // RateLimit: the rate is of each source, and one nobody knows must send its SYN again; see policy.Rule
 	Priority         int32
 	Expires          time.Time // zero = never; checked by the program against the coarse clock
@@ -31,6 +32,9 @@ type Rule struct {
 // burst is how far a rate-limited rule may run ahead of its rate. It covers the coarse clock's ticks of up
 // to 10 ms several times.
 const burst = 50 * time.Millisecond
+
+// sourceBurst is the same for one source: a host sends a page or a window at once.
+const sourceBurst = 250 * time.Millisecond
 
 // synBurst is the same for the SYNs of one source: clients open several connections at once.
 const synBurst = time.Second
@@ -48,6 +52,9 @@ func (r *Rule) validate() error {
 	if r.SYNRetry && (r.Action != policy.RateLimit || r.RatePPS == 0 || !r.Match.OnlySYN()) {
 		return errors.New("waiting for retries needs a rate-limit in packets per second that matches TCP SYNs only")
 	}
+	if r.PerSource && (r.Action != policy.RateLimit || r.SYNRetry) {
+		return errors.New("a limit of each source needs a rate-limit that does not wait for retries, which is one already")
+	}
 	return nil
 }
 
@@ -58,6 +65,10 @@ func (r *Rule) value(slot uint32) ruleValue {
 		if r.RateBPS != 0 {
 			v.Rate = r.RateBPS
 			v.Flags |= ruleRateBits
+		}
+		if r.PerSource {
+			v.BurstNs = uint64(sourceBurst)
+			v.Flags |= rulePerSource
 		}
 		if r.SYNRetry {
 			v.BurstNs = uint64(synBurst)
@@ -128,7 +139,7 @@ func (t *ruleTable) list() []Rule {
 		r := Rule{
 			ID: v.ID, Action: policy.Action(v.Action), Priority: v.Priority,
 			Expires: MonotonicToUnix(v.ExpiresNs), WouldDrop: v.Flags&ruleWouldDrop != 0,
-			Match: match(&t.masks[t.find(e.key.Mask)].mask, &e.key),
+			Match: match(&t.masks[t.find(e.key.Mask)].mask, &e.key), PerSource: v.Flags&rulePerSource != 0,
 		}
 		switch {
 		case r.Action != policy.RateLimit:

@@ -377,7 +377,7 @@ func TestInvalidAndExpiredInBucket(t *testing.T) {
 
 func TestService(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.NeverBlock = []string{"203.0.113.0/24"}; c.Management = []string{"198.51.100.200"} })
-	r.gate.counter = xdp.Counters{Seen: 100, Drop: 20, RateLimited: 10, Pass: 5, Forward: 30, Redirect: 34, NoReader: 1, Count: 3}
+	r.gate.counter = xdp.Counters{Seen: 100, Drop: 20, RateLimited: 10, Pass: 5, Forward: 30, Redirect: 34, NoReader: 1, Count: 3, Forgotten: 4}
 	r.startReady()
 	ctx := context.Background()
 	add := func(src string, set func(*policyv1.Rule)) (*enforcev1.AddRuleResponse, error) {
@@ -455,6 +455,27 @@ tidegate_xdp_packets_total{action="pass",iface="test0"} 5
 tidegate_xdp_packets_total{action="rate_limited",iface="test0"} 10
 tidegate_xdp_packets_total{action="redirect",iface="test0"} 34
 `, "tidegate_xdp_packets_total")
+	r.metric(`
+# HELP tidegate_xdp_sources_forgotten_total Sources that another one pushed out of the full table of rules with a rate of each source, and that begin anew.
+# TYPE tidegate_xdp_sources_forgotten_total counter
+tidegate_xdp_sources_forgotten_total{iface="test0"} 4
+`, "tidegate_xdp_sources_forgotten_total")
+	each, err := add("198.18.0.9", func(p *policyv1.Rule) {
+		p.Action, p.RateBps, p.PerSource = policyv1.Action_ACTION_RATE_LIMIT, 8000, true
+	})
+	if err != nil || !each.GetRule().GetPerSource() {
+		t.Fatalf("a rate of each source: %v (%v)", each, err)
+	}
+	if e, ok := r.gate.get(policy.NumericID(each.GetRule().GetId())); !ok || !e.PerSource || e.RateBPS != 8000 {
+		t.Errorf("the gate has %+v", e)
+	}
+	if x, err := r.svc.ExplainRule(ctx, &enforcev1.ExplainRuleRequest{Id: each.GetRule().GetId()}); err != nil || !strings.Contains(x.GetExplanation(), "The limit is 8000 bits a second for each source.") {
+		t.Errorf("%v (%v)", x, err)
+	}
+	together, err := add("198.18.0.9", func(p *policyv1.Rule) { p.Action, p.RateBps = policyv1.Action_ACTION_RATE_LIMIT, 8000 })
+	if err != nil || together.GetRule().GetId() == each.GetRule().GetId() {
+		t.Errorf("the same of all sources has the id of another rule: %v (%v)", together, err)
+	}
 	if _, err := r.svc.RevokeRule(ctx, &enforcev1.RevokeRuleRequest{Id: id}); err != nil {
 		t.Fatal(err)
 	}

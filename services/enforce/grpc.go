@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
@@ -164,18 +165,19 @@ func userRule(ctx context.Context, p *policyv1.Rule) (policy.Rule, error) {
 	}
 	named := p.GetId() != ""
 	if !named {
-		p = &policyv1.Rule{
-			Id: "new", Action: p.GetAction(), Match: p.GetMatch(), RatePps: p.GetRatePps(), RateBps: p.GetRateBps(), Priority: p.GetPriority(),
-			Origin: p.GetOrigin(), AttackId: p.GetAttackId(), VerdictId: p.GetVerdictId(), Comment: p.GetComment(), CreatedNs: p.GetCreatedNs(),
-			ExpiresNs: p.GetExpiresNs(), LeaseNs: p.GetLeaseNs(), AttackFirstNs: p.GetAttackFirstNs(), Traceparent: p.GetTraceparent(),
-		}
+		p = proto.CloneOf(p)
+		p.Id = "new"
 	}
 	r, err := policy.FromProto(p)
 	if err != nil {
 		return r, err
 	}
 	if !named {
-		r.ID = policy.DerivedID("user", r.Match.String(), r.Action.String(), strconv.FormatUint(r.RatePPS, 10), strconv.FormatUint(r.RateBPS, 10))
+		what := []string{"user", r.Match.String(), r.Action.String(), strconv.FormatUint(r.RatePPS, 10), strconv.FormatUint(r.RateBPS, 10)}
+		if r.PerSource {
+			what = append(what, "per source")
+		}
+		r.ID = policy.DerivedID(what...)
 	}
 	if r.Lease < 0 {
 		return r, fmt.Errorf("rule %s: a lease is not negative", r.ID)
@@ -319,13 +321,17 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 		policy.Allow: "Passes", policy.Drop: "Drops", policy.RateLimit: "Limits the rate of", policy.Count: "Counts",
 	}[r.rule.Action]
 	fmt.Fprintf(&b, "%s packets that match: %s.", what, r.rule.Match.String())
+	of := ""
+	if r.rule.PerSource {
+		of = " for each source"
+	}
 	switch {
 	case r.rule.SYNRetry:
 		fmt.Fprintf(&b, " A source's are dropped until it sends one again, as hosts do; then the limit is %d a second for each source.", r.rule.RatePPS)
 	case r.rule.RatePPS != 0:
-		fmt.Fprintf(&b, " The limit is %d packets a second.", r.rule.RatePPS)
+		fmt.Fprintf(&b, " The limit is %d packets a second%s.", r.rule.RatePPS, of)
 	case r.rule.RateBPS != 0:
-		fmt.Fprintf(&b, " The limit is %d bits a second.", r.rule.RateBPS)
+		fmt.Fprintf(&b, " The limit is %d bits a second%s.", r.rule.RateBPS, of)
 	}
 	switch {
 	case r.rule.Origin == policy.OriginDetector && r.rule.AttackID != "":

@@ -41,11 +41,12 @@ func newMetrics(s *Service) (*metrics, error) {
 }
 
 var (
-	rulesDesc   = prometheus.NewDesc("tidegate_enforce_rules", "Rules on this node.", []string{"action", "state"}, nil)
-	bytesDesc   = prometheus.NewDesc("tidegate_xdp_bytes_total", "Bytes of the frames behind tidegate_xdp_packets_total, Ethernet header included.", []string{"iface", "action"}, nil)
-	entriesDesc = prometheus.NewDesc("tidegate_enforce_list_entries", "Entries of address lists on this node: taken into the maps or refused.", []string{"action", "state"}, nil)
-	panicDesc   = prometheus.NewDesc("tidegate_enforce_panic", "1 while panic is on at this node, else 0.", nil, nil)
-	packetsDesc = prometheus.NewDesc("tidegate_xdp_packets_total", "Packets of the XDP program by what happened to them; count overlaps the others.", []string{"iface", "action"}, nil)
+	rulesDesc     = prometheus.NewDesc("tidegate_enforce_rules", "Rules on this node.", []string{"action", "state"}, nil)
+	bytesDesc     = prometheus.NewDesc("tidegate_xdp_bytes_total", "Bytes of the frames behind tidegate_xdp_packets_total, Ethernet header included.", []string{"iface", "action"}, nil)
+	entriesDesc   = prometheus.NewDesc("tidegate_enforce_list_entries", "Entries of address lists on this node: taken into the maps or refused.", []string{"action", "state"}, nil)
+	panicDesc     = prometheus.NewDesc("tidegate_enforce_panic", "1 while panic is on at this node, else 0.", nil, nil)
+	forgottenDesc = prometheus.NewDesc("tidegate_xdp_sources_forgotten_total", "Sources that another one pushed out of the full table of rules with a rate of each source, and that begin anew.", []string{"iface"}, nil)
+	packetsDesc   = prometheus.NewDesc("tidegate_xdp_packets_total", "Packets of the XDP program by what happened to them; count overlaps the others.", []string{"iface", "action"}, nil)
 )
 
 // collector reads the table and the gates' counters at each scrape.
@@ -55,6 +56,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- rulesDesc
 	ch <- packetsDesc
 	ch <- bytesDesc
+	ch <- forgottenDesc
 	ch <- panicDesc
 	ch <- entriesDesc
 }
@@ -105,5 +107,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(packetsDesc, prometheus.CounterValue, float64(v.packets), p.name, v.action)
 			ch <- prometheus.MustNewConstMetric(bytesDesc, prometheus.CounterValue, float64(v.bytes), p.name, v.action)
 		}
+		ch <- prometheus.MustNewConstMetric(forgottenDesc, prometheus.CounterValue, float64(n.Forgotten), p.name)
 	}
 }

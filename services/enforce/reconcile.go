@@ -308,7 +308,7 @@ func (s *Service) pinned(number uint64) bool {
 func (s *Service) entry(p *port, r *ruleState) xdp.Rule {
 	return xdp.Rule{
 		ID: r.number, Match: r.rule.Match, Action: r.rule.Action, RatePPS: r.rule.RatePPS, RateBPS: r.rule.RateBPS,
-		SYNRetry: r.rule.SYNRetry, Priority: r.rule.Priority, Expires: r.rule.Expires, WouldDrop: blocks(r.rule.Action) && p.shadow,
+		PerSource: r.rule.PerSource, SYNRetry: r.rule.SYNRetry, Priority: r.rule.Priority, Expires: r.rule.Expires, WouldDrop: blocks(r.rule.Action) && p.shadow,
 	}
 }
 

@@ -138,6 +138,8 @@ func TestRequests(t *testing.T) {
 		{"audit --actor ada --action rule.add --target u-2 --from 2026-01-01T00:00:00Z", "GET audit?action=rule.add&actor=ada&from=1767225600000000000&limit=100&target=u-2"},
 		{"rules add --action rate-limit --src 192.0.2.9 --dst 198.51.100.0/24 --proto tcp --sport 0 --dport 443 --tcp-flags S/SA --length 40-60 --ttl 64 --no-fragment --pps 100 --for 1m --priority 5 --comment why",
 			`POST rules {"action":"rate-limit","match":{"src":"192.0.2.9","dst":"198.51.100.0/24","proto":"tcp","sport":0,"dport":443,"tcp_flags":"S/SA","length":"40-60","ttl":"64","fragment":false},"rate_pps":100,"priority":5,"comment":"why","for":"1m0s"}`},
+		{"rules add --action rate-limit --dst 198.51.100.7 --bps 1000000 --per-source",
+			`POST rules {"action":"rate-limit","match":{"dst":"198.51.100.7"},"rate_bps":1000000,"per_source":true,"for":"1h0m0s"}`},
 		{"rules add --action drop --src 192.0.2.9 --for 0", `POST rules {"action":"drop","match":{"src":"192.0.2.9"},"for":"0s"}`},
 		{"rules dry-run --action drop --src 192.0.2.9", `POST rules/dry-run {"action":"drop","match":{"src":"192.0.2.9"},"for":"1h0m0s"}`},
 		{"rules list --state refused --origin user", "GET rules?cursor=p2&limit=100&origin=user&state=refused"},

@@ -44,21 +44,22 @@ func (c *rulesListCmd) Run(t *terminal) error {
 
 // ruleFlags describe a rule.
 type ruleFlags struct {
-	Action   string        `help:"allow, drop, rate-limit or count" enum:"allow,drop,rate-limit,count" required:""`
-	Src      string        `help:"source prefix" placeholder:"CIDR"`
-	Dst      string        `help:"destination prefix" placeholder:"CIDR"`
-	Proto    string        `help:"tcp, udp, icmp, icmpv6, sctp, gre or a number" placeholder:"PROTO"`
-	Sport    *uint16       `help:"source port" placeholder:"PORT"`
-	Dport    *uint16       `help:"destination port" placeholder:"PORT"`
-	TCPFlags string        `name:"tcp-flags" help:"flags that must be set, of FSRPAUEC; with a mask: S/SA" placeholder:"FLAGS"`
-	Length   string        `help:"IP length, or a range: 60-100" placeholder:"RANGE"`
-	TTL      string        `name:"ttl" help:"TTL, or a range: 40-64" placeholder:"RANGE"`
-	Fragment *bool         `negatable:"" help:"fragments only; --no-fragment: whole packets only"`
-	PPS      uint64        `name:"pps" help:"packets a second, for rate-limit" placeholder:"N"`
-	BPS      uint64        `name:"bps" help:"bits a second, for rate-limit" placeholder:"N"`
-	For      time.Duration `help:"how long; 0 = until revoked" default:"1h"`
-	Priority int32         `help:"higher wins among equally specific rules" placeholder:"N"`
-	Comment  string        `help:"why" placeholder:"TEXT"`
+	Action    string        `help:"allow, drop, rate-limit or count" enum:"allow,drop,rate-limit,count" required:""`
+	Src       string        `help:"source prefix" placeholder:"CIDR"`
+	Dst       string        `help:"destination prefix" placeholder:"CIDR"`
+	Proto     string        `help:"tcp, udp, icmp, icmpv6, sctp, gre or a number" placeholder:"PROTO"`
+	Sport     *uint16       `help:"source port" placeholder:"PORT"`
+	Dport     *uint16       `help:"destination port" placeholder:"PORT"`
+	TCPFlags  string        `name:"tcp-flags" help:"flags that must be set, of FSRPAUEC; with a mask: S/SA" placeholder:"FLAGS"`
+	Length    string        `help:"IP length, or a range: 60-100" placeholder:"RANGE"`
+	TTL       string        `name:"ttl" help:"TTL, or a range: 40-64" placeholder:"RANGE"`
+	Fragment  *bool         `negatable:"" help:"fragments only; --no-fragment: whole packets only"`
+	PPS       uint64        `name:"pps" help:"packets a second, for rate-limit" placeholder:"N"`
+	BPS       uint64        `name:"bps" help:"bits a second, for rate-limit" placeholder:"N"`
+	PerSource bool          `name:"per-source" help:"the rate is of each source, not of all together"`
+	For       time.Duration `help:"how long; 0 = until revoked" default:"1h"`
+	Priority  int32         `help:"higher wins among equally specific rules" placeholder:"N"`
+	Comment   string        `help:"why" placeholder:"TEXT"`
 }
 
 // flagOf names the flags by their place in the body that the API takes.
@@ -70,7 +71,7 @@ var flagOf = map[string]string{
 // input is the rule as the API takes it. What is wrong with it is told by the names of the flags.
 func (f *ruleFlags) input() (api.RuleInput, error) {
 	in := api.RuleInput{
-		Action: f.Action, RatePPS: f.PPS, RateBPS: f.BPS, Priority: f.Priority, Comment: f.Comment, For: f.For.String(),
+		Action: f.Action, RatePPS: f.PPS, RateBPS: f.BPS, PerSource: f.PerSource, Priority: f.Priority, Comment: f.Comment, For: f.For.String(),
 		Match: api.Match{
 			Src: f.Src, Dst: f.Dst, Proto: f.Proto, SrcPort: f.Sport, DstPort: f.Dport, TCPFlags: f.TCPFlags,
 			Length: f.Length, TTL: f.TTL, Fragment: f.Fragment,

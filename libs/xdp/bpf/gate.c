@@ -89,6 +89,7 @@ inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, 
 			c->count_bytes += size;
 			c->count++;
 		}
+		c->forgotten += p.forgotten;
 		if (v == DROPPED)
 			return OUT_DROP;
 		if (v == RATE_LIMITED)

@@ -45,6 +45,7 @@ MAP(gate_flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow_meter, 131072);
 MAP(gate_counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counters, MAX_QUEUES);
 MAP(gate_sockets, BPF_MAP_TYPE_XSKMAP, __u32, __u32, MAX_QUEUES);
 MAP(gate_peer, BPF_MAP_TYPE_DEVMAP, __u32, __u32, 1);
+MAP(gate_sources, BPF_MAP_TYPE_ARRAY, __u32, struct source_line, 1 << 18);
 MAP(gate_syns, BPF_MAP_TYPE_ARRAY, __u32, struct syn_bucket, SYN_BUCKETS);
 MAP(gate_known, BPF_MAP_TYPE_LRU_HASH, struct host_key, struct known, MAX_KNOWN);
 TRIE(gate_never, struct never, 4096);

@@ -86,7 +86,7 @@ struct packet {
 	__u8 fragment; /* any fragment */
 	__u8 ports_known; /* the transport header was read */
 	__u8 observed; /* a rule or list that only counts has matched */
-	__u8 pad;
+	__u8 forgotten; /* its source pushed out another; see sources.h */
 	__u16 specificity; /* of the best rule so far */
 	__u32 size; /* of the frame in bytes */
 	__u64 now; /* coarse, of the last rule that matched */

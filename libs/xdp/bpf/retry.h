@@ -12,6 +12,7 @@
 
 #include "maps.h"
 #include "parse.h"
+#include "sources.h"
 
 /* What the stages before the mode's decision say about a packet. */
 enum verdict { UNDECIDED, ALLOWED, DROPPED, RATE_LIMITED, KNOWN };
@@ -23,12 +24,6 @@ enum {
 	RETRY_LATEST = 1192, /* 20 s */
 };
 #define KNOWN_NS 600000000000ULL /* without a SYN for so long, a source must show itself again */
-
-inline_always __u64 mix(__u64 h, __u64 v)
-{
-	h = (h ^ v) * 0x9e3779b97f4a7c15ULL;
-	return h ^ h >> 32;
-}
 
 /* Whether the same SYN came before, as a retransmission would; if not it is marked. */
 inline_always int came_before(const struct packet *p, __u64 now)

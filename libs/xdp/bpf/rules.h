@@ -6,6 +6,7 @@
 #include "maps.h"
 #include "parse.h"
 #include "retry.h"
+#include "sources.h"
 
 inline_always int never_blocked(const struct packet *p)
 {
@@ -31,37 +32,11 @@ inline_always void hit(struct hits *h, __u64 size, __u64 now, int dropped)
 	h->last_ns = now;
 }
 
-/* Nanoseconds are shifted so that a rate of 15 M packets/s keeps three digits of its 66.7 ns. */
-enum { DUE_SHIFT = 4 };
-
-/*
- * Virtual scheduling: each packet moves the time at which the next one is due by its share of the rate; a
- * packet that comes more than the burst too early exceeds the rate. The burst is several ticks of the
- * coarse clock, so that clock's steps do not show in the rate.
- */
-inline_always int exceeds(struct rule_state *s, const struct rule *r, __u64 size, __u64 now)
-{
-	__u64 second = 1000000000ULL << DUE_SHIFT;
-	__u64 cost = second * (r->flags & RULE_RATE_BITS ? size * 8 : 1);
-	__u64 burst = r->burst_ns << DUE_SHIFT;
-	int over = 0;
-
-	cost = r->rate ? cost / r->rate : second;
-	now <<= DUE_SHIFT;
-	bpf_spin_lock(&s->lock);
-	if (s->due > now + burst)
-		over = 1;
-	else
-		s->due = (s->due > now ? s->due : now) + cost;
-	bpf_spin_unlock(&s->lock);
-	return over;
-}
-
 /*
  * Applies the action of the rule that decides. The first drop's time is exact and is taken once: the test
  * in front keeps the clock and the exchange off every later drop.
  */
-inline_always enum verdict apply(const struct packet *p, const struct rule *r)
+inline_always enum verdict apply(struct packet *p, const struct rule *r)
 {
 	__u64 size = p->size, now = p->now;
 	__u32 slot = r->slot;
@@ -77,7 +52,8 @@ inline_always enum verdict apply(const struct packet *p, const struct rule *r)
 		v = DROPPED;
 	else if (r->flags & RULE_SYN_RETRY)
 		v = syn_retry(p, r);
-	else if (r->action == ACTION_RATE_LIMIT && exceeds(s, r, size, now))
+	else if (r->action == ACTION_RATE_LIMIT &&
+		 (r->flags & RULE_PER_SOURCE ? source_exceeds(p, r) : exceeds(s, r, size, now)))
 		v = RATE_LIMITED;
 	if (v == KNOWN)
 		return UNDECIDED;

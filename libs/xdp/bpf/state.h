@@ -8,7 +8,7 @@
 
 #include "kernel.h"
 
-enum { MAX_MASKS = 32, MASK_SETS = 8, MAX_QUEUES = 256, MAX_LISTS = 1024, SYN_BUCKETS = 1 << 20, MAX_KNOWN = 65536 };
+enum { MAX_MASKS = 32, MASK_SETS = 8, MAX_QUEUES = 256, MAX_LISTS = 1024, SYN_BUCKETS = 1 << 20, MAX_KNOWN = 65536, SOURCE_WAYS = 4 };
 
 /*
  * A bit for each IPv4 /24 and, from COVERED_V6 on, for each value that the first 32 bits of an IPv6 address hash to:
@@ -25,7 +25,7 @@ enum mode { MODE_HOST, MODE_INLINE, MODE_TAP };
 /* The numbers of libs/policy. */
 enum action { ACTION_ALLOW = 1, ACTION_DROP, ACTION_RATE_LIMIT, ACTION_COUNT };
 
-enum { RULE_WOULD_DROP = 1, RULE_RATE_BITS = 2, RULE_SYN_RETRY = 4 };
+enum { RULE_WOULD_DROP = 1, RULE_RATE_BITS = 2, RULE_SYN_RETRY = 4, RULE_PER_SOURCE = 8 };
 enum { NEVER_SOURCE = 1, NEVER_DESTINATION = 2 };
 enum { FRAGMENT_ANY, FRAGMENT_ONLY, FRAGMENT_WHOLE };
 
@@ -127,6 +127,16 @@ struct rule_state {
 	__u32 pad;
 };
 
+/* What a rule with a rate of each source keeps of one; see sources.h. */
+struct source {
+	__u64 mark; /* a hash of rule, rate and source */
+	__u64 due; /* when its next packet is due, in 1/16 ns; from then on the place is free */
+};
+
+struct source_line {
+	struct source of[SOURCE_WAYS];
+};
+
 /* SYNs that were dropped and may come again: a mark of the packet, and when it came, in 16 bits each; see retry.h. */
 struct syn_bucket {
 	__u32 seen[4];
@@ -189,6 +199,7 @@ struct counters {
 	__u64 unread;
 	__u64 never;
 	__u64 metered;
+	__u64 forgotten; /* its source pushed out another that was held to its rate */
 	__u64 drop_bytes; /* of whole frames, Ethernet header included; so below */
 	__u64 rate_limited_bytes;
 	__u64 pass_bytes;
@@ -198,7 +209,7 @@ struct counters {
 	__u64 count_bytes;
 };
 
-/* Who made the pins. */
+/* Who made the pins, and the maps of what size. */
 struct meta {
 	__u32 abi;
 	__u32 ifindex;
@@ -211,6 +222,9 @@ struct meta {
 	__u32 prefixes;
 	__u32 flows;
 	__u32 nevers;
+	__u32 sources; /* places in gate_sources, SOURCE_WAYS a line; the program reads it */
+	__u32 pad;
+	__u64 seed; /* of the marks of sources, random */
 };
 
 #endif

@@ -230,6 +230,7 @@ type Rule struct {
 	Traceparent   string                 `protobuf:"bytes,15,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// rate_pps is the rate of each source, and a source's SYNs are dropped until one of them comes again.
 	SynRetry      bool `protobuf:"varint,16,opt,name=syn_retry,json=synRetry,proto3" json:"syn_retry,omitempty"`
+	PerSource     bool `protobuf:"varint,17,opt,name=per_source,json=perSource,proto3" json:"per_source,omitempty"` // rate-limit: the rate is of each source (IPv6: each /64) and not of all together
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -372,6 +373,13 @@ func (x *Rule) GetTraceparent() string {
 func (x *Rule) GetSynRetry() bool {
 	if x != nil {
 		return x.SynRetry
+	}
+	return false
+}
+
+func (x *Rule) GetPerSource() bool {
+	if x != nil {
+		return x.PerSource
 	}
 	return false
 }
@@ -626,7 +634,7 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\t_protocolB\v\n" +
 	"\t_src_portB\v\n" +
 	"\t_dst_portB\v\n" +
-	"\t_fragment\"\xfb\x03\n" +
+	"\t_fragment\"\x9a\x04\n" +
 	"\x04Rule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12/\n" +
@@ -647,7 +655,9 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\blease_ns\x18\r \x01(\x03R\aleaseNs\x12&\n" +
 	"\x0fattack_first_ns\x18\x0e \x01(\x03R\rattackFirstNs\x12 \n" +
 	"\vtraceparent\x18\x0f \x01(\tR\vtraceparent\x12\x1b\n" +
-	"\tsyn_retry\x18\x10 \x01(\bR\bsynRetry\"\xed\x03\n" +
+	"\tsyn_retry\x18\x10 \x01(\bR\bsynRetry\x12\x1d\n" +
+	"\n" +
+	"per_source\x18\x11 \x01(\bR\tperSource\"\xed\x03\n" +
 	"\vAddressList\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12\x18\n" +

@@ -87,7 +87,7 @@ func sampleRules() []api.Rule {
 	return []api.Rule{
 		{RuleSpec: api.RuleSpec{ID: "d1", Action: "drop", MatchText: "tcp S/SA length 60 to 198.51.100.7", Origin: "detector", AttackID: sampleAttack().ID,
 			ExpiresNs: api.Nanos(time.Now().Add(14 * time.Second).UnixNano())}, State: "active", Packets: 48_000_000},
-		{RuleSpec: api.RuleSpec{ID: "u1", Action: "rate-limit", MatchText: "udp from 203.0.113.0/24", Origin: "user", RatePPS: 1000, Comment: hostile}, State: "shadow", Packets: 812},
+		{RuleSpec: api.RuleSpec{ID: "u1", Action: "rate-limit", MatchText: "udp from 203.0.113.0/24", Origin: "user", RatePPS: 1000, PerSource: true, Comment: hostile}, State: "shadow", Packets: 812},
 		{RuleSpec: api.RuleSpec{ID: "u2", Action: "drop", MatchText: "from 192.0.2.1", Origin: "user"}, State: "refused", Reason: "never_block", Detail: "192.0.2.1 is the gateway."},
 	}
 }
@@ -194,7 +194,7 @@ func TestHome(t *testing.T) {
 	r := newRig(t)
 	w := r.ask(caller.Operator, "/", nil)
 	contains(t, w, 200, "syn flood", "1.24 M", "104 ms", "109 ms", "dropping", "enforcing", "812 in flight", "persist at 127.0.0.1:50054 (connection refused)",
-		"rate-limit 1.00 k packets/s", "192.0.2.1 is the gateway.", `aria-label="Revoke drop from 192.0.2.1"`, "data-expires=")
+		"rate-limit 1.00 k packets/s a source", "192.0.2.1 is the gateway.", `aria-label="Revoke drop from 192.0.2.1"`, "data-expires=")
 	if h := w.Header(); h.Get("Content-Security-Policy") != Policy || h.Get("Cache-Control") != "no-store" {
 		t.Errorf("%v", h)
 	}
@@ -262,10 +262,10 @@ func TestLogin(t *testing.T) {
 func TestActions(t *testing.T) {
 	port, whole := uint16(53), false
 	form := url.Values{
-		"action": {"rate-limit"}, "rate": {"1000"}, "rate_unit": {"bps"}, "src": {" 203.0.113.0/24 "}, "dst": {"198.51.100.7"}, "proto": {"udp"},
+		"action": {"rate-limit"}, "rate": {"1000"}, "rate_unit": {"bps"}, "per_source": {"true"}, "src": {" 203.0.113.0/24 "}, "dst": {"198.51.100.7"}, "proto": {"udp"},
 		"sport": {"53"}, "dport": {""}, "tcp_flags": {""}, "length": {"60-100"}, "ttl": {"64"}, "fragment": {"false"}, "priority": {"-3"}, "comment": {"c"}, "for": {"10m"},
 	}
-	want := api.RuleInput{Action: "rate-limit", RateBPS: 1000, Priority: -3, Comment: "c", For: "10m", Match: api.Match{
+	want := api.RuleInput{Action: "rate-limit", RateBPS: 1000, PerSource: true, Priority: -3, Comment: "c", For: "10m", Match: api.Match{
 		Src: "203.0.113.0/24", Dst: "198.51.100.7", Proto: "udp", SrcPort: &port, Length: "60-100", TTL: "64", Fragment: &whole}}
 	r := newRig(t)
 	contains(t, r.ask(caller.Operator, "/ui/rules/preview", form), 200, "Would be accepted", "12 flows, 34.6 k packets, 8.90 MB", "dns 7", "were not looked at")

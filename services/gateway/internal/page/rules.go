@@ -118,6 +118,7 @@ func readRule(w http.ResponseWriter, r *http.Request) (api.RuleInput, error) {
 		Priority: int32(f.number("priority", math.MinInt32, math.MaxInt32)), Comment: f.text("comment"), For: f.text("for"),
 	}
 	if in.Action == "rate-limit" {
+		in.PerSource = f.text("per_source") == "true"
 		rate := uint64(f.number("rate", 1, math.MaxInt64))
 		if f.text("rate_unit") == "bps" {
 			in.RateBPS = rate

@@ -212,6 +212,9 @@ func (g *generator) goodBody(op *documented) map[string]any {
 	body := map[string]any{"action": action, "match": match}
 	if action == "rate-limit" {
 		body["rate_pps"] = 1 + g.rnd.IntN(1000000)
+		if g.chance(50) {
+			body["per_source"] = g.chance(70)
+		}
 	}
 	if g.chance(30) {
 		body["priority"] = g.rnd.IntN(200) - 100

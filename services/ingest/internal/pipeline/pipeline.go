@@ -136,8 +136,11 @@ func (q *Queue) Frames(frames [][]byte, nowNs int64, port uint8) {
 	}
 }
 
+// maxTunnels bounds how deep a captured packet is looked into.
+const maxTunnels = 4
+
 // FrameLink takes one frame of a capture file's link type, borrowed for the call. Poll or Settle must be called before.
-// A tunnelled packet is accounted by what it carries, at most two tunnels deep. Frames does not look into
+// A tunnelled packet is accounted by what it carries, at most maxTunnels deep. Frames does not look into
 // tunnels: the XDP program matches outer headers, and what is judged live must be what can be stopped.
 func (q *Queue) FrameLink(linkType int, frame []byte, nowNs int64, port uint8) packet.Reason {
 	p := &q.packets[0]
@@ -145,7 +148,7 @@ func (q *Queue) FrameLink(linkType int, frame []byte, nowNs int64, port uint8) p
 	hash := uint32(0)
 	if r == packet.OK {
 		inner := &q.packets[1]
-		for depth := 0; depth < 2 && p.Inner(frame, inner); depth++ {
+		for depth := 0; depth < maxTunnels && p.Inner(frame, inner); depth++ {
 			*p = *inner
 		}
 		hash = q.table.Hash(p)
