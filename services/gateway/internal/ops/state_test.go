@@ -267,7 +267,9 @@ func TestEveryCode(t *testing.T) {
 }
 
 func TestMergeGroups(t *testing.T) {
-	group := func(name string, learned ...api.LearnedHost) api.Group { return api.Group{Name: name, Learned: learned} }
+	group := func(name string, learned ...api.LearnedHost) api.Group {
+		return api.Group{Name: name, Learned: learned}
+	}
 	host := func(name string, v float64) api.LearnedHost {
 		return api.LearnedHost{Host: name, Thresholds: map[string]float64{"icmp": v}}
 	}
