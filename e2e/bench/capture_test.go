@@ -139,7 +139,11 @@ func (row *captureRow) run(t *testing.T) (run captureRun) {
 	} else {
 		address, listen := rig.FreeAddr(t), rig.FreeAddr(t)
 		stop, _ := child(t, classifierVariable+"="+address)
-		ingest := row.ingest(t, link, address, listen)
+		var args []string
+		if row.frames > 0 {
+			args = []string{"--frames", strconv.Itoa(row.frames), "--rx-ring", strconv.Itoa(row.frames)}
+		}
+		ingest := startIngest(t, link, address, listen, "tap", args...)
 		pid = ingest.PID()
 		if row.pps > 0 {
 			stream.Share = shareOf(t, stream, row.pps)
@@ -174,15 +178,15 @@ func (row *captureRow) run(t *testing.T) (run captureRun) {
 	return run
 }
 
-// ingest starts the sensor in tap mode.
-func (row *captureRow) ingest(t *testing.T, link *loadgen.Link, classify, listen string) *rig.Process {
+// startIngest starts the sensor on CPU 0, on port A, and inline on both ports.
+func startIngest(t *testing.T, link *loadgen.Link, classify, listen, mode string, args ...string) *rig.Process {
 	t.Helper()
-	args := []string{
-		"-c", "0", rig.Binary(t, "tidegate-ingest"), "--insecure", "--mode", "tap", "--iface", link.PortA, "--bpffs", link.BPFFS,
+	args = append([]string{
+		"-c", "0", rig.Binary(t, "tidegate-ingest"), "--insecure", "--mode", mode, "--iface", link.PortA, "--bpffs", link.BPFFS,
 		"--classify", classify, "--listen", listen, "--metrics-listen", rig.FreeAddr(t), "--cpus", "0", "--log-level", "error",
-	}
-	if row.frames > 0 {
-		args = append(args, "--frames", strconv.Itoa(row.frames), "--rx-ring", strconv.Itoa(row.frames))
+	}, args...)
+	if mode == "inline" {
+		args = append(args, "--iface", link.PortB)
 	}
 	p := rig.Start(t, "/usr/bin/taskset", nil, args...)
 	status(t, listen, func(s *ingestv1.StatusResponse) bool { return s.GetStatus().GetReady() })
@@ -215,7 +219,7 @@ func settled(t *testing.T, address string) (received uint64, wrong string) {
 	t.Helper()
 	s := status(t, address, func(s *ingestv1.StatusResponse) bool {
 		l := s.GetStatus().GetLedger().GetTerms()
-		return l["redirected"] == l["received"]+l["ring_drops"] && l["received"] == l["accounted"]+l["undecodable"]
+		return l["raised"] == l["received"]+l["ring_drops"] && l["received"] == l["accounted"]+l["undecodable"]
 	})
 	l := s.GetStatus().GetLedger().GetTerms()
 	if out := l["xdp_no_reader"] + l["redirected"]; l["xdp_seen"] != out {

@@ -59,6 +59,7 @@ func NewVerdict(v *eventv1.Verdict) Verdict {
 			Features: notNil(e.GetFeatures()), Thresholds: notNil(e.GetThresholds()), ConfigVersion: e.GetConfigVersion(),
 			Windows:     windows,
 			AttackShare: e.GetAttackShare(), GoodShare: e.GetGoodShare(), Samples: len(e.GetSamples()),
+			Host: e.GetHost(), List: e.GetList(), HostRule: e.GetHostRule(), Entry: e.GetEntry(),
 		},
 		TraceID: v.GetTraceId(),
 	}

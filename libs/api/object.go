@@ -157,12 +157,12 @@ type TimelineEntry struct {
 // Verdict is what was decided about an attack, with its evidence.
 type Verdict struct {
 	ID          string     `json:"id"`
-	AttackID    string     `json:"attack_id"`
+	AttackID    string     `json:"attack_id" doc:"empty: it is about a flow's host, not about an attack"`
 	Type        string     `json:"type"`
 	Target      string     `json:"target"`
 	Sensor      string     `json:"sensor"`
 	DecidedNs   Nanos      `json:"decided_ns"`
-	Key         string     `json:"key" doc:"what the rules select by: sources, signature or prefix"`
+	Key         string     `json:"key" doc:"what the rules select by: sources, signature, prefix or flow"`
 	Explanation string     `json:"explanation"`
 	Rules       []RuleSpec `json:"rules" nullable:"false"`
 	Evidence    Evidence   `json:"evidence"`
@@ -178,10 +178,15 @@ type Evidence struct {
 	AttackShare   float64            `json:"attack_share" doc:"share of attack samples that the rules hit"`
 	GoodShare     float64            `json:"good_share" doc:"share of the baseline's samples that they would hit"`
 	Samples       int                `json:"samples" doc:"sampled packets in the capture"`
+	Host          string             `json:"host,omitempty" doc:"what the flow named"`
+	List          string             `json:"list,omitempty" doc:"the list of domains that has it"`
+	HostRule      string             `json:"host_rule,omitempty" doc:"the id of the user's rule that is about it"`
+	Entry         string             `json:"entry,omitempty" doc:"the domain that is listed"`
 }
 
 // Match selects packets; an absent field matches everything.
 type Match struct {
+	Host     string  `json:"host,omitempty" doc:"flows that name this host or one below it, by TLS, QUIC, HTTP and the like; each gets rules of its own. Not with tcp_flags, length, ttl and fragment" example:"example.org" maxLength:"255"`
 	Src      string  `json:"src,omitempty" doc:"source prefix or address" example:"192.0.2.0/24" maxLength:"64"`
 	Dst      string  `json:"dst,omitempty" doc:"destination prefix or address" maxLength:"64"`
 	Proto    string  `json:"proto,omitempty" doc:"tcp, udp, icmp, icmpv6, sctp, gre or a number" example:"udp" maxLength:"16"`
@@ -211,6 +216,9 @@ type RuleSpec struct {
 	CreatedNs Nanos  `json:"created_ns"`
 	ExpiresNs Nanos  `json:"expires_ns,omitempty" doc:"absent: until revoked"`
 	Lease     string `json:"lease,omitempty" doc:"renewed by this much while the rule is hit" example:"15s"`
+	Host      string `json:"host,omitempty" doc:"of a rule for one flow, made for what the flow names: that host"`
+	List      string `json:"list,omitempty" doc:"the list of domains that has the host"`
+	HostRule  string `json:"host_rule,omitempty" doc:"the id of the user's rule that is about the host"`
 }
 
 // Rule is a rule and what the enforce nodes did with it.

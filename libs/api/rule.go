@@ -61,6 +61,10 @@ func (in *RuleInput) Rule(now time.Time) (policy.Rule, error) {
 // read fills a match field by field and reports each that cannot be read.
 func (m *Match) read(out *policy.Match, check func(location string, value any, err error)) {
 	var err error
+	if m.Host != "" {
+		out.Host, err = policy.ParseDomain(m.Host)
+		check("body.match.host", m.Host, err)
+	}
 	if m.Src != "" {
 		out.Src, err = policy.ParsePrefix(m.Src)
 		check("body.match.src", m.Src, err)
@@ -104,7 +108,7 @@ func (m *Match) read(out *policy.Match, check func(location string, value any, e
 
 // NewMatch writes a match so that RuleInput.Rule reads the same one back.
 func NewMatch(p *policy.Match) Match {
-	var m Match
+	m := Match{Host: p.Host}
 	if p.Src.IsValid() {
 		m.Src = p.Src.String()
 	}
@@ -139,6 +143,7 @@ func NewRuleSpec(r *policy.Rule) RuleSpec {
 	s := RuleSpec{
 		ID: r.ID, Action: r.Action.String(), Match: NewMatch(&r.Match), MatchText: r.Match.String(), RatePPS: r.RatePPS, RateBPS: r.RateBPS,
 		PerSource: r.PerSource, SYNRetry: r.SYNRetry, Priority: r.Priority, Origin: r.Origin, AttackID: r.AttackID, VerdictID: r.VerdictID, Comment: r.Comment,
+		Host: r.Host, List: r.List, HostRule: r.HostRule,
 	}
 	if !r.Created.IsZero() {
 		s.CreatedNs = Nanos(r.Created.UnixNano())

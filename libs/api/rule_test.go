@@ -25,6 +25,10 @@ func TestRuleInput(t *testing.T) {
 	if r.Match != want || !r.Expires.Equal(now.Add(10*time.Minute)) || r.Action != policy.RateLimit || !r.PerSource || r.ID != "" {
 		t.Errorf("read as %+v", r)
 	}
+	host := RuleInput{Action: "drop", Match: Match{Host: "*.BÜCHER.example.", Proto: "tcp"}}
+	if r, err := host.Rule(now); err != nil || r.Match.Host != "xn--bcher-kva.example" || NewMatch(&r.Match).Host != r.Match.Host {
+		t.Errorf("a host is read as %+v, %v", r.Match, err)
+	}
 	forever := RuleInput{Action: "drop", For: "0"}
 	if r, err := forever.Rule(now); err != nil || !r.Expires.IsZero() {
 		t.Errorf("for 0 gives %v, %v", r.Expires, err)
@@ -36,13 +40,13 @@ func TestRuleInput(t *testing.T) {
 }
 
 func TestRuleInputNamesEachWrongField(t *testing.T) {
-	in := RuleInput{Action: "burn", For: "-1s", Match: Match{Src: "1.2.3", Dst: "x", Proto: "999", TCPFlags: "Q", Length: "9-8", TTL: "256"}}
+	in := RuleInput{Action: "burn", For: "-1s", Match: Match{Host: "com", Src: "1.2.3", Dst: "x", Proto: "999", TCPFlags: "Q", Length: "9-8", TTL: "256"}}
 	_, err := in.Rule(time.Now())
 	var p *Problem
 	if !errors.As(err, &p) || p.Status != 422 {
 		t.Fatalf("error %v", err)
 	}
-	want := []string{"body.action", "body.match.src", "body.match.dst", "body.match.proto", "body.match.tcp_flags", "body.match.length", "body.match.ttl", "body.for"}
+	want := []string{"body.action", "body.match.host", "body.match.src", "body.match.dst", "body.match.proto", "body.match.tcp_flags", "body.match.length", "body.match.ttl", "body.for"}
 	if len(p.Errors) != len(want) {
 		t.Fatalf("wrong fields %+v", p.Errors)
 	}
@@ -55,6 +59,7 @@ func TestRuleInputNamesEachWrongField(t *testing.T) {
 
 func FuzzRuleInput(f *testing.F) {
 	f.Add([]byte(`{"action":"drop","match":{"src":"192.0.2.0/24","proto":"tcp","dport":80,"tcp_flags":"S/SA","ttl":"1-5","fragment":false},"for":"1h"}`))
+	f.Add([]byte(`{"action":"drop","match":{"host":"*.Example.org."}}`))
 	f.Add([]byte(`{"action":"rate-limit","rate_bps":1,"match":{"length":"0-1"}}`))
 	now := time.Unix(1000, 0)
 	f.Fuzz(func(t *testing.T, b []byte) {

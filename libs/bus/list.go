@@ -14,7 +14,7 @@ import (
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 )
 
-// The buckets of address lists: one key a list, whose value points to an object with its entries.
+// The buckets of lists of addresses and of domains: one key a list, whose value points to an object with its entries.
 const (
 	BucketLists       = "tg_lists"
 	BucketListEntries = "tg_list_entries"

@@ -271,7 +271,17 @@ func jobs(t *testing.T, s secured) {
 			}
 		})
 	})
-	bustest.Wait(t, "the list", func() bool { return listed.Load() > 0 })
+	spawn(func() error {
+		return classify.WatchLists(run, func(u bus.ListUpdate) {
+			if u.List != nil {
+				listed.Add(1)
+			}
+		})
+	})
+	spawn(func() error { return classify.WatchRules(run, func(bus.RuleUpdate) {}) })
+	bustest.Wait(t, "the list", func() bool { return listed.Load() > 1 })
+	_, err = classify.ListEntries(ctx, object)
+	good("classify reads a list's entries", err)
 	_, err = enforce.ListEntries(ctx, object)
 	good("enforce reads a list's entries", err)
 	_, err = gateway.Lists(ctx)
@@ -297,7 +307,7 @@ func jobs(t *testing.T, s secured) {
 	good("persist reads the stream's state", err)
 	bustest.Wait(t, "hooks", func() bool { return hooked.Load() >= int64(len(bus.HookNames(bus.StreamEvents))) })
 	stop()
-	for range 10 + len(bus.HookNames(bus.StreamEvents)) {
+	for range 12 + len(bus.HookNames(bus.StreamEvents)) {
 		good("a consumer ended", <-ended)
 	}
 	for name, r := range map[string]*prometheus.Registry{

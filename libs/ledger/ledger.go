@@ -22,7 +22,7 @@ type Equation struct {
 // balance over a run in which neither restarted.
 var Equations = []Equation{
 	{"xdp", "ingest.xdp_seen", []string{"ingest.xdp_dropped", "ingest.xdp_rate_limited", "ingest.xdp_passed", "ingest.xdp_forwarded", "ingest.xdp_no_reader", "ingest.redirected"}},
-	{"capture", "ingest.redirected", []string{"ingest.received", "ingest.ring_drops", "ingest.lost_at_restart"}},
+	{"capture", "ingest.raised", []string{"ingest.received", "ingest.ring_drops", "ingest.lost_at_restart"}},
 	{"decode", "ingest.received", []string{"ingest.accounted", "ingest.undecodable"}},
 	{"flows", "ingest.flows_created", []string{"ingest.flows_ended", "ingest.flows_active", "ingest.flows_summarised", "ingest.flows_evicted"}},
 	{"batches", "ingest.batches_made", []string{"ingest.batches_acked", "ingest.batches_dropped", "ingest.batches_pending"}},

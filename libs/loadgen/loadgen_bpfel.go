@@ -88,6 +88,7 @@ type loadgenSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type loadgenProgramSpecs struct {
 	Count *ebpf.ProgramSpec `ebpf:"count"`
+	Relay *ebpf.ProgramSpec `ebpf:"relay"`
 	Send  *ebpf.ProgramSpec `ebpf:"send"`
 }
 
@@ -97,6 +98,7 @@ type loadgenProgramSpecs struct {
 type loadgenMapSpecs struct {
 	CountConfig *ebpf.MapSpec `ebpf:"count_config"`
 	Counts      *ebpf.MapSpec `ebpf:"counts"`
+	Delays      *ebpf.MapSpec `ebpf:"delays"`
 	SendConfig  *ebpf.MapSpec `ebpf:"send_config"`
 	SendPort    *ebpf.MapSpec `ebpf:"send_port"`
 	SendState   *ebpf.MapSpec `ebpf:"send_state"`
@@ -130,6 +132,7 @@ func (o *loadgenObjects) Close() error {
 type loadgenMaps struct {
 	CountConfig *ebpf.Map `ebpf:"count_config"`
 	Counts      *ebpf.Map `ebpf:"counts"`
+	Delays      *ebpf.Map `ebpf:"delays"`
 	SendConfig  *ebpf.Map `ebpf:"send_config"`
 	SendPort    *ebpf.Map `ebpf:"send_port"`
 	SendState   *ebpf.Map `ebpf:"send_state"`
@@ -139,6 +142,7 @@ func (m *loadgenMaps) Close() error {
 	return _LoadgenClose(
 		m.CountConfig,
 		m.Counts,
+		m.Delays,
 		m.SendConfig,
 		m.SendPort,
 		m.SendState,
@@ -156,12 +160,14 @@ type loadgenVariables struct {
 // It can be passed to loadLoadgenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type loadgenPrograms struct {
 	Count *ebpf.Program `ebpf:"count"`
+	Relay *ebpf.Program `ebpf:"relay"`
 	Send  *ebpf.Program `ebpf:"send"`
 }
 
 func (p *loadgenPrograms) Close() error {
 	return _LoadgenClose(
 		p.Count,
+		p.Relay,
 		p.Send,
 	)
 }

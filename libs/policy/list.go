@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// A RejectedLine of a list's text is neither an address nor a prefix.
+// A RejectedLine of a list's text says something else than the list's kind has.
 type RejectedLine struct {
 	Line   int // from 1 on
 	Text   string
@@ -51,16 +51,8 @@ func ParseList(text []byte, limit int) (ListText, error) {
 		}
 		p, err := parseEntry(line)
 		if err != nil {
-			if out.Rejected++; len(out.Examples) < maxExamples {
-				shown := strings.ToValidUTF8(string(line[:min(len(line), maxShown)]), "?")
-				shown = strings.Map(func(r rune) rune {
-					if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-						return '?'
-					}
-					return r
-				}, shown)
-				out.Examples = append(out.Examples, RejectedLine{Line: n, Text: shown, Reason: err.Error()})
-			}
+			out.Rejected++
+			out.Examples = addExample(out.Examples, n, line, err)
 			continue
 		}
 		if out.Entries = append(out.Entries, p); len(out.Entries) > limit {
@@ -75,6 +67,21 @@ func ParseList(text []byte, limit int) (ListText, error) {
 		}
 	}
 	return out, nil
+}
+
+// addExample notes a rejected line while there are few.
+func addExample(examples []RejectedLine, n int, text []byte, why error) []RejectedLine {
+	if len(examples) == maxExamples {
+		return examples
+	}
+	shown := strings.ToValidUTF8(string(text[:min(len(text), maxShown)]), "?")
+	shown = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, shown)
+	return append(examples, RejectedLine{Line: n, Text: shown, Reason: why.Error()})
 }
 
 const maxEntry = len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128")

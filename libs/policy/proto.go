@@ -39,11 +39,13 @@ func ToProto(r *Rule) *policyv1.Rule {
 		v := r.Match.Fragment == FragmentsOnly
 		m.Fragment = &v
 	}
+	m.Host = r.Match.Host
 	return &policyv1.Rule{
 		Id: r.ID, Action: policyv1.Action(r.Action), Match: m, RatePps: r.RatePPS, RateBps: r.RateBPS, PerSource: r.PerSource, SynRetry: r.SYNRetry,
 		Priority: r.Priority, Origin: r.Origin, AttackId: r.AttackID, VerdictId: r.VerdictID, Comment: r.Comment,
 		CreatedNs: unixNs(r.Created), ExpiresNs: unixNs(r.Expires), LeaseNs: int64(r.Lease),
 		AttackFirstNs: r.AttackFirstNs, Traceparent: r.Traceparent,
+		Host: r.Host, List: r.List, HostRule: r.HostRule,
 	}
 }
 
@@ -54,6 +56,7 @@ func FromProto(p *policyv1.Rule) (Rule, error) {
 		Priority: p.GetPriority(), Origin: p.GetOrigin(), AttackID: p.GetAttackId(), VerdictID: p.GetVerdictId(),
 		Comment: p.GetComment(), Created: timeOf(p.GetCreatedNs()), Expires: timeOf(p.GetExpiresNs()),
 		Lease: time.Duration(p.GetLeaseNs()), AttackFirstNs: p.GetAttackFirstNs(), Traceparent: p.GetTraceparent(),
+		Host: p.GetHost(), List: p.GetList(), HostRule: p.GetHostRule(),
 	}
 	m := p.GetMatch()
 	fail := func(field string, err error) (Rule, error) {
@@ -72,6 +75,7 @@ func FromProto(p *policyv1.Rule) (Rule, error) {
 		}
 		return v
 	}
+	r.Match.Host = m.GetHost()
 	r.Match.HasProtocol = m != nil && m.Protocol != nil
 	r.Match.Protocol = uint8(small("protocol", m.GetProtocol(), 255)) //nolint:gosec // bounded
 	r.Match.HasSrcPort = m != nil && m.SrcPort != nil

@@ -69,6 +69,9 @@ type Match struct {
 	TTLMin           uint8
 	TTLMax           uint8 // inclusive; 0 = no upper bound
 	Fragment         Fragment
+	// Host, if set, is a domain as ParseDomain writes it: the flow names it or a host below it. No packet says so, so the
+	// match is of flows: classify makes a rule for each, and what only packets have (flags, length, TTL, fragments) is not set.
+	Host string
 }
 
 // Validate reports what makes a match meaningless.
@@ -91,6 +94,18 @@ func (m *Match) Validate() error {
 	if m.TTLMax != 0 && m.TTLMin > m.TTLMax {
 		return fmt.Errorf("ttl %d-%d: the lower bound is above the upper", m.TTLMin, m.TTLMax)
 	}
+	if m.Host == "" {
+		return nil
+	}
+	if err := CheckDomain(m.Host); err != nil {
+		return fmt.Errorf("host %q: %w", m.Host, err)
+	}
+	if m.HasProtocol && m.Protocol != 6 && m.Protocol != 17 {
+		return errors.New("only flows of tcp and udp name a host")
+	}
+	if m.TCPFlagsMask|m.TTLMin|m.TTLMax != 0 || m.LengthMin|m.LengthMax != 0 || m.Fragment != AnyFragment {
+		return errors.New("a host is matched with flows: flags, length, ttl and fragments are of packets")
+	}
 	return nil
 }
 
@@ -102,6 +117,9 @@ func (m *Match) OnlySYN() bool {
 // String describes the match in one line, fields that match everything left out.
 func (m *Match) String() string {
 	var p []string
+	if m.Host != "" {
+		p = append(p, "host "+m.Host)
+	}
 	if m.HasProtocol {
 		p = append(p, "proto "+fmt.Sprint(m.Protocol))
 	}
@@ -219,6 +237,9 @@ type Rule struct {
 	Lease         time.Duration // enforce renews by this much while the rule is hit; 0 = never
 	AttackFirstNs int64         // kernel time of the attack's first frame, Unix ns
 	Traceparent   string
+	// Of a rule that classify made for one flow: the host that it named, and the list or the id of the user's rule that has
+	// the host.
+	Host, List, HostRule string
 }
 
 // Origins of rules.
@@ -243,6 +264,9 @@ func (r *Rule) Validate() error {
 	}
 	if r.PerSource && (r.Action != RateLimit || r.SYNRetry) {
 		return fmt.Errorf("rule %s: per-source needs rate-limit, and none that waits for retries, which limits each source already", r.ID)
+	}
+	if r.PerSource && r.Match.Host != "" {
+		return fmt.Errorf("rule %s: a rule by host limits each flow, not each source", r.ID)
 	}
 	if err := r.Match.Validate(); err != nil {
 		return fmt.Errorf("rule %s: %w", r.ID, err)

@@ -36,9 +36,10 @@ var callers = map[string][]string{
 	ingestv1.IngestService_Status_FullMethodName:  everyone,
 	ingestv1.IngestService_Capture_FullMethodName: users,
 
-	classifyv1.ClassifyService_Stream_FullMethodName:     {pki.Ingest},
-	classifyv1.ClassifyService_Status_FullMethodName:     everyone,
-	classifyv1.ClassifyService_ListGroups_FullMethodName: users,
+	classifyv1.ClassifyService_Stream_FullMethodName:      {pki.Ingest},
+	classifyv1.ClassifyService_Status_FullMethodName:      everyone,
+	classifyv1.ClassifyService_ListGroups_FullMethodName:  users,
+	classifyv1.ClassifyService_DomainLists_FullMethodName: users,
 
 	enforcev1.EnforceService_Status_FullMethodName:       everyone,
 	enforcev1.EnforceService_ListRules_FullMethodName:    users,

@@ -45,6 +45,8 @@ type config struct {
 	PrefixesUsed uint32
 	FlowsUsed    uint32
 	NextMask     uint32
+	CopiesRead   uint32
+	Pad          uint32
 	RulesVersion uint64
 }
 

@@ -26,6 +26,9 @@ type Counters struct {
 	// Forgotten: its source took another's place in the table of sources, who was held to its rate and begins anew.
 	Forgotten uint64
 
+	// Copied are parts of Pass in host mode: what came up to user space as a copy, and what the full ring had no room for.
+	Copied, Uncopied uint64
+
 	Bytes Bytes
 }
 
@@ -80,12 +83,14 @@ func (c *Counters) add(o *Counters) {
 	c.Never += o.Never
 	c.Metered += o.Metered
 	c.Forgotten += o.Forgotten
+	c.Copied += o.Copied
+	c.Uncopied += o.Uncopied
 	c.Bytes.Add(&o.Bytes)
 }
 
 // kernelCounters has the order of bpf/state.h.
 type kernelCounters struct {
-	Seen, Drop, RateLimited, Pass, Forward, Redirect, NoReader, Count, Allow, Unread, Never, Metered, Forgotten uint64
+	Seen, Drop, RateLimited, Pass, Forward, Redirect, NoReader, Count, Allow, Unread, Never, Metered, Forgotten, Copied, Uncopied uint64
 
 	DropBytes, RateLimitedBytes, PassBytes, ForwardBytes, RedirectBytes, NoReaderBytes, CountBytes uint64
 }
@@ -137,7 +142,7 @@ func (k *kernelCounters) ordered() Counters {
 	return Counters{
 		Seen: k.Seen, Drop: k.Drop, RateLimited: k.RateLimited, Pass: k.Pass, Forward: k.Forward,
 		Redirect: k.Redirect, NoReader: k.NoReader, Count: k.Count, Allow: k.Allow, Unread: k.Unread,
-		Never: k.Never, Metered: k.Metered, Forgotten: k.Forgotten,
+		Never: k.Never, Metered: k.Metered, Forgotten: k.Forgotten, Copied: k.Copied, Uncopied: k.Uncopied,
 		Bytes: Bytes{
 			Seen: k.DropBytes + k.RateLimitedBytes + k.PassBytes + k.ForwardBytes + k.RedirectBytes + k.NoReaderBytes,
 			Drop: k.DropBytes, RateLimited: k.RateLimitedBytes, Pass: k.PassBytes, Forward: k.ForwardBytes,

@@ -30,7 +30,7 @@ func (k *FlowKey) kernel() flowKey {
 	}
 }
 
-// AllowFlow lets the kernel forward flows to the peer port, in inline mode. Rules and lists still come
+// AllowFlow lets the kernel forward flows to the peer port, in inline mode, and spares user space their copies in host mode. Rules and lists still come
 // first. TCP packets with SYN, FIN or RST and all fragments still go to user space. Flows that are allowed
 // already keep their meters.
 func (g *Gate) AllowFlow(keys []FlowKey) error {

@@ -62,6 +62,7 @@ type gateProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type gateMapSpecs struct {
 	GateConfig   *ebpf.MapSpec `ebpf:"gate_config"`
+	GateCopies   *ebpf.MapSpec `ebpf:"gate_copies"`
 	GateCounters *ebpf.MapSpec `ebpf:"gate_counters"`
 	GateCovered  *ebpf.MapSpec `ebpf:"gate_covered"`
 	GateFlows    *ebpf.MapSpec `ebpf:"gate_flows"`
@@ -108,6 +109,7 @@ func (o *gateObjects) Close() error {
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gateMaps struct {
 	GateConfig   *ebpf.Map `ebpf:"gate_config"`
+	GateCopies   *ebpf.Map `ebpf:"gate_copies"`
 	GateCounters *ebpf.Map `ebpf:"gate_counters"`
 	GateCovered  *ebpf.Map `ebpf:"gate_covered"`
 	GateFlows    *ebpf.Map `ebpf:"gate_flows"`
@@ -130,6 +132,7 @@ type gateMaps struct {
 func (m *gateMaps) Close() error {
 	return _GateClose(
 		m.GateConfig,
+		m.GateCopies,
 		m.GateCounters,
 		m.GateCovered,
 		m.GateFlows,

@@ -20,7 +20,7 @@ func TestLayout(t *testing.T) {
 		size    uintptr
 		offsets map[string]uintptr
 	}{
-		"config":      {unsafe.Sizeof(config{}), map[string]uintptr{"mask_set": unsafe.Offsetof(config{}.MaskSet), "flows_used": unsafe.Offsetof(config{}.FlowsUsed), "rules_version": unsafe.Offsetof(config{}.RulesVersion)}},
+		"config":      {unsafe.Sizeof(config{}), map[string]uintptr{"mask_set": unsafe.Offsetof(config{}.MaskSet), "flows_used": unsafe.Offsetof(config{}.FlowsUsed), "copies_read": unsafe.Offsetof(config{}.CopiesRead), "rules_version": unsafe.Offsetof(config{}.RulesVersion)}},
 		"mask":        {unsafe.Sizeof(mask{}), map[string]uintptr{"id": unsafe.Offsetof(mask{}.ID), "tcp_mask": unsafe.Offsetof(mask{}.TCPMask), "family": unsafe.Offsetof(mask{}.Family), "variant": unsafe.Offsetof(mask{}.Variant), "src_port_care": unsafe.Offsetof(mask{}.Common) + unsafe.Offsetof(common{}.SrcPortCare), "tcp_want": unsafe.Offsetof(mask{}.Common) + unsafe.Offsetof(common{}.TCPWant)}},
 		"mask_set":    {unsafe.Sizeof(maskSet{}), map[string]uintptr{"masks": unsafe.Offsetof(maskSet{}.Masks)}},
 		"rule_key":    {unsafe.Sizeof(ruleKey{}), map[string]uintptr{"mask": unsafe.Offsetof(ruleKey{}.Mask), "tcp_flags": unsafe.Offsetof(ruleKey{}.TCPFlags)}},
@@ -37,7 +37,7 @@ func TestLayout(t *testing.T) {
 		"listed":      {unsafe.Sizeof(listed{}), map[string]uintptr{"action": unsafe.Offsetof(listed{}.Action)}},
 		"flow_key":    {unsafe.Sizeof(flowKey{}), map[string]uintptr{"vlan": unsafe.Offsetof(flowKey{}.VLAN), "protocol": unsafe.Offsetof(flowKey{}.Protocol)}},
 		"flow_meter":  {unsafe.Sizeof(flowMeter{}), map[string]uintptr{"last_ns": unsafe.Offsetof(flowMeter{}.LastNs)}},
-		"counters":    {unsafe.Sizeof(kernelCounters{}), map[string]uintptr{"no_reader": unsafe.Offsetof(kernelCounters{}.NoReader), "metered": unsafe.Offsetof(kernelCounters{}.Metered), "forgotten": unsafe.Offsetof(kernelCounters{}.Forgotten), "drop_bytes": unsafe.Offsetof(kernelCounters{}.DropBytes), "count_bytes": unsafe.Offsetof(kernelCounters{}.CountBytes)}},
+		"counters":    {unsafe.Sizeof(kernelCounters{}), map[string]uintptr{"no_reader": unsafe.Offsetof(kernelCounters{}.NoReader), "metered": unsafe.Offsetof(kernelCounters{}.Metered), "uncopied": unsafe.Offsetof(kernelCounters{}.Uncopied), "forgotten": unsafe.Offsetof(kernelCounters{}.Forgotten), "drop_bytes": unsafe.Offsetof(kernelCounters{}.DropBytes), "count_bytes": unsafe.Offsetof(kernelCounters{}.CountBytes)}},
 		"meta":        {unsafe.Sizeof(meta{}), map[string]uintptr{"build": unsafe.Offsetof(meta{}.Build), "nevers": unsafe.Offsetof(meta{}.Never), "sources": unsafe.Offsetof(meta{}.Sources), "seed": unsafe.Offsetof(meta{}.Seed)}},
 	} {
 		var s *btf.Struct

@@ -68,7 +68,7 @@ func (e *Engine) network(w *flowv1.Window, wt *flowv1.Target, out *WindowResult)
 	limits := g.thresholds.ForNetworks()
 	times := detect.CarpetTimes(region, &limits)
 	sums := detect.FromTarget(wt)
-	sums.Samples = detect.CountSamples(e.facts, e.standing(w))
+	sums.TakeSamples(e.facts, e.standing(w))
 	n.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
 	second, slot := n.series.Sum(detect.Slots), n.series.Sum(1)
 	a, calm := e.bombed[p], true

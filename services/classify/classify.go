@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
@@ -29,6 +30,10 @@ type Bus interface {
 	PublishWindow(ctx context.Context, sensor string, w *flowv1.Window) error
 	PutRule(ctx context.Context, r policy.Rule) error
 	Rules(ctx context.Context) (map[string]bus.RuleEntry, error)
+	UpdateRule(ctx context.Context, r policy.Rule, revision uint64) (uint64, error)
+	WatchRules(ctx context.Context, h func(bus.RuleUpdate)) error
+	WatchLists(ctx context.Context, h func(bus.ListUpdate)) error
+	ListEntries(ctx context.Context, object string) ([]byte, error)
 	ConsumeEventsEphemeral(ctx context.Context, subjects []string, h func(bus.EventMsg)) error
 	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
 	StoreUsual(ctx context.Context, d *eventv1.UsualDay) error
@@ -41,16 +46,25 @@ type Config struct {
 	Advertise   string       `name:"advertise" help:"Address at which other services reach this one, told in heartbeats."`
 	MaxInFlight int          `name:"max-in-flight" default:"64" help:"Batches of one stream that may wait for NATS at once; then the stream waits."`
 
+	HostRate  float64       `name:"host-rate" default:"20" help:"Flows a second, after a burst of five times as many, that rules are made for because of the host that they name."`
+	HostFlows int           `name:"host-flows" default:"2000" help:"Flows that have such rules at the same time, all classifiers together. Each takes two rules of an enforce node's limit."`
+	HostLease time.Duration `name:"host-lease" default:"3m" help:"How long such a rule lives unless it is hit; enforce renews it while it is."`
+
 	usualEvery time.Duration // how often what is usual is stored; 0: usualEvery
 }
 
 // DefaultConfig is what the flags default to.
-func DefaultConfig() Config { return Config{Engine: DefaultEngineConfig(), MaxInFlight: 64} }
+func DefaultConfig() Config {
+	return Config{Engine: DefaultEngineConfig(), MaxInFlight: 64, HostRate: 20, HostFlows: 2_000, HostLease: 3 * time.Minute}
+}
 
 // Validate reports the first setting that cannot work.
 func (c *Config) Validate() error {
 	if c.MaxInFlight < 1 {
 		return errors.New("max-in-flight must be at least 1")
+	}
+	if !(c.HostRate > 0) || c.HostFlows < 1 || c.HostLease < time.Second {
+		return errors.New("host-rate must be above 0, host-flows at least 1 and host-lease at least 1s")
 	}
 	return c.Engine.Validate()
 }
@@ -71,6 +85,10 @@ type Service struct {
 	engine  *Engine
 	metrics *metrics
 	started time.Time
+
+	hosts     *hostState
+	hostRate  *rate.Limiter
+	hostQueue chan *named
 
 	stopping chan struct{} // closed when Run's context ends
 	stopOnce sync.Once
@@ -112,6 +130,8 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: cfg, t: deps.Telemetry, bus: deps.Bus, engine: e, metrics: m, started: time.Now(), stopping: make(chan struct{})}
+	s.hosts, s.hostQueue = newHostState(), make(chan *named, hostQueue)
+	s.hostRate = rate.NewLimiter(rate.Limit(cfg.HostRate), max(1, int(hostBurst*cfg.HostRate)))
 	s.base, s.cancel = context.WithCancel(context.Background())
 	s.trouble(errors.New("NATS was not reached yet"))
 	deps.Telemetry.Check("classify", func() error {
@@ -153,7 +173,12 @@ func (s *Service) Run(ctx context.Context) error {
 	s.trouble(nil)
 	s.ready.Store(true)
 	var wg sync.WaitGroup
-	wg.Add(3)
+	wg.Add(7)
+	// The errors of the watches are that of the context.
+	go func() { defer wg.Done(); _ = s.bus.WatchLists(ctx, s.hosts.takeList) }()
+	go func() { defer wg.Done(); _ = s.bus.WatchRules(ctx, s.hosts.takeRule) }()
+	go func() { defer wg.Done(); s.keepLists(ctx) }()
+	go func() { defer wg.Done(); s.storeNamed(ctx) }()
 	go func() {
 		defer wg.Done()
 		s.keepUsual(ctx)

@@ -6,6 +6,7 @@ package classify
 import (
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
@@ -13,6 +14,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/app"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/hostlist"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/usual"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/verdict"
 )
@@ -21,6 +23,7 @@ import (
 type BatchResult struct {
 	Records    []*eventv1.FlowRecord // flows that ended; owned by the caller
 	Enough     []uint64              // ids of flows whose label is final
+	Named      []NamedFlow           // flows that name a host which a list or a rule has
 	Summarised uint64                // flows that ingest summed up instead of telling one by one
 	// Reuse is the caller's: the next call writes over the records, which have no Id then. A flow costs no allocation so.
 	Reuse bool
@@ -30,6 +33,14 @@ type BatchResult struct {
 type WindowResult struct {
 	Attacks  []*eventv1.Attack
 	Verdicts []*eventv1.Verdict
+}
+
+// NamedFlow is a flow that names a host which a list of domains or a user's rule has.
+type NamedFlow struct {
+	Key    flow.Key // its source is who named the host
+	Host   string
+	Found  hostlist.Found
+	TimeNs int64 // of the packet that named it
 }
 
 // EngineStats are counts since the engine was made.
@@ -48,6 +59,7 @@ type Engine struct {
 	floods  []detect.Flood
 	carpets []detect.Flood // those that can be spread over a network
 
+	hosts        atomic.Pointer[hostlist.Table]
 	apps         *app.Engine
 	flows        map[flowID]*flowState
 	unused       []*flowState // of flows that ended
@@ -225,7 +237,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	}
 	limits := e.limits(addr, g)
 	sums := detect.FromTarget(wt)
-	sums.Samples = detect.CountSamples(e.facts, e.standing(w))
+	sums.TakeSamples(e.facts, e.standing(w))
 	sums.Samples.Overlaps = detect.Overlaps(e.facts, e.raw)
 	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
 	second, short, slot := t.series.Sum(detect.Slots), t.series.Sum(steepSlots), t.series.Sum(1)
@@ -385,7 +397,7 @@ func (e *Engine) Flush(b *BatchResult, out *WindowResult) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if b != nil {
-		*b = BatchResult{Records: b.Records[:0], Reuse: b.Reuse}
+		*b = BatchResult{Records: b.Records[:0], Named: b.Named[:0], Reuse: b.Reuse}
 	}
 	var drop WindowResult
 	if out == nil {

@@ -8,6 +8,7 @@ import (
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/app"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/hostlist"
 )
 
 // Unknown is the label of flows whose payload names no application.
@@ -59,7 +60,7 @@ const maxStreams = 4_096
 // Batch takes in one batch and fills out: records of flows that ended, and flows whose label is final. out is
 // overwritten. The error names a malformed batch, nothing of which was used.
 func (e *Engine) Batch(b *flowv1.FlowBatch, out *BatchResult) error {
-	*out = BatchResult{Records: out.Records[:0], Enough: out.Enough[:0], Reuse: out.Reuse}
+	*out = BatchResult{Records: out.Records[:0], Enough: out.Enough[:0], Named: out.Named[:0], Reuse: out.Reuse}
 	if err := flow.Validate(b); err != nil {
 		return fmt.Errorf("batch %d of %s: %w", b.GetBatch(), b.GetSensor(), err)
 	}
@@ -175,7 +176,13 @@ func (e *Engine) segment(id flowID, direction uint8, offset uint32, timeNs int64
 		if f.label == nil {
 			f.label = e.apps.Open(f.key)
 		}
-		if f.label.Segment(direction, offset, data) {
+		final := f.label.Segment(direction, offset, data)
+		if t := e.hosts.Load(); t != nil {
+			if host, ok := f.label.NewServerName(); ok {
+				f.lookUp(t, host, direction, timeNs, out)
+			}
+		}
+		if final {
 			f.close()
 			f.final = true
 		}
@@ -185,6 +192,18 @@ func (e *Engine) segment(id flowID, direction uint8, offset uint32, timeNs int64
 	if f.final && !f.said && (f.payload == 3 || f.key.Protocol != 6 || e.cfg.LabelsOnly) {
 		f.said = true
 		out.Enough = append(out.Enough, id.id)
+	}
+}
+
+// lookUp asks the lists of domains about the host that a flow has just named.
+func (f *flowState) lookUp(t *hostlist.Table, host string, direction uint8, timeNs int64, out *BatchResult) {
+	n := NamedFlow{Key: f.key, Host: host, TimeNs: timeNs}
+	if direction == 1 { // the sensor met the flow in its middle
+		n.Key = n.Key.Reverse()
+	}
+	var ok bool
+	if n.Found, ok = t.Find(host, &n.Key, timeNs); ok {
+		out.Named = append(out.Named, n)
 	}
 }
 

@@ -16,6 +16,10 @@ type metrics struct {
 	latency  prometheus.Histogram
 	rules    prometheus.Histogram
 
+	hostFlows      *prometheus.CounterVec // action
+	hostSuppressed *prometheus.CounterVec // reason
+	hostEntries    prometheus.Gauge
+
 	mu   sync.Mutex
 	apps map[string]prometheus.Counter
 }
@@ -36,9 +40,21 @@ func newMetrics(r prometheus.Registerer, e *Engine) (*metrics, error) {
 			Name: "tidegate_classify_decide_seconds", Help: "Time from a window received to the verdict's rules stored.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
 		}),
+		hostFlows: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidegate_classify_host_flows_total", Help: "Flows that named a host of a list or of a user's rule, by its action.",
+		}, []string{"action"}),
+		hostSuppressed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tidegate_classify_host_suppressed_total", Help: "Of them, those that no rule was made for, by reason.",
+		}, []string{"reason"}),
+		hostEntries: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tidegate_classify_host_entries", Help: "Domains of lists and of users' rules that flows are compared with.",
+		}),
 		apps: make(map[string]prometheus.Counter),
 	}
-	collectors := []prometheus.Collector{m.flows, m.verdicts, m.latency, m.rules}
+	for _, reason := range []string{suppressedRate, suppressedLimit, suppressedQueue} {
+		m.hostSuppressed.WithLabelValues(reason)
+	}
+	collectors := []prometheus.Collector{m.flows, m.verdicts, m.latency, m.rules, m.hostFlows, m.hostSuppressed, m.hostEntries}
 	for _, g := range []struct {
 		name, help string
 		get        func(s EngineStats) uint64

@@ -137,6 +137,7 @@ func (x *stream) batch(b *flowv1.FlowBatch) error {
 		x.s.t.CountError("malformed_batch")
 		return x.send(&classifyv1.StreamResponse{Batch: b.GetBatch()})
 	}
+	x.s.judgeNamed(b.GetSensor(), res.Named)
 	x.s.received.Add(uint64(len(res.Records)))
 	x.s.summarised.Add(res.Summarised)
 	for _, r := range res.Records {

@@ -84,6 +84,22 @@ func (b *fakeBus) PutRule(_ context.Context, r policy.Rule) error {
 
 func (b *fakeBus) Rules(context.Context) (map[string]bus.RuleEntry, error) { return nil, nil }
 
+func (b *fakeBus) UpdateRule(_ context.Context, r policy.Rule, _ uint64) (uint64, error) {
+	return 1, b.do("update rule", func() { b.rules[r.ID] = r })
+}
+
+func (b *fakeBus) WatchRules(ctx context.Context, _ func(bus.RuleUpdate)) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (b *fakeBus) WatchLists(ctx context.Context, _ func(bus.ListUpdate)) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (b *fakeBus) ListEntries(context.Context, string) ([]byte, error) { return nil, nil }
+
 func (b *fakeBus) ConsumeEventsEphemeral(ctx context.Context, _ []string, _ func(bus.EventMsg)) error {
 	<-ctx.Done()
 	return nil

@@ -194,6 +194,7 @@ func userRule(ctx context.Context, p *policyv1.Rule) (policy.Rule, error) {
 	if r.Traceparent == "" {
 		r.Traceparent = telemetry.Inject(ctx)
 	}
+	r.Host, r.List, r.HostRule = "", "", "" // also when it takes the place of a rule that classify made for a flow
 	return r, nil
 }
 
@@ -320,7 +321,11 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 	what := map[policy.Action]string{
 		policy.Allow: "Passes", policy.Drop: "Drops", policy.RateLimit: "Limits the rate of", policy.Count: "Counts",
 	}[r.rule.Action]
-	fmt.Fprintf(&b, "%s packets that match: %s.", what, r.rule.Match.String())
+	if r.rule.Match.Host != "" {
+		fmt.Fprintf(&b, "%s flows that name the host or one below it: %s. Classify makes a rule for each such flow.", what, r.rule.Match.String())
+	} else {
+		fmt.Fprintf(&b, "%s packets that match: %s.", what, r.rule.Match.String())
+	}
 	of := ""
 	if r.rule.PerSource {
 		of = " for each source"
@@ -338,6 +343,10 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 		fmt.Fprintf(&b, " A detector made it against attack %s.", r.rule.AttackID)
 	case r.rule.Origin == policy.OriginUser:
 		b.WriteString(" A user made it.")
+	case r.rule.Host != "" && r.rule.List != "":
+		fmt.Fprintf(&b, " Classify made it for one flow, which names %s, because of the list %s.", r.rule.Host, r.rule.List)
+	case r.rule.Host != "":
+		fmt.Fprintf(&b, " Classify made it for one flow, which names %s, because of the rule %s.", r.rule.Host, r.rule.HostRule)
 	}
 	if r.rule.Comment != "" {
 		fmt.Fprintf(&b, " Comment: %s.", strings.TrimSuffix(r.rule.Comment, "."))
@@ -374,7 +383,7 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 	}
 	if r.stat.Packets > 0 {
 		fmt.Fprintf(&b, " It matched %d packets (%d bytes).", r.stat.Packets, r.stat.Bytes)
-	} else if r.inForce() {
+	} else if r.inForce() && r.rule.Match.Host == "" {
 		b.WriteString(" It has matched nothing yet.")
 	}
 	if !r.stat.FirstDrop.IsZero() && r.rule.AttackFirstNs > 0 {

@@ -115,6 +115,9 @@ func (g *guard) breadth(r *policy.Rule) *refusal {
 	if g.allowBroadUser && r.Origin == policy.OriginUser {
 		return nil
 	}
+	if r.Match.Host != "" {
+		return nil // it is in no driver: each flow of that host has a rule of its own
+	}
 	narrow := r.Match.Src
 	if !narrow.IsValid() || r.Match.Dst.IsValid() && r.Match.Dst.Bits() > narrow.Bits() {
 		narrow = r.Match.Dst

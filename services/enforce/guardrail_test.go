@@ -57,6 +57,8 @@ func TestGuardrails(t *testing.T) {
 		{"/12 source", rule(policy.Drop, "172.16.0.0/12", ""), ""},
 		{"v6 /24", rule(policy.Drop, "2001:d00::/24", ""), BlastRadius},
 		{"v6 /32", rule(policy.Drop, "2001:db8::/32", ""), ""},
+		{"by host", policy.Rule{ID: "r", Action: policy.Drop, Match: policy.Match{Host: "example.org"}}, ""},
+		{"by host, of a never-block source", policy.Rule{ID: "r", Action: policy.Drop, Match: policy.Match{Host: "example.org", Src: p("203.0.113.7/32")}}, NeverBlock},
 		{"no action", rule(0, "192.0.2.1/32", ""), Invalid},
 		{"rate without a rate", policy.Rule{ID: "r", Action: policy.RateLimit, Match: policy.Match{Src: p("192.0.2.1/32")}}, Invalid},
 		{"expired", policy.Rule{ID: "r", Action: policy.Count, Expires: now.Add(-time.Second)}, Expired},

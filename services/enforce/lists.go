@@ -98,6 +98,10 @@ func (l *addressLists) take(u bus.ListUpdate) {
 		if l.syncing {
 			l.seen[u.Name] = true
 		}
+		if u.List.GetKind() == policy.KindDomain { // classify's
+			delete(l.known, u.Name)
+			break
+		}
 		k := l.known[u.Name]
 		if k == nil {
 			k = &addressList{}

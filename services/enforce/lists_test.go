@@ -307,3 +307,60 @@ func TestMillionHosts(t *testing.T) {
 		t.Error("that is too slow")
 	}
 }
+
+// TestDomains: lists of domains and rules by host are classify's. No entry of either is in a driver, and no other list
+// suffers.
+func TestDomains(t *testing.T) {
+	r := newRig(t, nil)
+	ctx := context.Background()
+	object, err := r.bus.PutListEntries(ctx, "names", []byte("example.org\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.bus.UpdateList(ctx, &policyv1.AddressList{Name: "names", Kind: policy.KindDomain, Action: policyv1.Action_ACTION_DROP, Object: object}, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.putList("bad", 1, policyv1.Action_ACTION_DROP, "192.0.2.101\n")
+	r.startReady()
+	r.expectMaps("drop 192.0.2.101/32 1")
+	if l := r.list("names"); l != nil {
+		t.Errorf("a list of domains: %v", l)
+	}
+	added, err := r.svc.AddRule(ctx, &enforcev1.AddRuleRequest{Rule: &policyv1.Rule{
+		Action: policyv1.Action_ACTION_DROP, Match: &policyv1.Match{Host: "example.org"}, Host: "forged", List: "forged",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := added.GetRule().GetId()
+	if added.GetRule().GetHost() != "" || added.GetRule().GetList() != "" {
+		t.Errorf("added %v", added.GetRule())
+	}
+	if n := r.gate.written(); n != 0 {
+		t.Errorf("%d rules in the maps", n)
+	}
+	x, err := r.svc.ExplainRule(ctx, &enforcev1.ExplainRuleRequest{Id: id})
+	if err != nil || x.GetState().GetState() != "active" ||
+		!strings.HasPrefix(x.GetExplanation(), "Drops flows that name the host or one below it: host example.org. Classify makes a rule for each such flow. A user made it. It is in force.") {
+		t.Errorf("%v, %v", x, err)
+	}
+	flow := policy.Rule{
+		ID: "flow", Action: policy.Drop, Origin: policy.OriginDetector, Host: "www.example.org", List: "names", Lease: time.Minute,
+		Created: time.Now().UTC(), Expires: time.Now().Add(time.Minute).UTC(),
+		Match: policy.Match{
+			Src: netip.MustParsePrefix("10.0.0.1/32"), Dst: netip.MustParsePrefix("198.51.100.1/32"), Protocol: 6, HasProtocol: true,
+			SrcPort: 4000, HasSrcPort: true, DstPort: 443, HasDstPort: true,
+		},
+	}
+	if err := r.bus.PutRule(ctx, flow); err != nil {
+		t.Fatal(err)
+	}
+	bustest.Wait(t, "the flow's rule", func() bool { _, ok := r.gate.get(policy.NumericID("flow")); return ok })
+	if x, err = r.svc.ExplainRule(ctx, &enforcev1.ExplainRuleRequest{Id: "flow"}); err != nil ||
+		!strings.Contains(x.GetExplanation(), "Classify made it for one flow, which names www.example.org, because of the list names.") {
+		t.Errorf("%v, %v", x, err)
+	}
+	if _, err := r.svc.RevokeRule(ctx, &enforcev1.RevokeRuleRequest{Id: id}); err != nil {
+		t.Error(err)
+	}
+}

@@ -366,8 +366,8 @@ func (s *Service) flush(c *changes) {
 func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal) {
 	entries := make([]xdp.Rule, 0, len(batch))
 	for _, r := range batch {
-		if _, ok := failed[r]; ok {
-			continue
+		if _, ok := failed[r]; ok || r.rule.Match.Host != "" {
+			continue // a rule by host is classify's, which makes rules of single flows of it
 		}
 		e := s.entry(p, r)
 		if had, ok := p.there[r.number]; ok && sameEntry(had, e) {

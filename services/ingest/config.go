@@ -22,7 +22,7 @@ const maxForwarded = 65536
 // Config describes a sensor. The tags are the command line's; DefaultConfig gives the same defaults.
 type Config struct {
 	Ifaces []string `name:"iface" env:"TIDEGATE_INGEST_IFACE" help:"Interface to watch; inline takes two, the bridge's ports."`
-	Mode   string   `name:"mode" env:"TIDEGATE_INGEST_MODE" default:"inline" enum:"inline,tap,host" help:"inline bridges two ports, tap reads a mirror port, host only applies rules in front of the machine's own stack."`
+	Mode   string   `name:"mode" env:"TIDEGATE_INGEST_MODE" default:"inline" enum:"inline,tap,host" help:"inline bridges two ports, tap reads a mirror port, host protects the machine itself: packets go to its stack, and what begins a flow is copied up."`
 	BPFFS  string   `name:"bpffs" env:"TIDEGATE_INGEST_BPFFS" default:"/sys/fs/bpf" help:"BPF file system with the pins of the XDP program."`
 	Sensor string   `name:"sensor" env:"TIDEGATE_INGEST_SENSOR" help:"Name of this sensor in subjects and rows; the host name by default."`
 
@@ -47,7 +47,7 @@ type Config struct {
 	ActiveTimeout time.Duration `name:"active-timeout" env:"TIDEGATE_INGEST_ACTIVE_TIMEOUT" default:"60s" help:"Long flows are exported in parts of this length; 0 exports them whole."`
 
 	FailClosed       bool `name:"fail-closed" env:"TIDEGATE_INGEST_FAIL_CLOSED" help:"Inline: drop instead of forward while no sensor reads."`
-	KernelForwarding bool `name:"kernel-forwarding" env:"TIDEGATE_INGEST_KERNEL_FORWARDING" default:"true" negatable:"" help:"Inline: forward flows whose label is final in the kernel and meter them there."`
+	KernelForwarding bool `name:"kernel-forwarding" env:"TIDEGATE_INGEST_KERNEL_FORWARDING" default:"true" negatable:"" help:"Inline and host: forward flows whose label is final in the kernel, or spare them the copy, and meter them there."`
 	MaxForwarded     int  `name:"max-forwarded" env:"TIDEGATE_INGEST_MAX_FORWARDED" default:"16384" help:"Flows forwarded in the kernel at most."`
 }
 

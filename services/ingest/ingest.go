@@ -50,7 +50,7 @@ type Service struct {
 	box        *outbox
 	send       *sender
 	windows    *windows
-	offload    *offload // nil unless inline with kernel forwarding
+	offload    *offload // nil in tap mode and without kernel forwarding
 	counts     []*portCounts
 	recordings *recordings
 
@@ -74,7 +74,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	s.box = newOutbox(cfg.Sensor, uint64(now.UnixNano()), cfg.BufferBytes) //nolint:gosec // after 1970
 	s.send = &sender{box: s.box, client: d.Classify, tel: d.Telemetry, enough: s.enough}
 	s.windows = newWindows(d.Telemetry, s.box, func() int { return int(s.running.Load()) })
-	if cfg.Mode == ModeInline && cfg.KernelForwarding && cfg.MaxForwarded > 0 {
+	if cfg.Mode != ModeTap && cfg.KernelForwarding && cfg.MaxForwarded > 0 {
 		s.offload = newOffload(d.Telemetry, cfg.MaxForwarded, func(queue int, r []meterReading) bool {
 			return s.post(queue, mail{meters: r})
 		})
@@ -191,10 +191,6 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 	p, err := openPlane(s)
 	if err != nil {
 		return false, err
-	}
-	if s.cfg.Mode == ModeHost {
-		s.tel.Log.Warn("host mode applies rules in front of the machine's own stack; no flows or windows are made, so nothing is detected here",
-			"ifaces", s.cfg.Ifaces)
 	}
 	gates := make([]flowGate, len(p.ports))
 	for i, q := range p.ports {
@@ -323,10 +319,14 @@ func (s *Service) newWorker(n, of int) *worker {
 	f.Seed = rand.Uint64() //nolint:gosec // seeded by the system at start; an attacker sees no output of it
 	// The worker looks at least every nap, so the delay to the sender stays below BatchInterval.
 	age := max(s.cfg.BatchInterval-nap, time.Millisecond)
-	w.pipe = pipeline.New(pipeline.Config{
+	cfg := pipeline.Config{
 		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval,
 		OnBatch: w.onBatch, OnWindow: s.windows.take,
-	}, uint8(n)) //nolint:gosec // below maxQueues
+	}
+	if s.cfg.Mode == ModeHost {
+		cfg.OnSpent = w.enough
+	}
+	w.pipe = pipeline.New(cfg, uint8(n)) //nolint:gosec // below maxQueues
 	s.windows.provide()
 	return w
 }

@@ -400,20 +400,74 @@ func TestTap(t *testing.T) {
 	})
 }
 
+// TestHost: a connection to this machine's own stack becomes a flow, though only the client's packets are seen, and only their
+// first bytes. Once its label is final, or as much of it was copied as anybody wants, the kernel meters it and copies no more.
 func TestHost(t *testing.T) {
-	r := newRig(t)
-	f := newFakeClassify(t)
-	cfg := r.config()
-	cfg.Mode, cfg.Ifaces = ModeHost, []string{r.a}
-	s, _, stop := start(t, cfg, f.client)
-	r.shout()
-	eventually(t, "packets pass", func() error {
-		if l := s.Ledger(); l["xdp_passed"] == 0 || l["xdp_passed"] != l["xdp_seen"] || l["received"] != 0 {
-			return fmt.Errorf("ledger: %v", l)
-		}
-		return nil
-	})
-	stop()
+	for _, tt := range []struct {
+		name               string
+		size               int
+		enough, forwarding bool
+	}{{"copied", 4 << 10, false, true}, {"all copied", 64 << 10, false, false}, {"label final", 4 << 10, true, true}, {"no more wanted", 64 << 10, false, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			metered := tt.forwarding && (tt.enough || tt.size > 8<<10)
+			r := newRig(t)
+			r.host()
+			f := newFakeClassify(t)
+			f.enough = tt.enough
+			cfg := r.config()
+			cfg.Mode, cfg.Ifaces, cfg.KernelForwarding = ModeHost, []string{r.a}, tt.forwarding
+			s, _, stop := start(t, cfg, f.client)
+			c, err := r.dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := echoOn(c, tt.size); err != nil {
+				t.Fatal(err)
+			}
+			if metered {
+				eventually(t, "the kernel meters the flow", func() error {
+					if err := echoOn(c, 1024); err != nil {
+						return err
+					}
+					if l := s.Ledger(); l["kernel_metered"] == 0 {
+						return fmt.Errorf("ledger: %v", l)
+					}
+					return nil
+				})
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "all is acknowledged", func() error {
+				l := s.Ledger()
+				if l["batches_pending"] != 0 || l["xdp_passed"] != l["xdp_seen"] || l["received"] == 0 || l["received"] != l["accounted"] ||
+					l["raised"] != l["received"]+l["ring_drops"]+l["lost_at_restart"] || !metered && l["raised"] != l["xdp_passed"] {
+					return fmt.Errorf("ledger: %v", l)
+				}
+				return nil
+			})
+			stop()
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			found := 0
+			for id, o := range f.opens {
+				if o.Key.DstPort != 7777 {
+					continue
+				}
+				found++
+				e := f.ends[id]
+				if e.Totals.BytesFwd < uint64(tt.size) || e.Totals.BytesRev != 0 {
+					t.Errorf("the flow ended with %+v", e)
+				}
+			}
+			if found != 1 || !bytes.Contains(f.data, []byte("GET /tidegate HTTP/1.1")) {
+				t.Errorf("%d flows, payload %.100q", found, f.data)
+			}
+			if l := s.Ledger(); f.packets != l["accounted"]+l["kernel_metered"] {
+				t.Errorf("windows hold %d packets, accounted and metered were %d and %d", f.packets, l["accounted"], l["kernel_metered"])
+			}
+		})
+	}
 }
 
 func TestFrameSize(t *testing.T) {

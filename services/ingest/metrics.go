@@ -76,7 +76,7 @@ func (c *portCounts) drops() []drop {
 	l := c.ledger()
 	fill := min(l.ring.RxFillEmpty, l.ring.RxDropped)
 	return []drop{
-		{"ring_full", l.ring.RxRingFull},
+		{"ring_full", l.ring.RxRingFull + l.xdp.Uncopied},
 		{"fill_empty", fill},
 		{"too_large", l.ring.RxDropped - fill},
 		{"tx_full", c.txDropped.Load()},

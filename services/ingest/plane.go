@@ -24,6 +24,7 @@ type port struct {
 	index   uint8
 	gate    *xdp.Gate
 	sockets []afxdp.Socket // a queue
+	copies  *xdp.Copies    // host mode: what there is instead of sockets, for all queues
 	// txLocks guard the sockets' transmit halves when the two ports have different numbers of queues, so
 	// that several workers send through one socket; nil when each socket has one sender.
 	txLocks []sync.Mutex
@@ -87,8 +88,11 @@ func openPlane(s *Service) (_ *plane, err error) {
 		if q.base, err = g.Counters(); err != nil {
 			return nil, err
 		}
-		q.counts.capture.Store("none (host mode only applies rules)")
 		if s.cfg.Mode == ModeHost {
+			if q.copies, err = g.OpenCopies(); err != nil {
+				return nil, err
+			}
+			q.counts.capture.Store("ring buffer, 240 bytes of a packet")
 			continue
 		}
 		if err := q.openSockets(&s.cfg, size); err != nil {
@@ -160,7 +164,7 @@ func (p *plane) connect() error {
 	return nil
 }
 
-// disconnect takes the sockets out of the gates, which then forward in the kernel (inline) or drop (tap),
+// disconnect takes the sockets out of the gates, which then forward in the kernel (inline), pass (host) or drop (tap),
 // and waits until packets that were on the way have reached the rings.
 func (p *plane) disconnect() error {
 	var errs []error
@@ -168,16 +172,22 @@ func (p *plane) disconnect() error {
 		for n := range q.sockets {
 			errs = append(errs, q.gate.ClearSocket(n))
 		}
+		if q.copies != nil {
+			errs = append(errs, q.copies.Stop())
+		}
 	}
 	time.Sleep(5 * time.Millisecond)
 	return errors.Join(errs...)
 }
 
-// workers is how many workers the plane needs: the largest number of queues of a port.
+// workers is how many workers the plane needs: the largest number of queues of a port; one in host mode.
 func (p *plane) workers() int {
 	n := 0
 	for _, q := range p.ports {
 		n = max(n, len(q.sockets))
+		if q.copies != nil {
+			n = 1
+		}
 	}
 	return n
 }
@@ -239,6 +249,9 @@ func (p *plane) close() {
 		for _, sock := range q.sockets {
 			_ = sock.Close()
 		}
+		if q.copies != nil {
+			_ = q.copies.Close()
+		}
 		_ = q.gate.Close()
 	}
 }
@@ -258,8 +271,8 @@ func (c *portCounts) settle() {
 	defer c.mu.Unlock()
 	l := c.last
 	l.received = received - c.past.received
-	if got := l.received + l.ring.Lost(); l.xdp.Redirect > got {
-		l.lostAtRestart = l.xdp.Redirect - got
+	if got := l.received + l.lost(); l.raised() > got {
+		l.lostAtRestart = l.raised() - got
 	}
 	c.past = c.past.plus(l)
 	c.last = portLedger{}
@@ -271,6 +284,12 @@ func (c *portCounts) ledger() portLedger {
 	defer c.mu.Unlock()
 	return c.past.plus(c.last)
 }
+
+// raised is what the gate meant for user space.
+func (l *portLedger) raised() uint64 { return l.xdp.Redirect + l.xdp.Copied + l.xdp.Uncopied }
+
+// lost is what of that a full ring had no room for.
+func (l *portLedger) lost() uint64 { return l.ring.Lost() + l.xdp.Uncopied }
 
 func (l portLedger) plus(o portLedger) portLedger {
 	l.xdp.Seen += o.xdp.Seen
@@ -284,6 +303,8 @@ func (l portLedger) plus(o portLedger) portLedger {
 	l.xdp.Allow += o.xdp.Allow
 	l.xdp.Unread += o.xdp.Unread
 	l.xdp.Metered += o.xdp.Metered
+	l.xdp.Copied += o.xdp.Copied
+	l.xdp.Uncopied += o.xdp.Uncopied
 	l.xdp.Bytes.Add(&o.xdp.Bytes)
 	l.ring.RxDropped += o.ring.RxDropped
 	l.ring.RxRingFull += o.ring.RxRingFull
@@ -308,6 +329,8 @@ func subtract(now, base xdp.Counters) xdp.Counters {
 	now.Unread -= base.Unread
 	now.Never -= base.Never
 	now.Metered -= base.Metered
+	now.Copied -= base.Copied
+	now.Uncopied -= base.Uncopied
 	now.Bytes.Subtract(&base.Bytes)
 	return now
 }

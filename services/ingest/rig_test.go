@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -110,13 +111,26 @@ func (r *rig) config() Config {
 // echo serves TCP echo on the server's port 7777 until the test ends.
 func (r *rig) echo() {
 	r.t.Helper()
-	var ln net.Listener
-	err := r.server.Do(func() (err error) {
-		ln, err = net.Listen("tcp", netip.AddrPortFrom(serverAddr.Addr(), 7777).String())
-		return err
-	})
-	if err != nil {
+	if err := r.server.Do(r.listen); err != nil {
 		r.t.Fatal(err)
+	}
+}
+
+// host makes this machine the server, at port a.
+func (r *rig) host() {
+	r.t.Helper()
+	if out, err := exec.Command("ip", "address", "add", serverAddr.String(), "dev", r.a).CombinedOutput(); err != nil {
+		r.t.Fatalf("%v: %s", err, out)
+	}
+	if err := r.listen(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) listen() error {
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(serverAddr.Addr(), 7777).String())
+	if err != nil {
+		return err
 	}
 	r.t.Cleanup(func() { _ = ln.Close() })
 	go func() {
@@ -128,6 +142,7 @@ func (r *rig) echo() {
 			go func() { _, _ = io.Copy(c, c); _ = c.Close() }()
 		}
 	}()
+	return nil
 }
 
 func (r *rig) dial() (net.Conn, error) {
@@ -380,7 +395,7 @@ func balance(l map[string]uint64) error {
 		terms []string
 	}{
 		{"xdp_seen", []string{"xdp_dropped", "xdp_rate_limited", "xdp_passed", "xdp_forwarded", "xdp_no_reader", "redirected"}},
-		{"redirected", []string{"received", "ring_drops", "lost_at_restart"}},
+		{"raised", []string{"received", "ring_drops", "lost_at_restart"}},
 		{"received", []string{"accounted", "undecodable"}},
 		{"received", []string{"transmitted", "tx_dropped"}},
 		{"flows_created", []string{"flows_ended", "flows_active", "flows_summarised", "flows_evicted"}},

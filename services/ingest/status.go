@@ -36,7 +36,7 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 				"seen": b.Seen, "drop": b.Drop, "rate_limited": b.RateLimited, "count": b.Count,
 				"pass": b.Pass, "forward": b.Forward, "redirect": b.Redirect, "no_reader": b.NoReader,
 			},
-			Received: l.received, RingDrops: l.ring.Lost(), Transmitted: c.transmitted.Load(),
+			Received: l.received, RingDrops: l.lost(), Transmitted: c.transmitted.Load(),
 		})
 	}
 	r.TopDestinations, r.TopSources = s.windows.recent.talkers(now)
@@ -60,14 +60,15 @@ func (s *Service) queuesOf(name string) uint32 {
 // Ledger returns the sensor's terms, of this run and summed over its interfaces. Once traffic has stopped:
 //
 //	xdp_seen = xdp_dropped + xdp_rate_limited + xdp_passed + xdp_forwarded + xdp_no_reader + redirected
-//	redirected = received + ring_drops + lost_at_restart
+//	raised = received + ring_drops + lost_at_restart
 //	received = accounted + undecodable
 //	flows_created = flows_ended + flows_active + flows_summarised + flows_evicted
 //	batches_made = batches_acked + batches_dropped + batches_pending
 //	records_acked = records_published + records_unpublished
 //	windows_made = windows_acked + windows_dropped + windows_pending
 //
-// and in inline mode received = transmitted + tx_dropped. While it runs, later terms are read before earlier
+// and in inline mode received = transmitted + tx_dropped. Raised is what was meant for user space: redirected, and in host
+// mode copies of what passed. While it runs, later terms are read before earlier
 // ones, so differences are what is in flight.
 func (s *Service) Ledger() map[string]uint64 {
 	o := s.box.stats()
@@ -115,8 +116,9 @@ func (s *Service) Ledger() map[string]uint64 {
 		t["xdp_no_reader"] += l.xdp.NoReader
 		t["xdp_unread"] += l.xdp.Unread
 		t["redirected"] += l.xdp.Redirect
+		t["raised"] += l.raised()
 		t["received"] += l.received
-		t["ring_drops"] += l.ring.Lost()
+		t["ring_drops"] += l.lost()
 		t["lost_at_restart"] += l.lostAtRestart
 		t["transmitted"] += c.transmitted.Load()
 		t["tx_dropped"] += c.txDropped.Load()

@@ -13,6 +13,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/pipeline"
 )
@@ -55,13 +56,39 @@ type worker struct {
 
 	inputs []input
 	fds    []unix.PollFd
-	frames [rxBatch]afxdp.Frame
 	data   [rxBatch][]byte
 }
 
+// receiver is what frames come out of, one goroutine's.
+type receiver interface {
+	receive(frames [][]byte) int // borrowed until Release
+	Release()
+	FD() int
+}
+
+// socketReceiver is a queue's AF_XDP socket.
+type socketReceiver struct {
+	afxdp.Socket
+	frames [rxBatch]afxdp.Frame
+}
+
+func (r *socketReceiver) receive(frames [][]byte) int {
+	n := r.Receive(r.frames[:len(frames)])
+	for i := range n {
+		frames[i] = r.frames[i].Data
+	}
+	return n
+}
+
+// copyReceiver is the ring of host mode.
+type copyReceiver struct{ *xdp.Copies }
+
+func (r copyReceiver) receive(frames [][]byte) int { return r.Receive(frames) }
+
 // input is one port's queue as a worker sees it.
 type input struct {
-	rx     afxdp.Socket
+	rx     receiver
+	copies *xdp.Copies  // host mode: rx, whose packets bring their time and size; else nil
 	tx     afxdp.Socket // inline: the other port's socket; else nil
 	txLock *sync.Mutex  // not nil when other workers send through tx too
 	port   uint8
@@ -80,10 +107,15 @@ func (w *worker) attach(p *plane, inline bool) {
 	w.inputs, w.fds = w.inputs[:0], w.fds[:0]
 	clear(w.allowed) // the new plane's gates forward nothing yet
 	for i, q := range p.ports {
-		if w.n >= len(q.sockets) {
+		in := input{port: q.index, queue: &q.counts.queues[w.n]}
+		switch {
+		case q.copies != nil && w.n == 0:
+			in.rx, in.copies = copyReceiver{q.copies}, q.copies
+		case w.n < len(q.sockets):
+			in.rx = &socketReceiver{Socket: q.sockets[w.n]}
+		default:
 			continue
 		}
-		in := input{rx: q.sockets[w.n], port: q.index, queue: &q.counts.queues[w.n]}
 		if inline {
 			other := p.ports[1-i]
 			k := w.n % len(other.sockets)
@@ -173,19 +205,23 @@ func (p *pace) fast(now time.Time) bool {
 
 // receive moves one batch of an input and returns its size.
 func (w *worker) receive(in *input) int {
-	n := in.rx.Receive(w.frames[:])
+	n := in.rx.receive(w.data[:])
 	if n == 0 {
 		return 0
 	}
 	bytes := 0
-	for i := range n {
-		w.data[i] = w.frames[i].Data
-		bytes += len(w.frames[i].Data)
+	for _, frame := range w.data[:n] {
+		bytes += len(frame)
 	}
 	if in.tx != nil {
 		w.forward(in, w.data[:n])
 	}
 	now := time.Now().UnixNano()
+	if in.copies != nil {
+		var at uint64
+		at, bytes = in.copies.Last()
+		now = xdp.MonotonicToUnix(at).UnixNano()
+	}
 	w.pipe.Frames(w.data[:n], now, in.port)
 	w.recordings.offer(w.n, w.data[:n], now, in.port)
 	in.queue.packets.Add(uint64(n)) //nolint:gosec // at most rxBatch

@@ -104,7 +104,7 @@ func TestWorkerHandsFlowsToTheKernelAndBack(t *testing.T) {
 	w := s.workers[0]
 	h := packet.Header{Src: flow.Addr([16]byte{10: 0xff, 11: 0xff, 12: 10, 15: 1}), Dst: flow.Addr([16]byte{10: 0xff, 11: 0xff, 12: 10, 15: 2})}
 	var queue queueCounts
-	in := &input{rx: &fakeSocket{rx: [][]byte{h.AppendUDP(nil, 1000, 53, []byte("payload"))}}, queue: &queue}
+	in := &input{rx: &socketReceiver{Socket: &fakeSocket{rx: [][]byte{h.AppendUDP(nil, 1000, 53, []byte("payload"))}}}, queue: &queue}
 	if w.receive(in) != 1 || queue.packets.Load() != 1 {
 		t.Fatal("the frame was not taken")
 	}
@@ -149,7 +149,7 @@ func TestWorkerAllocatesNothingAFrame(t *testing.T) {
 	}
 	rx, tx := &fakeSocket{}, &fakeSocket{perFlush: rxBatch, room: rxBatch}
 	var queue queueCounts
-	in := &input{rx: rx, tx: tx, queue: &queue, out: &portCounts{}}
+	in := &input{rx: &socketReceiver{Socket: rx}, tx: tx, queue: &queue, out: &portCounts{}}
 	batch := func() {
 		rx.rx = frames
 		w.receive(in)

@@ -143,7 +143,7 @@ var (
 		},
 	}
 	listOne = api.List{
-		Name: "drop", Action: "drop", URL: "https://lists.example/drop.txt", Every: "1h0m0s", Comment: "ticket 9", Hosts: 1200, Prefixes: 7, Rejected: 1,
+		Name: "drop", Kind: "cidr", Action: "drop", URL: "https://lists.example/drop.txt", Every: "1h0m0s", Comment: "ticket 9", Hosts: 1200, Prefixes: 7, Rejected: 1,
 		Examples: []api.RejectedLine{{Line: 3, Text: "<html>", Reason: "neither an address nor a prefix in CIDR notation"}}, CreatedNs: t0, UpdatedNs: t0, CheckedNs: t0,
 		Problem: "the server answered 404 Not Found", Revision: "7", Nodes: []api.ListNode{},
 	}
@@ -244,6 +244,7 @@ func allRoutes() map[string]http.HandlerFunc {
 		"DELETE /api/v1/rules/d-17":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) },
 		"GET /api/v1/lists":              answer(page(listOne)),
 		"GET /api/v1/lists/drop":         answer(listWhole),
+		"PUT /api/v1/lists/names":        answer(api.List{Name: "names", Kind: "domain", Action: "rate-limit", Nodes: []api.ListNode{}}),
 		"PUT /api/v1/lists/drop":         answer(api.List{Name: "drop", Action: "drop", Nodes: []api.ListNode{}}),
 		"PUT /api/v1/lists/drop/entries": answer(listOne),
 		"DELETE /api/v1/lists/drop":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) },

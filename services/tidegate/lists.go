@@ -12,10 +12,11 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/api/client"
 	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
 )
 
 type listsCmd struct {
-	List   listsListCmd   `cmd:"" default:"withargs" help:"list the address lists"`
+	List   listsListCmd   `cmd:"" default:"withargs" help:"list the lists"`
 	Show   listsShowCmd   `cmd:"" help:"show a list and what each node has made of it"`
 	Put    listsPutCmd    `cmd:"" help:"make a list of a file or a URL, or change one"`
 	Remove listsRemoveCmd `cmd:"" help:"take a list away, and with it what it does"`
@@ -28,12 +29,12 @@ type listsListCmd struct {
 
 func (c *listsListCmd) Run(t *terminal) error {
 	return c.ask(func(ctx context.Context, g *client.Client) error {
-		return list(c.output, t.out, whole(g.Lists(ctx)), "NAME ACTION HOSTS PREFIXES REJECTED UPDATED FROM PROBLEM", func(l api.List) []string {
+		return list(c.output, t.out, whole(g.Lists(ctx)), "NAME KIND ACTION ENTRIES REJECTED UPDATED FROM PROBLEM", func(l api.List) []string {
 			from := "upload"
 			if l.URL != "" {
 				from = l.URL
 			}
-			return []string{l.Name, l.Action, count(l.Hosts), count(l.Prefixes), count(l.Rejected), when(l.UpdatedNs), from, orDash(l.Problem)}
+			return []string{l.Name, l.Kind, l.Action, count(l.Hosts + l.Prefixes + l.Domains), count(l.Rejected), when(l.UpdatedNs), from, orDash(l.Problem)}
 		})
 	})
 }
@@ -58,8 +59,11 @@ type listsPutCmd struct {
 	remote  `embed:""`
 	output  `embed:""`
 	Name    string        `arg:"" help:"the list's name: a-z, 0-9, - and _"`
-	Action  string        `help:"allow, drop or count; an allow list exempts from the other lists" enum:"allow,drop,count" required:""`
-	File    string        `help:"file with an address or prefix a line; - is standard input. Put it again when the file has changed" placeholder:"FILE" xor:"from"`
+	Kind    string        `help:"what the entries are: cidr (addresses and prefixes of sources; the default for a new list) or domain (names that flows have)" placeholder:"cidr|domain" enum:"cidr,domain," default:""`
+	Action  string        `help:"allow, drop or count, of domains also rate-limit; an allow list exempts from the other lists of its kind" enum:"allow,drop,rate-limit,count" required:""`
+	PPS     uint64        `name:"pps" help:"packets a second, for rate-limit, of each direction of a flow" placeholder:"N"`
+	BPS     uint64        `name:"bps" help:"bits a second, for rate-limit, of each direction of a flow" placeholder:"N"`
+	File    string        `help:"file with an entry a line, or a hosts file; - is standard input. Put it again when the file has changed" placeholder:"FILE" xor:"from"`
 	URL     string        `name:"url" help:"HTTPS address that a gateway reads the list from, again and again" placeholder:"URL" xor:"from"`
 	Every   time.Duration `help:"how often the URL is read (default 1h)" placeholder:"TIME"`
 	Comment string        `help:"why" placeholder:"TEXT"`
@@ -67,7 +71,10 @@ type listsPutCmd struct {
 }
 
 func (c *listsPutCmd) Run(t *terminal) error {
-	in := api.ListInput{Action: c.Action, URL: c.URL, Comment: c.Comment}
+	in := api.ListInput{Kind: c.Kind, Action: c.Action, RatePPS: c.PPS, RateBPS: c.BPS, URL: c.URL, Comment: c.Comment}
+	if (c.Action == "rate-limit") != (c.PPS != 0 || c.BPS != 0) || c.PPS != 0 && c.BPS != 0 {
+		return config.Usagef("--action rate-limit needs one of --pps and --bps, other actions none")
+	}
 	if c.Every != 0 {
 		if c.URL == "" {
 			return config.Usagef("--every belongs to --url")
@@ -148,7 +155,11 @@ func waitList(ctx context.Context, g *client.Client, l api.List, limit time.Dura
 }
 
 func listText(w io.Writer, l api.List) error {
-	_, _ = fmt.Fprintf(w, "list %s: %s, %s hosts, %s prefixes, changed %s\n", l.Name, l.Action, count(l.Hosts), count(l.Prefixes), when(l.UpdatedNs))
+	what := fmt.Sprintf("%s hosts, %s prefixes", count(l.Hosts), count(l.Prefixes))
+	if l.Kind == policy.KindDomain {
+		what = count(l.Domains) + " domains"
+	}
+	_, _ = fmt.Fprintf(w, "list %s: %s%s, %s, changed %s\n", l.Name, l.Action, limitText(l.RatePPS, l.RateBPS), what, when(l.UpdatedNs))
 	if l.Comment != "" {
 		_, _ = fmt.Fprintln(w, plain(l.Comment))
 	}
@@ -159,13 +170,16 @@ func listText(w io.Writer, l api.List) error {
 		_, _ = fmt.Fprintf(w, "the last reading failed: %s\n", plain(l.Problem))
 	}
 	if l.Rejected > 0 {
-		_, _ = fmt.Fprintf(w, "%d lines are no addresses and were left out, such as\n", l.Rejected)
+		_, _ = fmt.Fprintf(w, "%d lines are no entries and were left out, such as\n", l.Rejected)
 	}
 	for _, e := range l.Examples {
 		_, _ = fmt.Fprintf(w, "  line %d: %s: %s\n", e.Line, plain(e.Text), plain(e.Reason))
 	}
 	if len(l.Nodes) == 0 {
 		return nil
+	}
+	if l.Kind == policy.KindDomain {
+		return domainNodes(w, l.Nodes)
 	}
 	var rows [][]string
 	var refused []string
@@ -186,6 +200,25 @@ func listText(w io.Writer, l api.List) error {
 		_, _ = fmt.Fprintln(w, plain(line))
 	}
 	return nil
+}
+
+func domainNodes(w io.Writer, nodes []api.ListNode) error {
+	var rows [][]string
+	for _, n := range nodes {
+		rows = append(rows, []string{n.Node, n.State, count(n.Entries), count(n.Refused["list_limit"]), count(n.Flows), count(n.Ruled), orDash(n.Problem)})
+	}
+	return table(w, "NODE STATE ENTRIES REFUSED FLOWS RULED PROBLEM", rows)
+}
+
+// limitText is what follows an action that limits.
+func limitText(pps, bps uint64) string {
+	switch {
+	case pps != 0:
+		return fmt.Sprintf(" %s packets/s", count(pps))
+	case bps != 0:
+		return fmt.Sprintf(" %s bits/s", count(bps))
+	}
+	return ""
 }
 
 type listsRemoveCmd struct {

@@ -45,6 +45,7 @@ func (c *rulesListCmd) Run(t *terminal) error {
 // ruleFlags describe a rule.
 type ruleFlags struct {
 	Action    string        `help:"allow, drop, rate-limit or count" enum:"allow,drop,rate-limit,count" required:""`
+	Host      string        `help:"flows that name this host or one below it, by TLS, QUIC, HTTP and the like" placeholder:"DOMAIN"`
 	Src       string        `help:"source prefix" placeholder:"CIDR"`
 	Dst       string        `help:"destination prefix" placeholder:"CIDR"`
 	Proto     string        `help:"tcp, udp, icmp, icmpv6, sctp, gre or a number" placeholder:"PROTO"`
@@ -64,7 +65,7 @@ type ruleFlags struct {
 
 // flagOf names the flags by their place in the body that the API takes.
 var flagOf = map[string]string{
-	"body.action": "--action: ", "body.for": "--for: ", "body.match.src": "--src: ", "body.match.dst": "--dst: ", "body.match.proto": "--proto: ",
+	"body.action": "--action: ", "body.for": "--for: ", "body.match.host": "--host: ", "body.match.src": "--src: ", "body.match.dst": "--dst: ", "body.match.proto": "--proto: ",
 	"body.match.tcp_flags": "--tcp-flags: ", "body.match.length": "--length: ", "body.match.ttl": "--ttl: ",
 }
 
@@ -73,7 +74,7 @@ func (f *ruleFlags) input() (api.RuleInput, error) {
 	in := api.RuleInput{
 		Action: f.Action, RatePPS: f.PPS, RateBPS: f.BPS, PerSource: f.PerSource, Priority: f.Priority, Comment: f.Comment, For: f.For.String(),
 		Match: api.Match{
-			Src: f.Src, Dst: f.Dst, Proto: f.Proto, SrcPort: f.Sport, DstPort: f.Dport, TCPFlags: f.TCPFlags,
+			Host: f.Host, Src: f.Src, Dst: f.Dst, Proto: f.Proto, SrcPort: f.Sport, DstPort: f.Dport, TCPFlags: f.TCPFlags,
 			Length: f.Length, TTL: f.TTL, Fragment: f.Fragment,
 		},
 	}

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
 //
-// Two programs of the load generator. `send` makes frames: run by BPF_PROG_TEST_RUN with live frames it
-// redirects into a veth at up to the machine's limit. `count` counts what arrives at the victim.
+// Programs of the load generator. `send` makes frames: run by BPF_PROG_TEST_RUN with live frames it
+// redirects into a veth at up to the machine's limit. `count` counts what arrives at the victim. `relay` is the least that a
+// bridge can do, for comparison.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -126,6 +127,35 @@ struct {
 	__type(value, struct count_value);
 } counts SEC(".maps");
 
+// How long stamped frames were under way, in steps of 1 us; the last one has all that were longer.
+enum { DELAY_STEPS = 1 << 14, STAMP = 0x7469646567617465 };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DELAY_STEPS);
+	__type(key, __u32);
+	__type(value, __u64);
+} delays SEC(".maps");
+
+// A stamped frame has STAMP and the time it was made, CLOCK_MONOTONIC in ns, as its UDP payload.
+static __always_inline void delay(const struct iphdr *ip, const void *end)
+{
+	const struct udphdr *udp = (const void *)(ip + 1);
+	const __u64 *stamp = (const void *)(udp + 1);
+	__u64 now, *n;
+	__u32 step;
+
+	if ((const void *)(stamp + 2) > end || ip->protocol != IPPROTO_UDP || ip->ihl != 5 || stamp[0] != STAMP)
+		return;
+	now = bpf_ktime_get_ns();
+	step = now > stamp[1] ? (now - stamp[1]) / 1000 : 0;
+	if (step >= DELAY_STEPS)
+		step = DELAY_STEPS - 1;
+	n = bpf_map_lookup_elem(&delays, &step);
+	if (n)
+		++*n;
+}
+
 SEC("xdp")
 int count(struct xdp_md *ctx)
 {
@@ -137,8 +167,10 @@ int count(struct xdp_md *ctx)
 
 	if (!cfg)
 		return XDP_PASS;
-	if ((void *)(ip + 1) <= end && eth->h_proto == bpf_htons(ETH_P_IP))
+	if ((void *)(ip + 1) <= end && eth->h_proto == bpf_htons(ETH_P_IP)) {
+		delay(ip, end);
 		class = (ip->saddr & cfg->benign_mask) == cfg->benign_prefix ? 0 : 1;
+	}
 	struct count_value *v = bpf_map_lookup_elem(&counts, &class);
 
 	if (v) {
@@ -146,6 +178,12 @@ int count(struct xdp_md *ctx)
 		v->bytes += end - data;
 	}
 	return cfg->drop ? XDP_DROP : XDP_PASS;
+}
+
+SEC("xdp")
+int relay(struct xdp_md *ctx)
+{
+	return bpf_redirect_map(&send_port, 0, XDP_ABORTED);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

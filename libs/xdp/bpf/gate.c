@@ -3,6 +3,7 @@
  * The one XDP program of an interface: parse, never-block, rules, address lists, then the mode decides.
  * Every packet ends in exactly one outcome, and it is counted in one place.
  */
+#include "copy.h"
 #include "rules.h"
 
 enum outcome { OUT_DROP, OUT_RATE_LIMITED, OUT_PASS, OUT_FORWARD, OUT_REDIRECT, OUT_NO_READER };
@@ -19,7 +20,7 @@ inline_always int to_reader(const struct xdp_md *ctx)
 }
 
 /*
- * Flows that user space has decided to allow stay in the kernel, metered. What begins or ends a TCP
+ * Flows that user space has decided to allow stay in the kernel, or go to the stack without a copy, metered. What begins or ends a TCP
  * connection goes up, so that the flow table sees it; so do fragments, which have no ports to tell by.
  */
 inline_always int metered(const struct packet *p)
@@ -50,7 +51,7 @@ inline_always int metered(const struct packet *p)
 	return 1;
 }
 
-inline_always enum outcome by_mode(const struct xdp_md *ctx, const struct config *cfg, struct counters *c,
+inline_always enum outcome by_mode(struct xdp_md *ctx, const struct config *cfg, struct counters *c,
 				   const struct packet *p)
 {
 	switch (cfg->mode) {
@@ -68,6 +69,14 @@ inline_always enum outcome by_mode(const struct xdp_md *ctx, const struct config
 	case MODE_TAP:
 		return to_reader(ctx) ? OUT_REDIRECT : OUT_NO_READER;
 	default:
+		if (cfg->flows_used && metered(p))
+			c->metered++;
+		else if (cfg->copies_read) {
+			if (copy_up(ctx))
+				c->copied++;
+			else
+				c->uncopied++;
+		}
 		return OUT_PASS;
 	}
 }

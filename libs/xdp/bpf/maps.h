@@ -32,6 +32,12 @@
 		MAP_UINT(map_flags, BPF_F_NO_PREALLOC);                                                                \
 	} name SEC(".maps")
 
+/* One for all CPUs, so that packets of a flow keep their order. Its size is in bytes, a power of two. */
+struct {
+	MAP_UINT(type, BPF_MAP_TYPE_RINGBUF);
+	MAP_UINT(max_entries, 8 << 20);
+} gate_copies SEC(".maps");
+
 MAP(gate_meta, BPF_MAP_TYPE_ARRAY, __u32, struct meta, 1);
 MAP(gate_config, BPF_MAP_TYPE_ARRAY, __u32, struct config, 1);
 MAP(gate_masks, BPF_MAP_TYPE_ARRAY, __u32, struct mask_set, MASK_SETS);

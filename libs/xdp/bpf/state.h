@@ -39,6 +39,8 @@ struct config {
 	__u32 prefixes_used;
 	__u32 flows_used;
 	__u32 next_mask; /* next mask id to give out */
+	__u32 copies_read; /* host mode: somebody reads gate_copies */
+	__u32 pad;
 	__u64 rules_version; /* rises with every change of rules, for caches of other processes */
 };
 
@@ -185,6 +187,16 @@ struct flow_meter {
 	__u64 last_ns;
 };
 
+/* The first bytes of a frame, for user space. */
+enum { COPY_BYTES = 240 };
+
+struct copy {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 size; /* of the frame */
+	__u32 kept; /* of it, in bytes */
+	__u8 bytes[COPY_BYTES];
+};
+
 /* Per CPU and rx queue. seen is the sum of drop, rate_limited, pass, forward, redirect and no_reader. */
 struct counters {
 	__u64 seen;
@@ -200,6 +212,8 @@ struct counters {
 	__u64 never;
 	__u64 metered;
 	__u64 forgotten; /* its source pushed out another that was held to its rate */
+	__u64 copied;
+	__u64 uncopied; /* gate_copies was full */
 	__u64 drop_bytes; /* of whole frames, Ethernet header included; so below */
 	__u64 rate_limited_bytes;
 	__u64 pass_bytes;

@@ -482,6 +482,194 @@ func (x *LearnedHost) GetThresholds() map[string]float64 {
 	return nil
 }
 
+type DomainListsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainListsRequest) Reset() {
+	*x = DomainListsRequest{}
+	mi := &file_classify_v1_classify_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainListsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainListsRequest) ProtoMessage() {}
+
+func (x *DomainListsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_classify_v1_classify_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainListsRequest.ProtoReflect.Descriptor instead.
+func (*DomainListsRequest) Descriptor() ([]byte, []int) {
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{8}
+}
+
+type DomainListsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lists         []*DomainListState     `protobuf:"bytes,1,rep,name=lists,proto3" json:"lists,omitempty"` // by name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainListsResponse) Reset() {
+	*x = DomainListsResponse{}
+	mi := &file_classify_v1_classify_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainListsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainListsResponse) ProtoMessage() {}
+
+func (x *DomainListsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_classify_v1_classify_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainListsResponse.ProtoReflect.Descriptor instead.
+func (*DomainListsResponse) Descriptor() ([]byte, []int) {
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DomainListsResponse) GetLists() []*DomainListState {
+	if x != nil {
+		return x.Lists
+	}
+	return nil
+}
+
+type DomainListState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`   // loading | active | failed
+	Object        string                 `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"` // the entries that flows are compared with are those of this object
+	Entries       uint64                 `protobuf:"varint,4,opt,name=entries,proto3" json:"entries,omitempty"`
+	Refused       map[string]uint64      `protobuf:"bytes,5,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // entries that are left out, by reason
+	Flows         uint64                 `protobuf:"varint,6,opt,name=flows,proto3" json:"flows,omitempty"`                                                                               // that named a host of the list since this classifier started
+	Stopped       uint64                 `protobuf:"varint,7,opt,name=stopped,proto3" json:"stopped,omitempty"`                                                                           // of them, those that a rule was asked for
+	Problem       string                 `protobuf:"bytes,8,opt,name=problem,proto3" json:"problem,omitempty"`                                                                            // why the state is failed
+	AppliedNs     int64                  `protobuf:"varint,9,opt,name=applied_ns,json=appliedNs,proto3" json:"applied_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainListState) Reset() {
+	*x = DomainListState{}
+	mi := &file_classify_v1_classify_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainListState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainListState) ProtoMessage() {}
+
+func (x *DomainListState) ProtoReflect() protoreflect.Message {
+	mi := &file_classify_v1_classify_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainListState.ProtoReflect.Descriptor instead.
+func (*DomainListState) Descriptor() ([]byte, []int) {
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DomainListState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DomainListState) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DomainListState) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *DomainListState) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *DomainListState) GetRefused() map[string]uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *DomainListState) GetFlows() uint64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *DomainListState) GetStopped() uint64 {
+	if x != nil {
+		return x.Stopped
+	}
+	return 0
+}
+
+func (x *DomainListState) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *DomainListState) GetAppliedNs() int64 {
+	if x != nil {
+		return x.AppliedNs
+	}
+	return 0
+}
+
 var File_classify_v1_classify_proto protoreflect.FileDescriptor
 
 const file_classify_v1_classify_proto_rawDesc = "" +
@@ -522,12 +710,30 @@ const file_classify_v1_classify_proto_rawDesc = "" +
 	"thresholds\x1a=\n" +
 	"\x0fThresholdsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x012\xa0\x02\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\x14\n" +
+	"\x12DomainListsRequest\"R\n" +
+	"\x13DomainListsResponse\x12;\n" +
+	"\x05lists\x18\x01 \x03(\v2%.tidegate.classify.v1.DomainListStateR\x05lists\"\xe0\x02\n" +
+	"\x0fDomainListState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
+	"\x06object\x18\x03 \x01(\tR\x06object\x12\x18\n" +
+	"\aentries\x18\x04 \x01(\x04R\aentries\x12L\n" +
+	"\arefused\x18\x05 \x03(\v22.tidegate.classify.v1.DomainListState.RefusedEntryR\arefused\x12\x14\n" +
+	"\x05flows\x18\x06 \x01(\x04R\x05flows\x12\x18\n" +
+	"\astopped\x18\a \x01(\x04R\astopped\x12\x18\n" +
+	"\aproblem\x18\b \x01(\tR\aproblem\x12\x1d\n" +
+	"\n" +
+	"applied_ns\x18\t \x01(\x03R\tappliedNs\x1a:\n" +
+	"\fRefusedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x012\x84\x03\n" +
 	"\x0fClassifyService\x12W\n" +
 	"\x06Stream\x12#.tidegate.classify.v1.StreamRequest\x1a$.tidegate.classify.v1.StreamResponse(\x010\x01\x12S\n" +
 	"\x06Status\x12#.tidegate.classify.v1.StatusRequest\x1a$.tidegate.classify.v1.StatusResponse\x12_\n" +
 	"\n" +
-	"ListGroups\x12'.tidegate.classify.v1.ListGroupsRequest\x1a(.tidegate.classify.v1.ListGroupsResponseB@Z>github.com/tidegate-mesh/tidegate/proto/classify/v1;classifyv1b\x06proto3"
+	"ListGroups\x12'.tidegate.classify.v1.ListGroupsRequest\x1a(.tidegate.classify.v1.ListGroupsResponse\x12b\n" +
+	"\vDomainLists\x12(.tidegate.classify.v1.DomainListsRequest\x1a).tidegate.classify.v1.DomainListsResponseB@Z>github.com/tidegate-mesh/tidegate/proto/classify/v1;classifyv1b\x06proto3"
 
 var (
 	file_classify_v1_classify_proto_rawDescOnce sync.Once
@@ -541,41 +747,49 @@ func file_classify_v1_classify_proto_rawDescGZIP() []byte {
 	return file_classify_v1_classify_proto_rawDescData
 }
 
-var file_classify_v1_classify_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_classify_v1_classify_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_classify_v1_classify_proto_goTypes = []any{
-	(*StreamRequest)(nil),      // 0: tidegate.classify.v1.StreamRequest
-	(*StreamResponse)(nil),     // 1: tidegate.classify.v1.StreamResponse
-	(*StatusRequest)(nil),      // 2: tidegate.classify.v1.StatusRequest
-	(*StatusResponse)(nil),     // 3: tidegate.classify.v1.StatusResponse
-	(*ListGroupsRequest)(nil),  // 4: tidegate.classify.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil), // 5: tidegate.classify.v1.ListGroupsResponse
-	(*Group)(nil),              // 6: tidegate.classify.v1.Group
-	(*LearnedHost)(nil),        // 7: tidegate.classify.v1.LearnedHost
-	nil,                        // 8: tidegate.classify.v1.Group.ThresholdsEntry
-	nil,                        // 9: tidegate.classify.v1.LearnedHost.ThresholdsEntry
-	(*v1.FlowBatch)(nil),       // 10: tidegate.flow.v1.FlowBatch
-	(*v1.Window)(nil),          // 11: tidegate.flow.v1.Window
-	(*v11.ServiceStatus)(nil),  // 12: tidegate.status.v1.ServiceStatus
+	(*StreamRequest)(nil),       // 0: tidegate.classify.v1.StreamRequest
+	(*StreamResponse)(nil),      // 1: tidegate.classify.v1.StreamResponse
+	(*StatusRequest)(nil),       // 2: tidegate.classify.v1.StatusRequest
+	(*StatusResponse)(nil),      // 3: tidegate.classify.v1.StatusResponse
+	(*ListGroupsRequest)(nil),   // 4: tidegate.classify.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),  // 5: tidegate.classify.v1.ListGroupsResponse
+	(*Group)(nil),               // 6: tidegate.classify.v1.Group
+	(*LearnedHost)(nil),         // 7: tidegate.classify.v1.LearnedHost
+	(*DomainListsRequest)(nil),  // 8: tidegate.classify.v1.DomainListsRequest
+	(*DomainListsResponse)(nil), // 9: tidegate.classify.v1.DomainListsResponse
+	(*DomainListState)(nil),     // 10: tidegate.classify.v1.DomainListState
+	nil,                         // 11: tidegate.classify.v1.Group.ThresholdsEntry
+	nil,                         // 12: tidegate.classify.v1.LearnedHost.ThresholdsEntry
+	nil,                         // 13: tidegate.classify.v1.DomainListState.RefusedEntry
+	(*v1.FlowBatch)(nil),        // 14: tidegate.flow.v1.FlowBatch
+	(*v1.Window)(nil),           // 15: tidegate.flow.v1.Window
+	(*v11.ServiceStatus)(nil),   // 16: tidegate.status.v1.ServiceStatus
 }
 var file_classify_v1_classify_proto_depIdxs = []int32{
-	10, // 0: tidegate.classify.v1.StreamRequest.batch:type_name -> tidegate.flow.v1.FlowBatch
-	11, // 1: tidegate.classify.v1.StreamRequest.window:type_name -> tidegate.flow.v1.Window
-	12, // 2: tidegate.classify.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	14, // 0: tidegate.classify.v1.StreamRequest.batch:type_name -> tidegate.flow.v1.FlowBatch
+	15, // 1: tidegate.classify.v1.StreamRequest.window:type_name -> tidegate.flow.v1.Window
+	16, // 2: tidegate.classify.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
 	6,  // 3: tidegate.classify.v1.ListGroupsResponse.groups:type_name -> tidegate.classify.v1.Group
-	8,  // 4: tidegate.classify.v1.Group.thresholds:type_name -> tidegate.classify.v1.Group.ThresholdsEntry
+	11, // 4: tidegate.classify.v1.Group.thresholds:type_name -> tidegate.classify.v1.Group.ThresholdsEntry
 	7,  // 5: tidegate.classify.v1.Group.learned:type_name -> tidegate.classify.v1.LearnedHost
-	9,  // 6: tidegate.classify.v1.LearnedHost.thresholds:type_name -> tidegate.classify.v1.LearnedHost.ThresholdsEntry
-	0,  // 7: tidegate.classify.v1.ClassifyService.Stream:input_type -> tidegate.classify.v1.StreamRequest
-	2,  // 8: tidegate.classify.v1.ClassifyService.Status:input_type -> tidegate.classify.v1.StatusRequest
-	4,  // 9: tidegate.classify.v1.ClassifyService.ListGroups:input_type -> tidegate.classify.v1.ListGroupsRequest
-	1,  // 10: tidegate.classify.v1.ClassifyService.Stream:output_type -> tidegate.classify.v1.StreamResponse
-	3,  // 11: tidegate.classify.v1.ClassifyService.Status:output_type -> tidegate.classify.v1.StatusResponse
-	5,  // 12: tidegate.classify.v1.ClassifyService.ListGroups:output_type -> tidegate.classify.v1.ListGroupsResponse
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	12, // 6: tidegate.classify.v1.LearnedHost.thresholds:type_name -> tidegate.classify.v1.LearnedHost.ThresholdsEntry
+	10, // 7: tidegate.classify.v1.DomainListsResponse.lists:type_name -> tidegate.classify.v1.DomainListState
+	13, // 8: tidegate.classify.v1.DomainListState.refused:type_name -> tidegate.classify.v1.DomainListState.RefusedEntry
+	0,  // 9: tidegate.classify.v1.ClassifyService.Stream:input_type -> tidegate.classify.v1.StreamRequest
+	2,  // 10: tidegate.classify.v1.ClassifyService.Status:input_type -> tidegate.classify.v1.StatusRequest
+	4,  // 11: tidegate.classify.v1.ClassifyService.ListGroups:input_type -> tidegate.classify.v1.ListGroupsRequest
+	8,  // 12: tidegate.classify.v1.ClassifyService.DomainLists:input_type -> tidegate.classify.v1.DomainListsRequest
+	1,  // 13: tidegate.classify.v1.ClassifyService.Stream:output_type -> tidegate.classify.v1.StreamResponse
+	3,  // 14: tidegate.classify.v1.ClassifyService.Status:output_type -> tidegate.classify.v1.StatusResponse
+	5,  // 15: tidegate.classify.v1.ClassifyService.ListGroups:output_type -> tidegate.classify.v1.ListGroupsResponse
+	9,  // 16: tidegate.classify.v1.ClassifyService.DomainLists:output_type -> tidegate.classify.v1.DomainListsResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_classify_v1_classify_proto_init() }
@@ -593,7 +807,7 @@ func file_classify_v1_classify_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_classify_v1_classify_proto_rawDesc), len(file_classify_v1_classify_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

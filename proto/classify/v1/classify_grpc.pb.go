@@ -19,9 +19,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ClassifyService_Stream_FullMethodName     = "/tidegate.classify.v1.ClassifyService/Stream"
-	ClassifyService_Status_FullMethodName     = "/tidegate.classify.v1.ClassifyService/Status"
-	ClassifyService_ListGroups_FullMethodName = "/tidegate.classify.v1.ClassifyService/ListGroups"
+	ClassifyService_Stream_FullMethodName      = "/tidegate.classify.v1.ClassifyService/Stream"
+	ClassifyService_Status_FullMethodName      = "/tidegate.classify.v1.ClassifyService/Status"
+	ClassifyService_ListGroups_FullMethodName  = "/tidegate.classify.v1.ClassifyService/ListGroups"
+	ClassifyService_DomainLists_FullMethodName = "/tidegate.classify.v1.ClassifyService/DomainLists"
 )
 
 // ClassifyServiceClient is the client API for ClassifyService service.
@@ -33,6 +34,8 @@ type ClassifyServiceClient interface {
 	Stream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StreamRequest, StreamResponse], error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error)
+	// DomainLists tells what this classifier has made of the lists of domains in tg_lists, and of users' rules by host.
+	DomainLists(ctx context.Context, in *DomainListsRequest, opts ...grpc.CallOption) (*DomainListsResponse, error)
 }
 
 type classifyServiceClient struct {
@@ -76,6 +79,16 @@ func (c *classifyServiceClient) ListGroups(ctx context.Context, in *ListGroupsRe
 	return out, nil
 }
 
+func (c *classifyServiceClient) DomainLists(ctx context.Context, in *DomainListsRequest, opts ...grpc.CallOption) (*DomainListsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DomainListsResponse)
+	err := c.cc.Invoke(ctx, ClassifyService_DomainLists_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClassifyServiceServer is the server API for ClassifyService service.
 // All implementations must embed UnimplementedClassifyServiceServer
 // for forward compatibility.
@@ -85,6 +98,8 @@ type ClassifyServiceServer interface {
 	Stream(grpc.BidiStreamingServer[StreamRequest, StreamResponse]) error
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error)
+	// DomainLists tells what this classifier has made of the lists of domains in tg_lists, and of users' rules by host.
+	DomainLists(context.Context, *DomainListsRequest) (*DomainListsResponse, error)
 	mustEmbedUnimplementedClassifyServiceServer()
 }
 
@@ -103,6 +118,9 @@ func (UnimplementedClassifyServiceServer) Status(context.Context, *StatusRequest
 }
 func (UnimplementedClassifyServiceServer) ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListGroups not implemented")
+}
+func (UnimplementedClassifyServiceServer) DomainLists(context.Context, *DomainListsRequest) (*DomainListsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DomainLists not implemented")
 }
 func (UnimplementedClassifyServiceServer) mustEmbedUnimplementedClassifyServiceServer() {}
 func (UnimplementedClassifyServiceServer) testEmbeddedByValue()                         {}
@@ -168,6 +186,24 @@ func _ClassifyService_ListGroups_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClassifyService_DomainLists_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DomainListsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClassifyServiceServer).DomainLists(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClassifyService_DomainLists_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClassifyServiceServer).DomainLists(ctx, req.(*DomainListsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ClassifyService_ServiceDesc is the grpc.ServiceDesc for ClassifyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -182,6 +218,10 @@ var ClassifyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListGroups",
 			Handler:    _ClassifyService_ListGroups_Handler,
+		},
+		{
+			MethodName: "DomainLists",
+			Handler:    _ClassifyService_DomainLists_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

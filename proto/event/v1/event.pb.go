@@ -731,12 +731,12 @@ func (x *Attack) GetRevision() uint32 {
 type Verdict struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	AttackId      string                 `protobuf:"bytes,2,opt,name=attack_id,json=attackId,proto3" json:"attack_id,omitempty"`
+	AttackId      string                 `protobuf:"bytes,2,opt,name=attack_id,json=attackId,proto3" json:"attack_id,omitempty"` // empty: it is about a flow's host name, not about an attack
 	Type          string                 `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
 	Sensor        string                 `protobuf:"bytes,5,opt,name=sensor,proto3" json:"sensor,omitempty"`
 	DecidedNs     int64                  `protobuf:"varint,6,opt,name=decided_ns,json=decidedNs,proto3" json:"decided_ns,omitempty"`
-	Key           string                 `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`                 // "sources" | "signature" | "none"
+	Key           string                 `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`                 // "sources" | "signature" | "flow" | "none"
 	Explanation   string                 `protobuf:"bytes,8,opt,name=explanation,proto3" json:"explanation,omitempty"` // one or two sentences for people
 	Rules         []*v1.Rule             `protobuf:"bytes,9,rep,name=rules,proto3" json:"rules,omitempty"`
 	Evidence      *Evidence              `protobuf:"bytes,10,opt,name=evidence,proto3" json:"evidence,omitempty"`
@@ -870,6 +870,11 @@ type Evidence struct {
 	GoodShare     float64                `protobuf:"fixed64,6,opt,name=good_share,json=goodShare,proto3" json:"good_share,omitempty"`       // share of baseline samples the rules would hit
 	Samples       [][]byte               `protobuf:"bytes,7,rep,name=samples,proto3" json:"samples,omitempty"`                              // at most 32 packet headers, network header on
 	SampleTimesNs []int64                `protobuf:"varint,8,rep,packed,name=sample_times_ns,json=sampleTimesNs,proto3" json:"sample_times_ns,omitempty"`
+	// Of a verdict about a flow's host name: what the flow named, the list or the user's rule, and its entry.
+	Host          string `protobuf:"bytes,9,opt,name=host,proto3" json:"host,omitempty"`
+	List          string `protobuf:"bytes,10,opt,name=list,proto3" json:"list,omitempty"`
+	HostRule      string `protobuf:"bytes,11,opt,name=host_rule,json=hostRule,proto3" json:"host_rule,omitempty"`
+	Entry         string `protobuf:"bytes,12,opt,name=entry,proto3" json:"entry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -958,6 +963,34 @@ func (x *Evidence) GetSampleTimesNs() []int64 {
 		return x.SampleTimesNs
 	}
 	return nil
+}
+
+func (x *Evidence) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Evidence) GetList() string {
+	if x != nil {
+		return x.List
+	}
+	return ""
+}
+
+func (x *Evidence) GetHostRule() string {
+	if x != nil {
+		return x.HostRule
+	}
+	return ""
+}
+
+func (x *Evidence) GetEntry() string {
+	if x != nil {
+		return x.Entry
+	}
+	return ""
 }
 
 type Enforcement struct {
@@ -1563,7 +1596,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\bevidence\x18\n" +
 	" \x01(\v2\x1b.tidegate.event.v1.EvidenceR\bevidence\x12\x19\n" +
 	"\btrace_id\x18\v \x01(\tR\atraceId\x12 \n" +
-	"\vtraceparent\x18\f \x01(\tR\vtraceparent\"\xdf\x03\n" +
+	"\vtraceparent\x18\f \x01(\tR\vtraceparent\"\xba\x04\n" +
 	"\bEvidence\x12E\n" +
 	"\bfeatures\x18\x01 \x03(\v2).tidegate.event.v1.Evidence.FeaturesEntryR\bfeatures\x12K\n" +
 	"\n" +
@@ -1575,7 +1608,12 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\n" +
 	"good_share\x18\x06 \x01(\x01R\tgoodShare\x12\x18\n" +
 	"\asamples\x18\a \x03(\fR\asamples\x12&\n" +
-	"\x0fsample_times_ns\x18\b \x03(\x03R\rsampleTimesNs\x1a;\n" +
+	"\x0fsample_times_ns\x18\b \x03(\x03R\rsampleTimesNs\x12\x12\n" +
+	"\x04host\x18\t \x01(\tR\x04host\x12\x12\n" +
+	"\x04list\x18\n" +
+	" \x01(\tR\x04list\x12\x1b\n" +
+	"\thost_rule\x18\v \x01(\tR\bhostRule\x12\x14\n" +
+	"\x05entry\x18\f \x01(\tR\x05entry\x1a;\n" +
 	"\rFeaturesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a=\n" +

@@ -80,19 +80,22 @@ func (Action) EnumDescriptor() ([]byte, []int) {
 
 // Match: an unset field matches everything.
 type Match struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Src           string                 `protobuf:"bytes,1,opt,name=src,proto3" json:"src,omitempty"` // prefix in CIDR notation
-	Dst           string                 `protobuf:"bytes,2,opt,name=dst,proto3" json:"dst,omitempty"`
-	Protocol      *uint32                `protobuf:"varint,3,opt,name=protocol,proto3,oneof" json:"protocol,omitempty"` // IANA number
-	SrcPort       *uint32                `protobuf:"varint,4,opt,name=src_port,json=srcPort,proto3,oneof" json:"src_port,omitempty"`
-	DstPort       *uint32                `protobuf:"varint,5,opt,name=dst_port,json=dstPort,proto3,oneof" json:"dst_port,omitempty"`
-	TcpFlags      uint32                 `protobuf:"varint,6,opt,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`               // value of the flags under tcp_flags_mask
-	TcpFlagsMask  uint32                 `protobuf:"varint,7,opt,name=tcp_flags_mask,json=tcpFlagsMask,proto3" json:"tcp_flags_mask,omitempty"` // 0 = flags are not looked at
-	LengthMin     uint32                 `protobuf:"varint,8,opt,name=length_min,json=lengthMin,proto3" json:"length_min,omitempty"`            // IP length
-	LengthMax     uint32                 `protobuf:"varint,9,opt,name=length_max,json=lengthMax,proto3" json:"length_max,omitempty"`            // 0 = no bound
-	TtlMin        uint32                 `protobuf:"varint,10,opt,name=ttl_min,json=ttlMin,proto3" json:"ttl_min,omitempty"`
-	TtlMax        uint32                 `protobuf:"varint,11,opt,name=ttl_max,json=ttlMax,proto3" json:"ttl_max,omitempty"` // 0 = no bound
-	Fragment      *bool                  `protobuf:"varint,12,opt,name=fragment,proto3,oneof" json:"fragment,omitempty"`     // true: fragments only; false: whole packets only
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Src          string                 `protobuf:"bytes,1,opt,name=src,proto3" json:"src,omitempty"` // prefix in CIDR notation
+	Dst          string                 `protobuf:"bytes,2,opt,name=dst,proto3" json:"dst,omitempty"`
+	Protocol     *uint32                `protobuf:"varint,3,opt,name=protocol,proto3,oneof" json:"protocol,omitempty"` // IANA number
+	SrcPort      *uint32                `protobuf:"varint,4,opt,name=src_port,json=srcPort,proto3,oneof" json:"src_port,omitempty"`
+	DstPort      *uint32                `protobuf:"varint,5,opt,name=dst_port,json=dstPort,proto3,oneof" json:"dst_port,omitempty"`
+	TcpFlags     uint32                 `protobuf:"varint,6,opt,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`               // value of the flags under tcp_flags_mask
+	TcpFlagsMask uint32                 `protobuf:"varint,7,opt,name=tcp_flags_mask,json=tcpFlagsMask,proto3" json:"tcp_flags_mask,omitempty"` // 0 = flags are not looked at
+	LengthMin    uint32                 `protobuf:"varint,8,opt,name=length_min,json=lengthMin,proto3" json:"length_min,omitempty"`            // IP length
+	LengthMax    uint32                 `protobuf:"varint,9,opt,name=length_max,json=lengthMax,proto3" json:"length_max,omitempty"`            // 0 = no bound
+	TtlMin       uint32                 `protobuf:"varint,10,opt,name=ttl_min,json=ttlMin,proto3" json:"ttl_min,omitempty"`
+	TtlMax       uint32                 `protobuf:"varint,11,opt,name=ttl_max,json=ttlMax,proto3" json:"ttl_max,omitempty"` // 0 = no bound
+	Fragment     *bool                  `protobuf:"varint,12,opt,name=fragment,proto3,oneof" json:"fragment,omitempty"`     // true: fragments only; false: whole packets only
+	// The flow names this host or one below it. Packets do not say so: classify makes a rule for each such flow, and the
+	// rule itself is in no driver.
+	Host          string `protobuf:"bytes,13,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -211,6 +214,13 @@ func (x *Match) GetFragment() bool {
 	return false
 }
 
+func (x *Match) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
 type Rule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -229,8 +239,12 @@ type Rule struct {
 	AttackFirstNs int64                  `protobuf:"varint,14,opt,name=attack_first_ns,json=attackFirstNs,proto3" json:"attack_first_ns,omitempty"` // kernel time of the attack's first frame, Unix ns
 	Traceparent   string                 `protobuf:"bytes,15,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// rate_pps is the rate of each source, and a source's SYNs are dropped until one of them comes again.
-	SynRetry      bool `protobuf:"varint,16,opt,name=syn_retry,json=synRetry,proto3" json:"syn_retry,omitempty"`
-	PerSource     bool `protobuf:"varint,17,opt,name=per_source,json=perSource,proto3" json:"per_source,omitempty"` // rate-limit: the rate is of each source (IPv6: each /64) and not of all together
+	SynRetry  bool `protobuf:"varint,16,opt,name=syn_retry,json=synRetry,proto3" json:"syn_retry,omitempty"`
+	PerSource bool `protobuf:"varint,17,opt,name=per_source,json=perSource,proto3" json:"per_source,omitempty"` // rate-limit: the rate is of each source (IPv6: each /64) and not of all together
+	// Of a rule that classify made for one flow: what it named, and the list or the user's rule that has it.
+	Host          string `protobuf:"bytes,18,opt,name=host,proto3" json:"host,omitempty"`
+	List          string `protobuf:"bytes,19,opt,name=list,proto3" json:"list,omitempty"`
+	HostRule      string `protobuf:"bytes,20,opt,name=host_rule,json=hostRule,proto3" json:"host_rule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -384,12 +398,34 @@ func (x *Rule) GetPerSource() bool {
 	return false
 }
 
-// AddressList says what to do with packets from many addresses: a key of the KV bucket tg_lists, as JSON. The addresses
-// are an object of the bucket tg_list_entries, however many: sorted lines of text, an address or prefix each.
+func (x *Rule) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Rule) GetList() string {
+	if x != nil {
+		return x.List
+	}
+	return ""
+}
+
+func (x *Rule) GetHostRule() string {
+	if x != nil {
+		return x.HostRule
+	}
+	return ""
+}
+
+// AddressList says what to do with packets from many addresses, or with flows to many hosts by name: a key of the KV
+// bucket tg_lists, as JSON. The entries are an object of the bucket tg_list_entries, however many: sorted lines of text, an
+// address or prefix each, or a domain.
 type AddressList struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Action        Action                 `protobuf:"varint,2,opt,name=action,proto3,enum=tidegate.policy.v1.Action" json:"action,omitempty"` // allow, drop or count
+	Action        Action                 `protobuf:"varint,2,opt,name=action,proto3,enum=tidegate.policy.v1.Action" json:"action,omitempty"` // allow, drop or count; of domains also rate-limit
 	Comment       string                 `protobuf:"bytes,3,opt,name=comment,proto3" json:"comment,omitempty"`
 	Number        uint32                 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`                  // of its counters in the XDP program, 0 to 1023
 	Url           string                 `protobuf:"bytes,5,opt,name=url,proto3" json:"url,omitempty"`                         // where a gateway reads the entries, by HTTPS; empty: they are uploaded
@@ -397,13 +433,17 @@ type AddressList struct {
 	Object        string                 `protobuf:"bytes,7,opt,name=object,proto3" json:"object,omitempty"`                   // name of the object; empty: no entries yet
 	Hosts         uint64                 `protobuf:"varint,8,opt,name=hosts,proto3" json:"hosts,omitempty"`                    // single addresses in the object
 	Prefixes      uint64                 `protobuf:"varint,9,opt,name=prefixes,proto3" json:"prefixes,omitempty"`
-	Rejected      uint64                 `protobuf:"varint,10,opt,name=rejected,proto3" json:"rejected,omitempty"` // lines that were no address and no prefix
+	Rejected      uint64                 `protobuf:"varint,10,opt,name=rejected,proto3" json:"rejected,omitempty"` // lines that say something else
 	Examples      []*RejectedLine        `protobuf:"bytes,11,rep,name=examples,proto3" json:"examples,omitempty"`  // the first of them
 	CreatedNs     int64                  `protobuf:"varint,12,opt,name=created_ns,json=createdNs,proto3" json:"created_ns,omitempty"`
 	UpdatedNs     int64                  `protobuf:"varint,13,opt,name=updated_ns,json=updatedNs,proto3" json:"updated_ns,omitempty"` // when the entries changed last
 	CheckedNs     int64                  `protobuf:"varint,14,opt,name=checked_ns,json=checkedNs,proto3" json:"checked_ns,omitempty"` // when url was last asked
 	Problem       string                 `protobuf:"bytes,15,opt,name=problem,proto3" json:"problem,omitempty"`                       // why the last reading failed; the entries before it stay
 	Validator     string                 `protobuf:"bytes,16,opt,name=validator,proto3" json:"validator,omitempty"`                   // ETag of what url answered last
+	Kind          string                 `protobuf:"bytes,17,opt,name=kind,proto3" json:"kind,omitempty"`                             // of the entries: cidr (also when empty) or domain
+	Domains       uint64                 `protobuf:"varint,18,opt,name=domains,proto3" json:"domains,omitempty"`                      // in the object
+	RatePps       uint64                 `protobuf:"varint,19,opt,name=rate_pps,json=ratePps,proto3" json:"rate_pps,omitempty"`       // rate-limit: exactly one of the two, of each direction of a flow
+	RateBps       uint64                 `protobuf:"varint,20,opt,name=rate_bps,json=rateBps,proto3" json:"rate_bps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -550,6 +590,34 @@ func (x *AddressList) GetValidator() string {
 	return ""
 }
 
+func (x *AddressList) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AddressList) GetDomains() uint64 {
+	if x != nil {
+		return x.Domains
+	}
+	return 0
+}
+
+func (x *AddressList) GetRatePps() uint64 {
+	if x != nil {
+		return x.RatePps
+	}
+	return 0
+}
+
+func (x *AddressList) GetRateBps() uint64 {
+	if x != nil {
+		return x.RateBps
+	}
+	return 0
+}
+
 type RejectedLine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Line          uint64                 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"` // from 1 on
@@ -614,7 +682,7 @@ var File_policy_v1_policy_proto protoreflect.FileDescriptor
 
 const file_policy_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x16policy/v1/policy.proto\x12\x12tidegate.policy.v1\"\x94\x03\n" +
+	"\x16policy/v1/policy.proto\x12\x12tidegate.policy.v1\"\xa8\x03\n" +
 	"\x05Match\x12\x10\n" +
 	"\x03src\x18\x01 \x01(\tR\x03src\x12\x10\n" +
 	"\x03dst\x18\x02 \x01(\tR\x03dst\x12\x1f\n" +
@@ -630,11 +698,12 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\attl_min\x18\n" +
 	" \x01(\rR\x06ttlMin\x12\x17\n" +
 	"\attl_max\x18\v \x01(\rR\x06ttlMax\x12\x1f\n" +
-	"\bfragment\x18\f \x01(\bH\x03R\bfragment\x88\x01\x01B\v\n" +
+	"\bfragment\x18\f \x01(\bH\x03R\bfragment\x88\x01\x01\x12\x12\n" +
+	"\x04host\x18\r \x01(\tR\x04hostB\v\n" +
 	"\t_protocolB\v\n" +
 	"\t_src_portB\v\n" +
 	"\t_dst_portB\v\n" +
-	"\t_fragment\"\x9a\x04\n" +
+	"\t_fragment\"\xdf\x04\n" +
 	"\x04Rule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12/\n" +
@@ -657,7 +726,10 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\vtraceparent\x18\x0f \x01(\tR\vtraceparent\x12\x1b\n" +
 	"\tsyn_retry\x18\x10 \x01(\bR\bsynRetry\x12\x1d\n" +
 	"\n" +
-	"per_source\x18\x11 \x01(\bR\tperSource\"\xed\x03\n" +
+	"per_source\x18\x11 \x01(\bR\tperSource\x12\x12\n" +
+	"\x04host\x18\x12 \x01(\tR\x04host\x12\x12\n" +
+	"\x04list\x18\x13 \x01(\tR\x04list\x12\x1b\n" +
+	"\thost_rule\x18\x14 \x01(\tR\bhostRule\"\xd1\x04\n" +
 	"\vAddressList\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12\x18\n" +
@@ -678,7 +750,11 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\n" +
 	"checked_ns\x18\x0e \x01(\x03R\tcheckedNs\x12\x18\n" +
 	"\aproblem\x18\x0f \x01(\tR\aproblem\x12\x1c\n" +
-	"\tvalidator\x18\x10 \x01(\tR\tvalidator\"N\n" +
+	"\tvalidator\x18\x10 \x01(\tR\tvalidator\x12\x12\n" +
+	"\x04kind\x18\x11 \x01(\tR\x04kind\x12\x18\n" +
+	"\adomains\x18\x12 \x01(\x04R\adomains\x12\x19\n" +
+	"\brate_pps\x18\x13 \x01(\x04R\aratePps\x12\x19\n" +
+	"\brate_bps\x18\x14 \x01(\x04R\arateBps\"N\n" +
 	"\fRejectedLine\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\x04R\x04line\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +

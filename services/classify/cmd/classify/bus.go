@@ -70,6 +70,40 @@ func (l lateBus) Rules(ctx context.Context) (map[string]bus.RuleEntry, error) {
 	return b.Rules(ctx)
 }
 
+func (l lateBus) UpdateRule(ctx context.Context, r policy.Rule, revision uint64) (uint64, error) {
+	b, err := l.Get()
+	if err != nil {
+		return 0, err
+	}
+	return b.UpdateRule(ctx, r, revision)
+}
+
+// The watches are asked for once, so they wait for the connection.
+
+func (l lateBus) WatchRules(ctx context.Context, h func(bus.RuleUpdate)) error {
+	b, err := l.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	return b.WatchRules(ctx, h)
+}
+
+func (l lateBus) WatchLists(ctx context.Context, h func(bus.ListUpdate)) error {
+	b, err := l.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	return b.WatchLists(ctx, h)
+}
+
+func (l lateBus) ListEntries(ctx context.Context, object string) ([]byte, error) {
+	b, err := l.Get()
+	if err != nil {
+		return nil, err
+	}
+	return b.ListEntries(ctx, object)
+}
+
 func (l lateBus) ConsumeEventsEphemeral(ctx context.Context, subjects []string, h func(bus.EventMsg)) error {
 	b, err := l.Get()
 	if err != nil {

@@ -105,6 +105,8 @@ type Flow struct {
 	app        string // "" = unknown
 	alias      string // the label that the protocol being asked wants instead of its own, else ""
 	host       string
+	question   bool   // host is what a resolver is asked for, not whom the flow is with
+	told       bool   // NewServerName has told host
 	named      string // what the client had asked its resolver for
 	alpn       string
 	facts      Facts
@@ -162,6 +164,16 @@ func (f *Flow) Result() Result {
 		r.Risks |= UnexpectedPort
 	}
 	return r
+}
+
+// NewServerName is the host that the flow itself says it is with, as Result.Host is written, once for each that it says:
+// through a proxy there may be several. What a resolver is asked for is none, nor what its answers let guess.
+func (f *Flow) NewServerName() (host string, ok bool) {
+	if f.told || f.question || f.host == "" {
+		return "", false
+	}
+	f.told = true
+	return f.host, true
 }
 
 // Segment takes the next payload of one direction: dir 0 is the flow's source, 1 its destination; offset is
@@ -400,8 +412,17 @@ func (f *Flow) setHost(b []byte) {
 		n--
 	}
 	if n > 0 {
-		f.host = f.engine.names.get(f.engine.name[:n])
+		f.question = false
+		if host := f.engine.names.get(f.engine.name[:n]); host != f.host {
+			f.host, f.told = host, false
+		}
 	}
+}
+
+// setQuestion keeps what a resolver is asked for.
+func (f *Flow) setQuestion(b []byte) {
+	f.setHost(b)
+	f.question = true
 }
 
 // hasPort tells whether either side of the flow uses the port; only for breaking ties.

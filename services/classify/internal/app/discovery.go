@@ -19,7 +19,7 @@ func llmnrDatagram(f *Flow, in *input) outcome {
 		}
 		f.risk(true, Malformed)
 	}
-	f.setHost(q.name(f.engine, b))
+	f.setQuestion(q.name(f.engine, b))
 	return final
 }
 

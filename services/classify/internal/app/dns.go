@@ -76,7 +76,7 @@ func (f *Flow) asked(in *input, q *question, b []byte) outcome {
 	if len(name) == 0 {
 		name = q.name(f.engine, b)
 	}
-	f.setHost(name)
+	f.setQuestion(name)
 	f.facts.DNSType = dnsTypes[q.typ]
 	if f.facts.DNSType == "" {
 		f.facts.DNSType = f.engine.names.get(strconv.AppendUint(append(f.engine.text[:0], "TYPE"...), uint64(q.typ), 10)) // RFC 3597 5
@@ -215,7 +215,7 @@ func mdnsDatagram(f *Flow, in *input) outcome {
 		return no // without a question it can only be an answer or a goodbye
 	}
 	if q.ok {
-		f.setHost(q.name(f.engine, b))
+		f.setQuestion(q.name(f.engine, b))
 	}
 	return final
 }

@@ -24,7 +24,7 @@ func TestFloods(t *testing.T) {
 		{"syn at", synFlood, Sums{SYN: 150}, 1},
 		{"handshakes pay twice", synFlood, Sums{SYN: 350, Handshakes: 100}, 1},
 		{"busy server", synFlood, Sums{SYN: 5000, Handshakes: 4900}, 0},
-		{"scanner's SYNs", synFlood, Sums{SYN: 1000, Samples: Shares{SYN: 64, SYNScan: 64}}, 0},
+		{"scanner's SYNs", synFlood, Sums{SYN: 1000, SYNScan: 1000}, 0},
 		{"udp packets", udpFlood, Sums{Packets: 20000, Bytes: 20000 * 60, UDP: 20000}, 1},
 		{"udp bits", udpFlood, Sums{Packets: 10000, Bytes: 62_500_000, UDP: 10000}, 1},
 		{"udp from peers", udpFlood, Sums{Packets: 40000, UDP: 40000, Samples: Shares{UDP: 64, UDPGood: 64}}, 0},
@@ -264,6 +264,34 @@ func TestLoneScanner(t *testing.T) {
 		if got := CountSamples(mk(tt.sources, tt.ports), standing(Stranger)).SYNScan; got != tt.want {
 			t.Errorf("%d sources, %d ports: %d, want %d", tt.sources, tt.ports, got, tt.want)
 		}
+	}
+}
+
+// TestScanAmongClients: a busy host's second holds as many samples of clients as of a scan that has just begun, though the
+// scan's SYNs are ten times as many.
+func TestScanAmongClients(t *testing.T) {
+	th := DefaultThresholds()
+	var s Series
+	for slot := range int64(Slots) {
+		var facts []header.Facts
+		for i := range 6 {
+			f := header.Facts{Protocol: 6, Flags: 2, DstPort: 443}
+			f.Src[14], f.Src[15] = byte(slot), byte(i)
+			facts = append(facts, f)
+		}
+		sums := Sums{SYN: 6, Handshakes: 5}
+		if slot == Slots-1 {
+			sums.SYN += 500
+			for i := range uint16(58) {
+				facts = append(facts, header.Facts{Protocol: 6, Flags: 2, DstPort: i})
+			}
+		}
+		sums.TakeSamples(facts, standing(Stranger))
+		s.Add(1_700_000_000_000_000_000+slot*int64(Slot), &sums, nil)
+	}
+	second := s.Sum(Slots)
+	if m := synFlood.Measure(&second, &th); m.Level > 0.1 {
+		t.Errorf("the scan counts as SYN flood: %+v", m)
 	}
 }
 

@@ -20,6 +20,7 @@ type Sums struct {
 	Packets, Bytes            uint64
 	TCP, UDP, ICMP            uint64
 	SYN, Handshakes           uint64
+	SYNScan                   uint64 // of SYN, what a lone source sends that walks over ports, as each window's samples tell
 	Fragments                 uint64
 	OutOfState                uint64 // TCP packets that begin a flow and are no SYN
 	DNS, DNSBytes             uint64 // unsolicited answers from port 53
@@ -97,6 +98,7 @@ func (s *Sums) add(o *Sums) {
 	s.UDP += o.UDP
 	s.ICMP += o.ICMP
 	s.SYN += o.SYN
+	s.SYNScan += o.SYNScan
 	s.Handshakes += o.Handshakes
 	s.Fragments += o.Fragments
 	s.DNS += o.DNS
@@ -140,6 +142,13 @@ func FromTarget(t *flowv1.Target) Sums {
 		}
 	}
 	return s
+}
+
+// TakeSamples counts a window's samples, which are of the packets that s counts. A window has as many samples of a second's
+// few quiet packets as of a burst, so what a share says of packets is worked out here, before windows are added up.
+func (s *Sums) TakeSamples(samples []header.Facts, of func(f *header.Facts) Standing) {
+	s.Samples = CountSamples(samples, of)
+	s.SYNScan = scaled(s.SYN, ratio(s.Samples.SYNScan, s.Samples.SYN, 0))
 }
 
 // Standing is what a destination has to do with a source.

@@ -14,9 +14,7 @@ var synFlood = Flood{
 		if s.SYN == 0 {
 			return Measure{}
 		}
-		scan := ratio(s.Samples.SYNScan, s.Samples.SYN, 0)
-		syn := float64(s.SYN) * (1 - scan)
-		excess := max(0, syn-2*float64(s.Handshakes))
+		excess := max(0, float64(s.SYN)-float64(s.SYNScan)-2*float64(s.Handshakes))
 		size := 60.0
 		if s.Packets > 0 {
 			size = min(size, float64(s.Bytes)/float64(s.Packets))
@@ -24,7 +22,7 @@ var synFlood = Flood{
 		return Measure{
 			Level: excess / t.SYN, Packets: uint64(excess), Bytes: uint64(excess * size),
 			Features: map[string]float64{"syn": float64(s.SYN), "handshakes": float64(s.Handshakes), "excess_syn": excess,
-				"sources": s.Sources, "scan_share": scan},
+				"sources": s.Sources, "scan_share": float64(s.SYNScan) / float64(s.SYN)},
 			Limits: map[string]float64{"excess_syn": t.SYN},
 		}
 	},

@@ -99,9 +99,9 @@ func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 	}
 	var read *entries
 	if err == nil && text != nil {
-		read, err = parseEntries(text)
+		read, err = parseEntries(kindOf(claimed), text)
 	}
-	if err == nil && read != nil && len(read.Entries) == 0 && claimed.GetHosts()+claimed.GetPrefixes() > 0 {
+	if err == nil && read != nil && read.empty() && claimed.GetHosts()+claimed.GetPrefixes()+claimed.GetDomains() > 0 {
 		err = errors.New("the answer is an empty list: the entries before it stay; delete the list if that is meant")
 	}
 	said := ""
@@ -113,7 +113,7 @@ func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
 	_, err = o.updateList(ctx, name, false, func(ctx context.Context, l *policyv1.AddressList) error {
-		if l.GetUrl() != url {
+		if l.GetUrl() != url || kindOf(l) != kindOf(claimed) {
 			return errOtherURL
 		}
 		if l.Problem = said; said != "" || read == nil {
@@ -127,8 +127,8 @@ func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 	case err != nil:
 		o.t.CountError("read_list")
 		o.t.Log.Warn("what a list's URL said was not stored; it is read again", "list", name, "error", err)
-	case read != nil && said == "" && read.Rejected > 0:
-		o.t.Log.Warn("lines of a list are no addresses and were left out", "list", name, "lines", read.Rejected, "first", read.Examples[0].Line)
+	case read != nil && said == "" && read.rejected > 0:
+		o.t.Log.Warn("lines of a list are no entries and were left out", "list", name, "lines", read.rejected, "first", read.examples[0].Line)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
+	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/feed"
@@ -40,7 +41,7 @@ const (
 	listTries      = 5                // against others who change the same list
 )
 
-// The lists lie in a bucket that gateways write and enforce nodes follow; what nodes make of them is asked by gRPC.
+// The lists lie in a bucket that gateways write; enforce nodes follow those of addresses, classifiers those of domains; what nodes make of them is asked by gRPC.
 
 // Lists are all lists, by name, without what the nodes say.
 func (o *Operations) Lists(ctx context.Context) ([]api.List, error) {
@@ -63,6 +64,10 @@ func (o *Operations) List(ctx context.Context, name string) (api.List, error) {
 		return api.List{}, err
 	}
 	out := newList(e)
+	if kindOf(e.List) == policy.KindDomain {
+		out.Nodes = append(out.Nodes, o.domainNodes(ctx, name, e.List.GetObject())...)
+		return out, nil
+	}
 	answers := mesh.All(ctx, o.mesh.Enforce, askTime, func(ctx context.Context, c grpc.ClientConnInterface) (*enforcev1.AddressListsResponse, error) {
 		return enforcev1.NewEnforceServiceClient(c).AddressLists(ctx, &enforcev1.AddressListsRequest{})
 	})
@@ -101,16 +106,28 @@ func (o *Operations) PutList(ctx context.Context, name string, in api.ListInput)
 	if err != nil {
 		return api.List{}, err
 	}
-	intended := api.List{Name: name, Action: in.Action, URL: in.URL, Comment: in.Comment, Nodes: []api.ListNode{}}
+	intended := api.List{
+		Name: name, Kind: in.Kind, Action: in.Action, RatePPS: in.RatePPS, RateBPS: in.RateBPS, URL: in.URL, Comment: in.Comment, Nodes: []api.ListNode{},
+	}
 	out, err := o.changeList(ctx, actionListPut, name, intended, true, func(_ context.Context, l *policyv1.AddressList) error {
 		action, err := policy.ParseAction(in.Action)
 		if err != nil {
 			return invalid("body.action", "%v", err)
 		}
+		if l.GetKind() == "" && l.GetObject() == "" && l.GetAction() == 0 { // a new one
+			l.Kind = in.Kind
+		}
+		switch kind := kindOf(l); {
+		case in.Kind != "" && in.Kind != kind:
+			return invalid("body.kind", "the list is of kind %s, which stays: delete it first", kind)
+		case action == policy.RateLimit && kind != policy.KindDomain:
+			return invalid("body.action", "only a list of domains limits the rate")
+		}
 		if l.GetUrl() != in.URL {
 			l.Validator, l.CheckedNs, l.Problem = "", 0, ""
 		}
 		l.Action, l.Url, l.Comment, l.EveryNs = policyv1.Action(action), in.URL, in.Comment, int64(every)
+		l.RatePps, l.RateBps = in.RatePPS, in.RateBPS
 		return nil
 	})
 	if err == nil && in.URL != "" {
@@ -123,6 +140,13 @@ func (o *Operations) PutList(ctx context.Context, name string, in api.ListInput)
 func checkList(name string, in *api.ListInput) (every time.Duration, err error) {
 	if name == "" || len(name) > maxListName || !plainName(name) {
 		return 0, invalid("path.name", "a list's name is 1 to 64 of a-z, 0-9, - and _, and begins with a letter or digit")
+	}
+	if in.Kind != "" && in.Kind != policy.KindCIDR && in.Kind != policy.KindDomain {
+		return 0, invalid("body.kind", "the kind is cidr or domain")
+	}
+	limits := in.Action == policy.RateLimit.String()
+	if limits != (in.RatePPS != 0 || in.RateBPS != 0) || in.RatePPS != 0 && in.RateBPS != 0 {
+		return 0, invalid("body", "rate-limit needs exactly one of rate_pps and rate_bps, other actions none")
 	}
 	if in.URL == "" {
 		if in.Every != "" {
@@ -155,48 +179,77 @@ func plainName(s string) bool {
 
 // PutListEntries makes the lines of text the entries of a list that has no URL.
 func (o *Operations) PutListEntries(ctx context.Context, name string, text []byte) (api.List, error) {
-	read, err := parseEntries(text)
+	kind := policy.KindCIDR
+	if e, err := o.listEntry(ctx, name); err == nil { // else changeList says why
+		kind = kindOf(e.List)
+	}
+	read, err := parseEntries(kind, text)
 	if err != nil {
 		return api.List{}, err
 	}
-	intended := api.List{Name: name, Nodes: []api.ListNode{}}
+	intended := api.List{Name: name, Kind: kind, Nodes: []api.ListNode{}}
 	read.describe(&intended)
 	return o.changeList(ctx, actionListEntries, name, intended, false, func(ctx context.Context, l *policyv1.AddressList) error {
 		if l.GetUrl() != "" {
 			return problem(http.StatusUnprocessableEntity, "the list is read from %s: take its url away before you upload entries", l.GetUrl())
 		}
+		if kindOf(l) != kind {
+			return problem(http.StatusConflict, "the list has become one of another kind: try again")
+		}
 		return o.setEntries(ctx, l, read)
 	})
 }
 
+// kindOf is what the entries of a list are.
+func kindOf(l *policyv1.AddressList) string { return cmp.Or(l.GetKind(), policy.KindCIDR) }
+
 // entries is the text of a list as it is stored, and what was found in it.
 type entries struct {
-	policy.ListText
-	canonical []byte
+	hosts, prefixes, domains, rejected int
+	examples                           []policy.RejectedLine
+	canonical                          []byte
 }
 
 // parseEntries refuses what is no list at all: that is a mistake or an error page, and must not empty a list.
-func parseEntries(text []byte) (*entries, error) {
-	read, err := policy.ParseList(text, maxListEntries)
-	if errors.Is(err, policy.ErrListLimit) {
+func parseEntries(kind string, text []byte) (*entries, error) {
+	var e entries
+	var err error
+	what := "an address or a prefix in CIDR notation"
+	if kind == policy.KindDomain {
+		what = "a domain"
+		var read policy.DomainText
+		read, err = policy.ParseDomains(text, maxListEntries)
+		e = entries{domains: len(read.Entries), rejected: read.Rejected, examples: read.Examples, canonical: policy.FormatDomains(read.Entries)}
+	} else {
+		var read policy.ListText
+		read, err = policy.ParseList(text, maxListEntries)
+		e = entries{
+			hosts: read.Hosts, prefixes: len(read.Entries) - read.Hosts, rejected: read.Rejected, examples: read.Examples,
+			canonical: policy.FormatList(read.Entries),
+		}
+	}
+	switch {
+	case errors.Is(err, policy.ErrListLimit):
 		return nil, problem(http.StatusUnprocessableEntity, "the list has more than %d entries", maxListEntries)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
-	}
-	if len(read.Entries) == 0 && read.Rejected > 0 {
-		p := problem(http.StatusUnprocessableEntity, "none of the %d lines is an address or a prefix in CIDR notation", read.Rejected)
-		for _, e := range read.Examples {
-			p.Errors = append(p.Errors, api.ProblemDetail{Location: fmt.Sprintf("body line %d", e.Line), Message: e.Reason, Value: e.Text})
+	case len(e.canonical) > bus.MaxListBytes:
+		return nil, problem(http.StatusUnprocessableEntity, "the list's entries have more than %d MiB", bus.MaxListBytes>>20)
+	case e.empty() && e.rejected > 0:
+		p := problem(http.StatusUnprocessableEntity, "none of the %d lines is %s", e.rejected, what)
+		for _, x := range e.examples {
+			p.Errors = append(p.Errors, api.ProblemDetail{Location: fmt.Sprintf("body line %d", x.Line), Message: x.Reason, Value: x.Text})
 		}
 		return nil, p
 	}
-	return &entries{ListText: read, canonical: policy.FormatList(read.Entries)}, nil
+	return &e, nil
 }
 
+func (e *entries) empty() bool { return e.hosts+e.prefixes+e.domains == 0 }
+
 func (e *entries) describe(l *api.List) {
-	l.Hosts, l.Prefixes, l.Rejected = uint64(e.Hosts), uint64(len(e.Entries)-e.Hosts), uint64(e.Rejected) //nolint:gosec // positive
-	for _, x := range e.Examples {
+	l.Hosts, l.Prefixes, l.Domains, l.Rejected = uint64(e.hosts), uint64(e.prefixes), uint64(e.domains), uint64(e.rejected) //nolint:gosec // positive
+	for _, x := range e.examples {
 		l.Examples = append(l.Examples, api.RejectedLine{Line: uint64(x.Line), Text: x.Text, Reason: x.Reason}) //nolint:gosec // positive
 	}
 }
@@ -212,7 +265,7 @@ func (o *Operations) setEntries(ctx context.Context, l *policyv1.AddressList, e 
 	}
 	var d api.List
 	e.describe(&d)
-	l.Hosts, l.Prefixes, l.Rejected, l.Examples = d.Hosts, d.Prefixes, d.Rejected, nil
+	l.Hosts, l.Prefixes, l.Domains, l.Rejected, l.Examples = d.Hosts, d.Prefixes, d.Domains, d.Rejected, nil
 	for _, x := range d.Examples {
 		l.Examples = append(l.Examples, &policyv1.RejectedLine{Line: x.Line, Text: x.Text, Reason: x.Reason})
 	}
@@ -336,8 +389,9 @@ func (o *Operations) DeleteList(ctx context.Context, name string) error {
 func newList(e bus.ListEntry) api.List {
 	l := e.List
 	out := api.List{
-		Name: l.GetName(), Action: policy.Action(l.GetAction()).String(), URL: l.GetUrl(), Comment: l.GetComment(), //nolint:gosec // an enumeration of five
-		Hosts: l.GetHosts(), Prefixes: l.GetPrefixes(), Rejected: l.GetRejected(), CreatedNs: api.Nanos(l.GetCreatedNs()),
+		Name: l.GetName(), Kind: kindOf(l), Action: policy.Action(l.GetAction()).String(), URL: l.GetUrl(), Comment: l.GetComment(), //nolint:gosec // an enumeration of five
+		RatePPS: l.GetRatePps(), RateBPS: l.GetRateBps(),
+		Hosts: l.GetHosts(), Prefixes: l.GetPrefixes(), Domains: l.GetDomains(), Rejected: l.GetRejected(), CreatedNs: api.Nanos(l.GetCreatedNs()),
 		UpdatedNs: api.Nanos(l.GetUpdatedNs()), CheckedNs: api.Nanos(l.GetCheckedNs()), Problem: l.GetProblem(),
 		Revision: strconv.FormatUint(e.Revision, 10), Nodes: []api.ListNode{},
 	}
@@ -346,6 +400,32 @@ func newList(e bus.ListEntry) api.List {
 	}
 	for _, x := range l.GetExamples() {
 		out.Examples = append(out.Examples, api.RejectedLine{Line: x.GetLine(), Text: x.GetText(), Reason: x.GetReason()})
+	}
+	return out
+}
+
+// domainNodes are what the classifiers have made of a list of domains.
+func (o *Operations) domainNodes(ctx context.Context, name, object string) []api.ListNode {
+	answers := mesh.All(ctx, o.mesh.Classify, askTime, func(ctx context.Context, c grpc.ClientConnInterface) (*classifyv1.DomainListsResponse, error) {
+		return classifyv1.NewClassifyServiceClient(c).DomainLists(ctx, &classifyv1.DomainListsRequest{})
+	})
+	var out []api.ListNode
+	for _, a := range answers {
+		n := api.ListNode{Node: a.Peer.Who(), State: "loading"}
+		if a.Err != nil {
+			n.State, n.Problem = "unknown", o.problem(ctx, a.Err).Detail
+		}
+		for _, s := range a.Value.GetLists() {
+			if s.GetName() != name {
+				continue
+			}
+			n.State, n.Entries, n.Refused, n.Flows, n.Ruled = s.GetState(), s.GetEntries(), s.GetRefused(), s.GetFlows(), s.GetStopped()
+			n.Problem, n.AppliedNs = sentence(s.GetProblem()), api.Nanos(s.GetAppliedNs())
+			if s.GetObject() != object && n.State != "failed" {
+				n.State = "loading"
+			}
+		}
+		out = append(out, n)
 	}
 	return out
 }

@@ -90,6 +90,57 @@ func TestUploadedList(t *testing.T) {
 	}
 }
 
+// TestDomainList: the kind stays, the text is read as domains, and the classifiers tell what they made of it.
+func TestDomainList(t *testing.T) {
+	a, b, nats := overNATS(t)
+	ctx := asOperator(t)
+	l, err := a.PutList(ctx, "names", api.ListInput{Kind: "domain", Action: "rate-limit", RatePPS: 7})
+	if err != nil || l.Kind != "domain" || l.Action != "rate-limit" || l.RatePPS != 7 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	l, err = b.PutListEntries(ctx, "names", []byte("*.Example.ORG\n0.0.0.0 ads.example\n192.0.2.1\n"))
+	if err != nil || l.Domains != 2 || l.Hosts+l.Prefixes != 0 || l.Rejected != 1 || l.Examples[0].Line != 3 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	if got := stored(t, nats, "names"); got != "ads.example\nexample.org\n" {
+		t.Errorf("stored %q", got)
+	}
+	if l, err = a.PutList(ctx, "names", api.ListInput{Action: "drop"}); err != nil || l.Kind != "domain" || l.Domains != 2 || l.RatePPS != 0 {
+		t.Errorf("without its kind: %+v, %v", l, err)
+	}
+	if _, err = a.PutList(ctx, "addresses", api.ListInput{Action: "drop"}); err != nil {
+		t.Fatal(err)
+	}
+	for name, in := range map[string]api.ListInput{
+		"names":     {Kind: "cidr", Action: "drop"},
+		"addresses": {Kind: "domain", Action: "drop"},
+		"limited":   {Action: "rate-limit", RatePPS: 1},
+		"unlimited": {Kind: "domain", Action: "rate-limit"},
+		"both":      {Kind: "domain", Action: "rate-limit", RatePPS: 1, RateBPS: 1},
+		"drops":     {Kind: "domain", Action: "drop", RateBPS: 1},
+		"regex":     {Kind: "regex", Action: "drop"},
+	} {
+		wantProblem(t, second(a.PutList(ctx, name, in)), 422)
+	}
+	p := wantProblem(t, second(a.PutListEntries(ctx, "names", []byte("192.0.2.1\n<html>\n"))), 422)
+	if len(p.Errors) != 2 || !strings.Contains(p.Detail, "none of the 2 lines is a domain") {
+		t.Errorf("no domain: %+v", p)
+	}
+	server := &script{text: "0.0.0.0 one.example\n"}
+	a.feeds = newFeeds(server)
+	feeding, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- a.ReadFeeds(feeding) }()
+	if _, err := a.PutList(ctx, "feed", api.ListInput{Kind: "domain", Action: "drop", URL: "https://lists.example/hosts"}); err != nil {
+		t.Fatal(err)
+	}
+	bustest.Wait(t, "the feed", func() bool { all, err := nats.Lists(ctx); return err == nil && all["feed"].List.GetDomains() == 1 })
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 // script is a list server.

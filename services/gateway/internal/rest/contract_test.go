@@ -45,7 +45,8 @@ var contractCases = map[string][]struct {
 	"revoke-rule":     {{call("DELETE", "/api/v1/rules/rule3", ""), 204}, {call("DELETE", "/api/v1/rules/rule3", ""), 404}, {call("DELETE", "/api/v1/rules/rule4", "", "If-Match", `"99"`), 412}},
 	"list-lists":      {{call("GET", "/api/v1/lists", ""), 200}, {call("GET", "/api/v1/lists?limit=1", ""), 422}},
 	"get-list":        {{call("GET", "/api/v1/lists/list0", ""), 200}, {call("GET", "/api/v1/lists/none", ""), 404}, {call("GET", "/api/v1/lists/A", ""), 422}},
-	"put-list":        {{call("PUT", "/api/v1/lists/list0", goodList), 200}, {call("PUT", "/api/v1/lists/list0", `{"action":"rate-limit"}`), 422}},
+	"put-list": {{call("PUT", "/api/v1/lists/list0", goodList), 200}, {call("PUT", "/api/v1/lists/list0", `{"action":"pass"}`), 422}, {call("PUT", "/api/v1/lists/list0", `{"action":"drop","kind":"regex"}`), 422},
+		{call("PUT", "/api/v1/lists/list0", `{"action":"rate-limit","kind":"domain","rate_pps":5}`), 200}},
 	"put-list-entries": {
 		{request{"PUT", "/api/v1/lists/list0/entries", []string{"Content-Type", "text/plain"}, "192.0.2.1\n"}, 200},
 		{request{"PUT", "/api/v1/lists/list0/entries", []string{"Content-Type", "text/plain"}, strings.Repeat("192.0.2.1\n", 20_000)}, 200},

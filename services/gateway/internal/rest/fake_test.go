@@ -283,7 +283,7 @@ func (m *fakeMesh) RevokeRule(_ context.Context, id, revision string) error {
 	return err
 }
 
-var fakeList = api.List{Name: "list0", Action: "drop", URL: "https://lists.example/drop.txt", Every: "1h0m0s", Hosts: 1, Prefixes: 1 << 40, Rejected: 1,
+var fakeList = api.List{Name: "list0", Kind: "cidr", Action: "drop", URL: "https://lists.example/drop.txt", Every: "1h0m0s", Hosts: 1, Prefixes: 1 << 40, Rejected: 1,
 	Examples:  []api.RejectedLine{{Line: 3, Text: "nonsense", Reason: "neither an address nor a prefix"}},
 	CreatedNs: someTime, UpdatedNs: someTime, CheckedNs: someTime, Problem: "the server answered 404", Revision: "7", Nodes: []api.ListNode{{Node: "a", State: "active",
 		Entries: 1, Refused: map[string]uint64{"never_block": 1}, Examples: []string{"203.0.113.1/32: never_block: it is inside"}, Packets: 1, Bytes: 60, Dropped: 1, AppliedNs: someTime}}}

@@ -189,7 +189,7 @@ func (g *generator) goodBody(op *documented) map[string]any {
 		return map[string]any{"filter": pick(g, "", "tcp port 443", "ünï→ç"), "count": g.rnd.IntN(1000), "for": pick(g, "1s", "1m"), "snaplen": pick(g, 0, 262144)}
 	}
 	if op.id == "put-list" {
-		return map[string]any{"action": pick(g, "allow", "drop", "count"), "url": pick(g, "", "https://lists.example/drop.txt"), "every": pick(g, "", "1h"), "comment": pick(g, "", "ünï→ç")}
+		return map[string]any{"kind": pick(g, "cidr", "domain"), "action": pick(g, "allow", "drop", "rate-limit", "count"), "rate_pps": pick(g, 0, 7), "url": pick(g, "", "https://lists.example/drop.txt"), "every": pick(g, "", "1h"), "comment": pick(g, "", "ünï→ç")}
 	}
 	action := pick(g, "allow", "drop", "rate-limit", "count")
 	match := map[string]any{}
@@ -200,6 +200,9 @@ func (g *generator) goodBody(op *documented) map[string]any {
 	}
 	maybe("src", pick(g, "198.51.100.0/24", "198.51.100.7"))
 	maybe("dst", pick(g, "192.0.2.1", "203.0.113.1"))
+	if g.chance(20) {
+		return map[string]any{"action": "drop", "match": map[string]any{"host": pick(g, "example.org", "*.Example.org."), "src": "198.51.100.7"}}
+	}
 	maybe("length", pick(g, "60", "60-100"))
 	maybe("ttl", pick(g, "40-64", "1"))
 	maybe("fragment", g.chance(50))

@@ -33,13 +33,13 @@ type deleteListInput struct {
 // listText has no Idempotency-Key: the same text twice is the same list.
 type listText struct {
 	Named
-	RawBody []byte `contentType:"text/plain" doc:"an address or prefix a line; what follows a space, comma, semicolon or # is not looked at"`
+	RawBody []byte `contentType:"text/plain" doc:"an address or prefix a line, or a domain; what follows a space, comma, semicolon or # is not looked at, but for the names in lines of a hosts file"`
 }
 
-// lists are the routes of address lists.
+// lists are the routes of lists of addresses and of domains.
 func (a *API) lists() {
 	o := a.d.Operations
-	all := operation(caller.Viewer, http.MethodGet, "/lists", "list-lists", "The address lists, by name", "lists")
+	all := operation(caller.Viewer, http.MethodGet, "/lists", "list-lists", "The lists of addresses and of domains, by name", "lists")
 	huma.Register(a.huma, all, func(ctx context.Context, in *listsInput) (*Listing[api.List], error) {
 		items, err := o.Lists(ctx)
 		return listing(ctx, &in.at, api.Page[api.List]{Items: items}, err)

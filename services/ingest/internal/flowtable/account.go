@@ -59,6 +59,7 @@ func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowN
 		}
 		if e.state&(doneFwd<<d) == 0 && !p.LaterFragment {
 			t.segment(i, e, d, p, payload, nowNs, out)
+			o.Spent = e.state&(doneFwd<<d) != 0 && e.packets[1-d] == 0
 		}
 	}
 	if p.Proto == packet.ProtoICMP && p.ICMPType == 3 && p.ICMPCode != 4 ||

@@ -343,8 +343,10 @@ func TestSegments(t *testing.T) {
 
 func TestSegmentLimits(t *testing.T) {
 	r := newRig(t, nil)
-	for range 20 {
-		r.udp("192.0.2.1", 1, "198.51.100.1", 80, "0123456789")
+	for i := range 20 {
+		if o := r.udp("192.0.2.1", 1, "198.51.100.1", 80, "0123456789"); o.Spent != (i == MaxSegments-1) {
+			t.Errorf("packet %d: spent is %v", i, o.Spent)
+		}
 	}
 	if n := r.out.Segments.Count; n != MaxSegments {
 		t.Errorf("%d segments, want %d", n, MaxSegments)
@@ -352,6 +354,13 @@ func TestSegmentLimits(t *testing.T) {
 	if off := flow.Column(r.out.Segments.Offset).U32(7); off != 70 {
 		t.Errorf("offset of the eighth is %d", off)
 	}
+	r.udp("198.51.100.1", 80, "192.0.2.4", 1, "x")
+	for range MaxSegments {
+		if o := r.udp("192.0.2.4", 1, "198.51.100.1", 80, "0"); o.Spent {
+			t.Error("spent, though packets came both ways")
+		}
+	}
+	r.out.Segments.Data = r.out.Segments.Data[:80]
 	long := string(bytes.Repeat([]byte("a"), 1400))
 	for range 5 {
 		r.udp("192.0.2.2", 1, "198.51.100.1", 80, long)

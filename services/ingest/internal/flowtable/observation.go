@@ -24,6 +24,8 @@ type Observation struct {
 	Invalid bool
 	// OutOfState: New, and TCP without a plain SYN.
 	OutOfState bool
+	// Spent: with this packet the flow has sent as much payload as is copied of a direction, and nothing has come against it.
+	Spent bool
 	// Untracked: the table is full of flows that may not be evicted; the packet is in no flow record.
 	Untracked bool
 }

@@ -41,6 +41,9 @@ type Config struct {
 	// one; it must not block. When it returns nil it took nothing, and the window goes on to the next boundary.
 	// Without OnWindow there are no windows: batches are handed over by their age and size only.
 	OnWindow func(*window.Builder) *window.Builder
+	// OnSpent is told of flows of which no more payload will be copied though nothing came against them (see
+	// flowtable.Observation); it may call Enough. Where one side of flows is never seen, classify waits for it in vain.
+	OnSpent func(id uint64)
 }
 
 // DefaultConfig returns the defaults for live traffic; the callbacks are the caller's.
@@ -179,6 +182,9 @@ func (q *Queue) account(p *packet.Packet, r packet.Reason, hash uint32, frame []
 	o := q.table.AccountHashed(p, hash, frame[p.Payload:p.Payload+p.PayloadLen], nowNs, port, q.batch)
 	if q.w != nil {
 		q.w.Add(p, frame[p.L3:], nowNs, &o)
+	}
+	if o.Spent && q.cfg.OnSpent != nil {
+		q.cfg.OnSpent(o.ID)
 	}
 	if !q.batchBegun || size(q.batch) > q.cfg.BatchBytes {
 		q.age(nowNs)

@@ -212,7 +212,7 @@ func (s *Store) SeriesByApp(ctx context.Context, f FlowFilter, step int64, limit
 // Matching returns what a rule with match m would have met among the flows of the range: all of it, and the limit
 // applications with the most bytes of it. A rule sees packets, not flows, so each direction of a flow is compared on
 // its own, source with source: only the packets and bytes of the directions that match are counted, and a flow
-// counts once. What a flow does not tell (TCP flags, length, TTL, fragments) is not looked at.
+// counts once. A match by host is one of flows: both directions count. What a flow does not tell (TCP flags, length, TTL, fragments) is not looked at.
 func (s *Store) Matching(ctx context.Context, r Range, m *policy.Match, limit int) (total Traffic, apps []TopRow, err error) {
 	query, args := s.matchingSQL(r, m)
 	db := s.d.reader()
@@ -245,6 +245,13 @@ func (s *Store) matchingSQL(r Range, m *policy.Match) (string, []any) {
 	w.add("ts >= ? AND ts < ?", from, to)
 	if m.HasProtocol {
 		w.add("protocol = ?", int64(m.Protocol))
+	}
+	if m.Host != "" {
+		// A flow of the host is met in both directions; the match's source is who named it.
+		rev = s.direction(m, "src_ip", "src_port", "dst_ip", "dst_port", "packets_rev")
+		below := strings.NewReplacer("!", "!!", "_", "!_", "%", "!%").Replace(m.Host)
+		w.add("(host = ? OR host LIKE ? ESCAPE '!')", m.Host, "%."+below)
+		w.add("host_source = '' AND app NOT IN ('dns', 'mdns', 'llmnr')") // those only ask for it
 	}
 	args := append(append(fwd.args, rev.args...), w.args...)
 	return "SELECT app, count(*) AS flows, " +

@@ -201,7 +201,15 @@ func testMatching(t *testing.T, p place) {
 		return Flow{TS: begin + i, ID: fmt.Sprint("match", i), Src: addr(src), Dst: addr(dst), SrcPort: sport, DstPort: dport, Protocol: protocol, App: app,
 			PacketsFwd: 10, BytesFwd: 1000, PacketsRev: packetsRev, BytesRev: 100_000 * packetsRev}
 	}
+	named := func(f Flow, host, source string) Flow { f.Host, f.HostSource = host, source; return f }
+	elsewhere := Range{From: begin + 1000, To: begin + 1100}
 	insert(t, s, Batch{Flows: []Flow{
+		named(flow(1000, "10.9.1.1", "192.0.2.9", 5000, 443, 6, "tls", 4), "www.a_b.example", ""),
+		named(flow(1001, "10.9.1.2", "192.0.2.9", 5000, 80, 6, "http", 1), "a_b.example", ""),
+		named(flow(1002, "10.9.1.2", "192.0.2.9", 5001, 443, 6, "tls", 4), "www.axb.example", ""),
+		named(flow(1003, "10.9.1.2", "192.0.2.9", 5002, 443, 6, "tls", 4), "xa_b.example", ""),
+		named(flow(1004, "10.9.1.2", "192.0.2.9", 5003, 443, 6, "", 4), "a_b.example", "dns"),
+		named(flow(1005, "10.9.1.2", "192.0.2.9", 5004, 53, 17, "dns", 1), "a_b.example", ""),
 		flow(0, "10.9.0.1", "192.0.2.7", 5000, 443, 6, "tls", 4),
 		flow(1, "10.9.0.2", "192.0.2.7", 443, 443, 6, "tls", 4),
 		flow(2, "192.0.2.7", "10.9.0.1", 6000, 53, 17, "dns", 0), // never answered
@@ -239,6 +247,19 @@ func testMatching(t *testing.T, p place) {
 		}
 		if got != c.want || strings.Join(keys, " ") != c.apps {
 			t.Errorf("%s: %+v %v, want %+v %s", c.name, got, keys, c.want, c.apps)
+		}
+	}
+	for _, c := range []struct {
+		m    policy.Match
+		want Traffic
+	}{
+		{policy.Match{Host: "a_b.example"}, Traffic{2, 20 + 5, 2000 + 500_000}},
+		{policy.Match{Host: "www.a_b.example", Protocol: 6, HasProtocol: true, DstPort: 443, HasDstPort: true}, Traffic{1, 14, 401_000}},
+		{policy.Match{Host: "a_b.example", Src: prefix("10.9.1.2/32")}, Traffic{1, 11, 101_000}},
+		{policy.Match{Host: "b.example"}, Traffic{}},
+	} {
+		if got, _, err := s.Matching(ctx, elsewhere, &c.m, 3); err != nil || got != c.want {
+			t.Errorf("%s: %+v, %v, want %+v", c.m.String(), got, err, c.want)
 		}
 	}
 	if _, apps, err := s.Matching(ctx, span, &policy.Match{}, 1); err != nil || len(apps) != 1 || apps[0] != (TopRow{"tls", Traffic{2, 28, 802_000}}) {
