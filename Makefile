@@ -110,6 +110,7 @@ bench: build ## measure: throughput, time to first drop, the gateway, hot-path f
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 10m -run '^TestFullTracesInJaeger$$' -v .
 	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
 	@cd services/ingest && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/pipeline/
+	@cd services/classify && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/hostlist/
 	@cd services/classify && $(GO) test -run '^$$' -bench . -skip Labels -benchtime 1s ./internal/app/
 	@cd services/classify && $(GO) test -run '^$$' -bench Labels -benchtime 50ms ./internal/app/
 	@cd services/gateway && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/edge/ ./internal/auth/ ./internal/rest/

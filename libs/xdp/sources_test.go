@@ -56,7 +56,8 @@ func TestSourceRate(t *testing.T) {
 			start := time.Now()
 			var passed [3]uint64
 			var sent, quiet uint64
-			var settled time.Duration
+			var settled, idle time.Duration
+			last := start
 			offer := func(i int, n uint32) {
 				from := passes(t, g)
 				_, err := p.Run(&ebpf.RunOptions{Data: tt.frames[i], Repeat: n})
@@ -67,8 +68,11 @@ func TestSourceRate(t *testing.T) {
 			for at := time.Duration(0); at < length; at += step {
 				time.Sleep(at - time.Since(start))
 				if settled == 0 && at >= settle { // what it was ahead by at first is past
-					settled, passed[0], passed[1] = time.Since(start), 0, 0
+					settled, idle, passed[0], passed[1] = time.Since(start), 0, 0, 0
 				}
+				// A machine that keeps the test from sending for longer than the burst takes that from the rate.
+				idle += max(0, time.Since(last)-sourceBurst)
+				last = time.Now()
 				offer(0, uint32(math.Ceil(4*tt.rate*step.Seconds())))
 				offer(1, uint32(math.Ceil(4*tt.rate*step.Seconds())))
 				if float64(quiet) < 0.8*tt.rate*time.Since(start).Seconds() {
@@ -76,19 +80,20 @@ func TestSourceRate(t *testing.T) {
 					quiet++
 				}
 			}
-			took := (time.Since(start) - settled).Seconds()
+			took := (time.Since(start) - settled - idle).Seconds()
 			for i := range 2 {
 				if dev := float64(passed[i])/took/tt.rate - 1; math.Abs(dev) > 0.05 {
 					t.Errorf("source %d: %.0f/s pass, rate %.0f/s: off by %.1f%%", i, float64(passed[i])/took, tt.rate, 100*dev)
 				}
 			}
-			if passed[2] != quiet || quiet == 0 {
+			if passed[2] < quiet || quiet == 0 {
 				t.Errorf("%d of %d packets of the third source pass", passed[2], quiet)
 			}
 			c := counters(t, g)
 			s, err := g.RuleStats([]uint64{1})
 			must(t, err)
-			if s[1].Packets != sent || s[1].Dropped != c.RateLimited-before.RateLimited || s[1].FirstDropNs == 0 || c.Drop != before.Drop || c.Forgotten != 0 {
+			if s[1].Packets != c.Seen-before.Seen || s[1].Packets < sent || // a signal makes a test run begin again
+				s[1].Dropped != c.RateLimited-before.RateLimited || s[1].FirstDropNs == 0 || c.Drop != before.Drop || c.Forgotten != 0 {
 				t.Errorf("%+v of %+v, sent %d", s[1], c, sent)
 			}
 		})
@@ -268,6 +273,7 @@ func TestSourceRateDelivered(t *testing.T) {
 	}))
 	must(t, l.SetReadBuffer(8<<20))
 	var received, sent [3]atomic.Uint64
+	var idle [3]atomic.Int64 // ns in which a host was kept from sending for longer than the burst
 	var wg sync.WaitGroup
 	wg.Add(1)
 	go func() {
@@ -300,8 +306,11 @@ func TestSourceRateDelivered(t *testing.T) {
 		go func() {
 			defer senders.Done()
 			start := time.Now()
+			last := start
 			for n := uint64(0); ctx.Err() == nil; time.Sleep(time.Millisecond) {
 				// Whoever was kept from sending goes on where it is now, not with a burst that a rate would not bear.
+				idle[i].Add(int64(max(0, time.Since(last)-sourceBurst)))
+				last = time.Now()
 				due := uint64(pps[i] * time.Since(start).Seconds())
 				for n = max(n, due-min(due, uint64(pps[i]/20))); n < due; n++ {
 					if _, err := ports[n%8].Write([]byte("x")); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -320,12 +329,13 @@ func TestSourceRateDelivered(t *testing.T) {
 	var from [3]uint64
 	for i := range received {
 		from[i] = received[i].Load()
+		idle[i].Store(0)
 	}
 	start := time.Now()
 	time.Sleep(length)
 	took := time.Since(start).Seconds()
 	for i := range 2 {
-		if got := float64(received[i].Load()-from[i]) / took; math.Abs(got/rate-1) > 0.05 {
+		if got := float64(received[i].Load()-from[i]) / (took - time.Duration(idle[i].Load()).Seconds()); math.Abs(got/rate-1) > 0.05 {
 			t.Errorf("host %d gets %.0f packets/s through, rate %d: off by %.1f%%", i, got, rate, 100*(got/rate-1))
 		}
 	}
