@@ -319,7 +319,14 @@ type Explanation struct {
 type Group struct {
 	Name       string             `json:"name"`
 	Prefixes   []string           `json:"prefixes" nullable:"false" doc:"empty: every address"`
-	Thresholds map[string]float64 `json:"thresholds"`
+	Thresholds map[string]float64 `json:"thresholds" doc:"as configured"`
+	Learned    []LearnedHost      `json:"learned" nullable:"false" doc:"hosts with higher thresholds, because much is usual for them"`
+}
+
+// LearnedHost is a host with thresholds above its group's.
+type LearnedHost struct {
+	Host       string             `json:"host"`
+	Thresholds map[string]float64 `json:"thresholds" doc:"in force; those that are the group's are left out"`
 }
 
 // Sensor is an ingest instance.

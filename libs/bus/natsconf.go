@@ -37,7 +37,11 @@ func ServerConf(certs, store string) string {
 		if len(p.Deny) > 0 {
 			fmt.Fprintf(&b, ", deny: %s", list(p.Deny))
 		}
-		fmt.Fprintf(&b, " }\n      subscribe: { allow: %s }\n    } }\n", list(p.Subscribe))
+		fmt.Fprintf(&b, " }\n      subscribe: { allow: %s }\n", list(p.Subscribe))
+		if p.Answers {
+			b.WriteString("      allow_responses: true\n")
+		}
+		b.WriteString("    } }\n")
 	}
 	b.WriteString("  ]\n}\n")
 	return b.String()

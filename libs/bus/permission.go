@@ -11,8 +11,10 @@ import (
 const persistDurable = "persist" // persist's consumers, as are the hooks': nobody else may read with or touch them
 
 // Permission is what an identity may publish and subscribe to. Denied wins over allowed. Everything else is refused.
+// Answers: it may also answer, once, each request that it was sent.
 type Permission struct {
 	Publish, Deny, Subscribe []string
+	Answers                  bool
 }
 
 // Permissions is the one table of who may do what on NATS, by the certificate's common name. Ingest is absent: it
@@ -25,7 +27,7 @@ func Permissions() map[string]Permission {
 	return map[string]Permission{
 		pki.Classify: grant(pki.Classify,
 			setup(), allow("$JS.API.STREAM.UPDATE.>"),
-			allow(SubjectFlows+">", SubjectAttack+">", SubjectVerdict+">", SubjectWindow+">"),
+			allow(SubjectFlows+">", SubjectAttack+">", SubjectVerdict+">", SubjectWindow+">", SubjectUsualStore, SubjectUsualLoad),
 			reclaim(), follow(), readBucket(BucketRules), writeBucket(BucketRules),
 			readBucket(BucketLists), readObjects(BucketListEntries)),
 		pki.Enforce: grant(pki.Enforce,
@@ -33,7 +35,8 @@ func Permissions() map[string]Permission {
 			readBucket(BucketRules), writeBucket(BucketRules), readBucket(BucketControl), writeBucket(BucketControl),
 			readBucket(BucketLists), readObjects(BucketListEntries)),
 		pki.Persist: grant(pki.Persist,
-			setup(), readStream(StreamFlows, persistDurable), readStream(StreamEvents, persistDurable), hooks()),
+			setup(), readStream(StreamFlows, persistDurable), readStream(StreamEvents, persistDurable), hooks(),
+			Permission{Subscribe: []string{subjectUsual + ">"}, Answers: true}),
 		pki.Gateway: grant(pki.Gateway,
 			setup(), allow(AllAudits), reclaim(), follow(), Permission{Subscribe: []string{AllWindows}},
 			readBucket(BucketRules), readBucket(BucketNodes), readBucket(BucketControl),
@@ -56,6 +59,7 @@ func grant(identity string, parts ...Permission) Permission {
 		p.Publish = append(p.Publish, part.Publish...)
 		p.Deny = append(p.Deny, part.Deny...)
 		p.Subscribe = append(p.Subscribe, part.Subscribe...)
+		p.Answers = p.Answers || part.Answers
 	}
 	for _, list := range []*[]string{&p.Publish, &p.Deny, &p.Subscribe} {
 		slices.Sort(*list)
@@ -151,8 +155,12 @@ func writeBucket(bucket string) Permission {
 
 // serverPermissions is the permission in the server's form.
 func (p Permission) serverPermissions() *server.Permissions {
-	return &server.Permissions{
+	out := &server.Permissions{
 		Publish:   &server.SubjectPermission{Allow: p.Publish, Deny: p.Deny},
 		Subscribe: &server.SubjectPermission{Allow: p.Subscribe},
 	}
+	if p.Answers {
+		out.Response = &server.ResponsePermission{MaxMsgs: server.DEFAULT_ALLOW_RESPONSE_MAX_MSGS, Expires: server.DEFAULT_ALLOW_RESPONSE_EXPIRATION}
+	}
+	return out
 }

@@ -221,6 +221,17 @@ func jobs(t *testing.T, s secured) {
 		return persist.ConsumeEvents(run, "persist", []string{bus.AllAttacks, bus.AllVerdicts, bus.AllEnforcements},
 			func(_ context.Context, m []bus.EventMsg) error { events.Add(int64(len(m))); return nil })
 	})
+	spawn(func() error {
+		return persist.ServeUsual(run, func(context.Context, *eventv1.UsualDay) error { return nil },
+			func(_ context.Context, q *eventv1.UsualQuery) (*eventv1.UsualDay, error) {
+				return &eventv1.UsualDay{Day: q.GetDay()}, nil
+			})
+	})
+	bustest.Wait(t, "persist to answer", func() bool { return classify.StoreUsual(ctx, &eventv1.UsualDay{Node: "n", Day: 1}) == nil })
+	day, err := classify.LoadUsual(ctx, &eventv1.UsualQuery{Day: 2})
+	if err != nil || day.GetDay() != 2 {
+		t.Errorf("classify reads what is usual: %v, %v", day, err)
+	}
 	good("classify publishes flows", classify.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "s", Epoch: 1, Batch: 1}))
 	good("classify publishes an attack", classify.PublishAttack(ctx, &eventv1.Attack{Id: "a", Revision: 1, Sensor: "s"}))
 	good("classify publishes a verdict", classify.PublishVerdict(ctx, &eventv1.Verdict{Id: "v", Sensor: "s"}))
@@ -296,7 +307,7 @@ func jobs(t *testing.T, s secured) {
 	good("persist reads the stream's state", err)
 	bustest.Wait(t, "hooks", func() bool { return hooked.Load() >= int64(len(bus.HookNames(bus.StreamEvents))) })
 	stop()
-	for range 11 + len(bus.HookNames(bus.StreamEvents)) {
+	for range 12 + len(bus.HookNames(bus.StreamEvents)) {
 		good("a consumer ended", <-ended)
 	}
 	for name, r := range map[string]*prometheus.Registry{
@@ -338,11 +349,11 @@ func refusals(t *testing.T, s secured) {
 			[]string{
 				"tg.v1.verdict.s", "tg.v1.attack.s", "tg.v1.flows.s", "tg.v1.enforcement.n", "tg.v1.audit.g", "$KV.tg_rules.r", "$KV.tg_nodes.classify.1",
 				"$JS.API.STREAM.DELETE.TG_EVENTS", "$JS.API.STREAM.UPDATE.TG_EVENTS", "$JS.API.STREAM.PURGE.TG_EVENTS", "$JS.API.CONSUMER.CREATE.TG_EVENTS.other",
-				"$JS.API.STREAM.CREATE.OTHER",
+				"$JS.API.STREAM.CREATE.OTHER", "tg.v1.usual.store", "_INBOX.classify.x", // which it was not asked from
 			},
 			[]string{"tg.v1.>", "_INBOX.gateway.>", "_INBOX.>", "$KV.tg_rules.>", ">"}},
 		{pki.Enforce,
-			[]string{"tg.v1.attack.s", "tg.v1.verdict.s", "tg.v1.flows.s", "tg.v1.audit.g", "$JS.API.STREAM.DELETE.KV_tg_rules", "$JS.API.CONSUMER.MSG.NEXT.TG_EVENTS.persist"},
+			[]string{"tg.v1.attack.s", "tg.v1.verdict.s", "tg.v1.flows.s", "tg.v1.audit.g", "tg.v1.usual.load", "$JS.API.STREAM.DELETE.KV_tg_rules", "$JS.API.CONSUMER.MSG.NEXT.TG_EVENTS.persist"},
 			[]string{"tg.v1.>", "_INBOX.classify.>"}},
 		{pki.Classify,
 			[]string{
@@ -350,9 +361,9 @@ func refusals(t *testing.T, s secured) {
 				"$JS.API.CONSUMER.DELETE.TG_EVENTS.persist", "$JS.API.CONSUMER.CREATE.TG_EVENTS.persist", "$JS.API.CONSUMER.MSG.NEXT.TG_EVENTS.persist",
 				"$JS.API.CONSUMER.MSG.NEXT.TG_EVENTS.hook-webhook-1", "$JS.API.CONSUMER.DELETE.TG_EVENTS.hook-script-4", "tg.v1.eve.alert",
 			},
-			[]string{"tg.v1.window.>", "_INBOX.persist.>"}},
+			[]string{"tg.v1.window.>", "tg.v1.usual.>", "_INBOX.persist.>"}},
 		{pki.Gateway,
-			[]string{"$KV.tg_rules.r", "$KV.tg_control.enforcing", "tg.v1.verdict.s", "tg.v1.attack.s", "tg.v1.enforcement.n", "$JS.API.STREAM.UPDATE.TG_EVENTS"},
+			[]string{"$KV.tg_rules.r", "$KV.tg_control.enforcing", "tg.v1.verdict.s", "tg.v1.attack.s", "tg.v1.enforcement.n", "tg.v1.usual.store", "$JS.API.STREAM.UPDATE.TG_EVENTS"},
 			[]string{"tg.v1.verdict.>", "_INBOX.persist.>"}},
 	} {
 		nc := s.client(t, c.identity)

@@ -310,7 +310,7 @@ func (e *Engine) synLimit(a *attack) float64 {
 		if a.bombs != nil {
 			return g.thresholds.SYN * detect.CarpetTimes(isRegion(a.target), &g.thresholds)
 		}
-		return g.thresholds.SYN
+		return e.limits(a.target.Addr(), g).SYN
 	}
 	return 0
 }

@@ -36,6 +36,8 @@ type Bus interface {
 	ListEntries(ctx context.Context, object string) ([]byte, error)
 	ConsumeEventsEphemeral(ctx context.Context, subjects []string, h func(bus.EventMsg)) error
 	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
+	StoreUsual(ctx context.Context, d *eventv1.UsualDay) error
+	LoadUsual(ctx context.Context, q *eventv1.UsualQuery) (*eventv1.UsualDay, error)
 }
 
 // Config of the service.
@@ -47,6 +49,8 @@ type Config struct {
 	HostRate  float64       `name:"host-rate" default:"20" help:"Flows a second, after a burst of five times as many, that rules are made for because of the host that they name."`
 	HostFlows int           `name:"host-flows" default:"2000" help:"Flows that have such rules at the same time, all classifiers together. Each takes two rules of an enforce node's limit."`
 	HostLease time.Duration `name:"host-lease" default:"3m" help:"How long such a rule lives unless it is hit; enforce renews it while it is."`
+
+	usualEvery time.Duration // how often what is usual is stored; 0: usualEvery
 }
 
 // DefaultConfig is what the flags default to.
@@ -114,6 +118,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	if cfg.Engine.Now == nil {
 		cfg.Engine.Now = func() int64 { return time.Now().UnixNano() }
 	}
+	if cfg.usualEvery == 0 {
+		cfg.usualEvery = usualEvery
+	}
 	e, err := NewEngine(cfg.Engine)
 	if err != nil {
 		return nil, err
@@ -166,12 +173,16 @@ func (s *Service) Run(ctx context.Context) error {
 	s.trouble(nil)
 	s.ready.Store(true)
 	var wg sync.WaitGroup
-	wg.Add(6)
+	wg.Add(7)
 	// The errors of the watches are that of the context.
 	go func() { defer wg.Done(); _ = s.bus.WatchLists(ctx, s.hosts.takeList) }()
 	go func() { defer wg.Done(); _ = s.bus.WatchRules(ctx, s.hosts.takeRule) }()
 	go func() { defer wg.Done(); s.keepLists(ctx) }()
 	go func() { defer wg.Done(); s.storeNamed(ctx) }()
+	go func() {
+		defer wg.Done()
+		s.keepUsual(ctx)
+	}()
 	go func() {
 		defer wg.Done()
 		err := s.bus.ConsumeEventsEphemeral(ctx, []string{bus.AllEnforcements}, func(m bus.EventMsg) {

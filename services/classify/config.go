@@ -13,6 +13,7 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/usual"
 )
 
 // EngineConfig says what is protected and from when on traffic counts as an attack. Rates are per second and
@@ -36,6 +37,9 @@ type EngineConfig struct {
 	MaxTargets int           `name:"max-targets" default:"2048" help:"Destinations whose traffic is watched."`
 	MaxSources int           `name:"max-sources" default:"8192" help:"Sources remembered for scans."`
 
+	UsualDays   int     `name:"usual-days" default:"7" help:"Days from which it is learned what is usual for a host, which then gets higher thresholds; 0: nothing is learned."`
+	UsualFactor float64 `name:"usual-factor" default:"3" help:"How many times the p95 of these days a host may get before it counts as attacked."`
+
 	// LabelsOnly: flows are labelled and nothing watches for attacks, as for captures that nobody asked to judge.
 	LabelsOnly bool `kong:"-" yaml:"-" json:"-"`
 	// Now gives Unix ns for the times of decisions and leases; nil takes the windows' own clock, as for captures.
@@ -47,6 +51,7 @@ func DefaultEngineConfig() EngineConfig {
 	return EngineConfig{
 		SYN: 150, UDPPackets: 20_000, UDPBits: 500e6, ICMP: 500, DNSAnswers: 300, NTPAnswers: 300, ScanPorts: 8, ScanHosts: 8,
 		Lease: 15 * time.Second, Quiet: 10 * time.Second, MaxFlows: 1_000_000, MaxTargets: 2_048, MaxSources: 8_192,
+		UsualDays: 7, UsualFactor: 3,
 	}
 }
 
@@ -164,6 +169,12 @@ func (c *EngineConfig) Validate() error {
 	}
 	if c.Lease < time.Second || c.Quiet < time.Second {
 		return errors.New("lease and quiet must be at least 1s")
+	}
+	if c.UsualDays < 0 || c.UsualDays > usual.MaxDays {
+		return fmt.Errorf("usual-days must be from 0 to %d", usual.MaxDays)
+	}
+	if c.UsualDays > 0 && !(c.UsualFactor > 1) {
+		return errors.New("usual-factor must be above 1")
 	}
 	for _, s := range c.Protected {
 		if _, err := policy.ParsePrefix(s); err != nil {

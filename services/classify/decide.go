@@ -147,8 +147,9 @@ func covers(list []*attack, f *header.Facts) bool {
 func (e *Engine) verdict(w *flowv1.Window, a *attack, c *verdict.Choice, features, limits map[string]float64, windows []uint64,
 	facts []header.Facts, raw [][]byte, out *WindowResult) {
 	now := e.now(w)
+	limits, learned := e.inForce(a, limits)
 	v := &eventv1.Verdict{
-		AttackId: a.id, Type: a.key.typ, Target: a.key.target, Sensor: w.GetSensor(), DecidedNs: now, Key: c.Key, Explanation: c.Explanation,
+		AttackId: a.id, Type: a.key.typ, Target: a.key.target, Sensor: w.GetSensor(), DecidedNs: now, Key: c.Key, Explanation: c.Explanation + learned,
 		Evidence: &eventv1.Evidence{Features: features, Thresholds: limits, ConfigVersion: e.version,
 			Windows: append([]uint64(nil), windows...), AttackShare: c.AttackShare, GoodShare: c.GoodShare},
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/hostlist"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/usual"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/verdict"
 )
 
@@ -45,6 +46,7 @@ type NamedFlow struct {
 // EngineStats are counts since the engine was made.
 type EngineStats struct {
 	Flows, FlowsEvicted, Targets, Sources, Attacks uint64
+	UsualHosts, UsualRaised, UsualRefused          uint64 // hosts that are learned about, those with raised thresholds; for which there was no room
 }
 
 // Engine holds flows, destinations, sources and attacks, all of them bounded. Its methods may be called from
@@ -72,6 +74,7 @@ type Engine struct {
 
 	peers    *verdict.Peers
 	targets  map[netip.Addr]*target
+	usual    *usual.Set
 	nets     map[netip.Prefix]*network
 	scanners map[netip.Addr]*detect.Scanner
 	probes   map[[2]netip.Addr]*detect.ProtocolProbe
@@ -107,6 +110,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), apps: app.NewEngine()}
+	e.usual = usual.New(usual.Config{Days: cfg.UsualDays, Factor: cfg.UsualFactor}, e.thresholdsOf)
 	e.reset()
 	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]int64), make(map[string]int64)
 	return e, nil
@@ -132,14 +136,17 @@ func (e *Engine) reset() {
 func (e *Engine) Stats() EngineStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return EngineStats{Flows: uint64(len(e.flows)), FlowsEvicted: e.flowsEvicted, Targets: uint64(len(e.targets)),
+	s := EngineStats{Flows: uint64(len(e.flows)), FlowsEvicted: e.flowsEvicted, Targets: uint64(len(e.targets)),
 		Sources: uint64(len(e.scanners)), Attacks: uint64(len(e.attacks))}
+	s.UsualHosts, s.UsualRaised, s.UsualRefused = e.usual.Stats()
+	return s
 }
 
 // target is a protected destination.
 type target struct {
 	series   detect.Series
 	baseline verdict.Baseline
+	minute   usual.Minute
 	lastNs   int64
 	rises    map[string]*rise
 }
@@ -225,6 +232,10 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 		return
 	}
 	t := e.target(addr, w)
+	if e.learns() {
+		e.usual.At(addr, &t.minute, e.now(w))
+	}
+	limits := e.limits(addr, g)
 	sums := detect.FromTarget(wt)
 	sums.TakeSamples(e.facts, e.standing(w))
 	sums.Samples.Overlaps = detect.Overlaps(e.facts, e.raw)
@@ -236,12 +247,15 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 		if d.Stray && e.cfg.Now != nil && w.GetSequence() < settleWindows {
 			continue // the sensor has just started and meets connections in their middle
 		}
-		level := d.Measure(&second, &g.thresholds)
+		level := d.Measure(&second, limits)
 		if d.Steep && level.Level < 1 {
-			if m := d.Measure(&short, &g.thresholds); m.Level*detect.Slots/steepSlots >= steepFactor {
+			if m := d.Measure(&short, limits); m.Level*detect.Slots/steepSlots >= steepFactor {
 				level = m
 				level.Level = 1
 			}
+		}
+		if e.learns() {
+			t.minute.Take(d, &level)
 		}
 		a := e.attacks[attackKey{d.Type, name}]
 		if a != nil && a.flood == nil {
@@ -249,7 +263,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 		}
 		rate := 0.0
 		if level.Level > 0 {
-			rate = d.Measure(&slot, &g.thresholds).Level * detect.Slots
+			rate = d.Measure(&slot, limits).Level * detect.Slots
 		}
 		r := t.rise(d, w, rate >= 0.5 || a != nil && rate > 0.05, e.facts, e.raw)
 		if r != nil || a != nil {
@@ -271,16 +285,17 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 			e.floodVerdict(w, a, t, r, &level, &second, out)
 			e.publish(a, eventv1.AttackState_ATTACK_STATE_STARTED, e.now(w), out)
 		case a != nil:
-			own := d.Measure(&sums, &g.thresholds)
+			own := d.Measure(&sums, limits)
 			e.account(a, own.Packets, own.Bytes)
 			e.rate(a, w, &level)
 			t.series.Registers(1, &a.sources)
 			if level.Level >= 0.5 {
 				a.lastOver = w.GetEndNs()
 			}
-			e.reconsider(w, a, t, r, &g.thresholds, 1, out)
+			e.reconsider(w, a, t, r, limits, 1, out)
 		}
 	}
+	e.settleMinute(addr, t)
 	if calm {
 		t.baseline.Stage(w.GetStartNs()/int64(detect.Slot), &sums, e.facts)
 	}

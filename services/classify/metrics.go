@@ -62,6 +62,8 @@ func newMetrics(r prometheus.Registerer, e *Engine) (*metrics, error) {
 		{"tidegate_classify_flows_active", "Flows remembered.", func(s EngineStats) uint64 { return s.Flows }},
 		{"tidegate_classify_attacks_active", "Attacks that are on.", func(s EngineStats) uint64 { return s.Attacks }},
 		{"tidegate_classify_sources", "Sources remembered for scans.", func(s EngineStats) uint64 { return s.Sources }},
+		{"tidegate_classify_usual_hosts", "Hosts about which it is learned what is usual.", func(s EngineStats) uint64 { return s.UsualHosts }},
+		{"tidegate_classify_usual_raised_hosts", "Of these, hosts with a threshold above the configured one.", func(s EngineStats) uint64 { return s.UsualRaised }},
 	} {
 		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help},
 			func() float64 { return float64(g.get(e.Stats())) }))
@@ -69,6 +71,9 @@ func newMetrics(r prometheus.Registerer, e *Engine) (*metrics, error) {
 	collectors = append(collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "tidegate_classify_flows_evicted_total", Help: "Flows forgotten before their end because there were too many.",
 	}, func() float64 { return float64(e.Stats().FlowsEvicted) }))
+	collectors = append(collectors, prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "tidegate_classify_usual_refused_total", Help: "Minutes of busy hosts that were not learned from because there were too many hosts.",
+	}, func() float64 { return float64(e.Stats().UsualRefused) }))
 	for _, c := range collectors {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics of classify: %w", err)

@@ -3,6 +3,7 @@ package classify
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http/httptest"
 	"reflect"
 	"strings"
@@ -35,6 +36,8 @@ type fakeBus struct {
 	order    []string
 	windows  int
 	beats    int
+	usual    map[string]*eventv1.UsualDay // by node and day
+	usualErr error
 }
 
 func (b *fakeBus) do(what string, f func()) error {
@@ -100,6 +103,31 @@ func (b *fakeBus) ListEntries(context.Context, string) ([]byte, error) { return 
 func (b *fakeBus) ConsumeEventsEphemeral(ctx context.Context, _ []string, _ func(bus.EventMsg)) error {
 	<-ctx.Done()
 	return nil
+}
+
+func (b *fakeBus) StoreUsual(_ context.Context, d *eventv1.UsualDay) error {
+	return b.do("usual", func() {
+		if b.usual == nil {
+			b.usual = make(map[string]*eventv1.UsualDay)
+		}
+		b.usual[fmt.Sprint(d.GetNode(), " ", d.GetDay())] = d
+	})
+}
+
+func (b *fakeBus) LoadUsual(_ context.Context, q *eventv1.UsualQuery) (d *eventv1.UsualDay, err error) {
+	err = b.do("ask", func() {
+		for _, x := range b.usual {
+			if x.GetDay() == q.GetDay() && x.GetNode() > q.GetAfter() && (d == nil || x.GetNode() < d.GetNode()) {
+				d = x
+			}
+		}
+	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil {
+		err = b.usualErr
+	}
+	return d, err
 }
 
 func (b *fakeBus) Heartbeat(context.Context, *eventv1.NodeHeartbeat) error {

@@ -84,6 +84,7 @@ type Bus interface {
 	ConsumeFlows(ctx context.Context, durable string, h func(context.Context, []bus.FlowMsg) error) error
 	ConsumeEvents(ctx context.Context, durable string, subjects []string, h func(context.Context, []bus.EventMsg) error) error
 	State(ctx context.Context, stream string) (bus.StreamState, error)
+	ServeUsual(ctx context.Context, store func(context.Context, *eventv1.UsualDay) error, load func(context.Context, *eventv1.UsualQuery) (*eventv1.UsualDay, error)) error
 	Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error
 }
 
@@ -223,6 +224,7 @@ func (s *Service) Run(ctx context.Context) error {
 	start("store events", func(ctx context.Context) error {
 		return s.bus.ConsumeEvents(ctx, durable, []string{bus.AllAttacks, bus.AllVerdicts, bus.AllEnforcements, bus.AllAudits}, s.storeEvents)
 	})
+	start("answer classifiers", func(ctx context.Context) error { return s.bus.ServeUsual(ctx, s.storeUsual, s.loadUsual) })
 	start("maintain", s.maintain)
 	start("watch the backlog", s.watchBacklog)
 	start("heartbeat", func(ctx context.Context) error {

@@ -39,6 +39,12 @@ func (*fakeBus) ConsumeEvents(ctx context.Context, _ string, _ []string, _ func(
 	<-ctx.Done()
 	return nil
 }
+func (*fakeBus) ServeUsual(ctx context.Context, _ func(context.Context, *eventv1.UsualDay) error,
+	_ func(context.Context, *eventv1.UsualQuery) (*eventv1.UsualDay, error),
+) error {
+	<-ctx.Done()
+	return nil
+}
 func (*fakeBus) Heartbeat(context.Context, *eventv1.NodeHeartbeat) error { return nil }
 
 func (*fakeBus) Backlog(context.Context, string, string) (uint64, error) { return 3, nil }

@@ -190,8 +190,9 @@ var (
 	sensorOne = api.Sensor{
 		Name: "edge1", Ready: true, Interfaces: statusOne.Interfaces, TopDst: []api.Talker{{Addr: "198.51.100.7", PPS: 50000, BPS: 24e6}}, TopSrc: []api.Talker{},
 	}
-	groupOne = api.Group{Name: "web", Prefixes: []string{"198.51.100.0/24", "2001:db8::/48"}, Thresholds: map[string]float64{"syn_pps": 300, "sources": 50}}
-	groupTwo = api.Group{Name: "default", Prefixes: []string{}, Thresholds: map[string]float64{}}
+	groupOne = api.Group{Name: "web", Prefixes: []string{"198.51.100.0/24", "2001:db8::/48"}, Thresholds: map[string]float64{"syn_pps": 300, "sources": 50},
+		Learned: []api.LearnedHost{{Host: "198.51.100.7", Thresholds: map[string]float64{"syn_pps": 900}}}}
+	groupTwo = api.Group{Name: "default", Prefixes: []string{}, Thresholds: map[string]float64{}, Learned: []api.LearnedHost{}}
 	nodeOne  = api.Node{Service: "enforce", Instance: "edge1", Version: "v1", StartedNs: t0, SeenNs: t0 + 5000*ms}
 	topOne   = api.Top{By: "app", Rows: []api.TopRow{{Key: "tls", Flows: 4, Packets: 4096, Bytes: 5000000}, {Flows: 1, Packets: 2, Bytes: 100}}}
 	series   = api.TimeSeries{StepNs: 60000 * ms, Series: []api.Series{{Key: "tls", Points: []api.Point{{StartNs: t0, Flows: 3, Packets: 2000, Bytes: 1500000}}}}}

@@ -122,18 +122,27 @@ type groupsCmd struct {
 
 func (c *groupsCmd) Run(t *terminal) error {
 	return c.ask(func(ctx context.Context, g *client.Client) error {
-		return list(c.output, t.out, whole(g.Groups(ctx)), "NAME PREFIXES THRESHOLDS", func(x api.Group) []string {
+		return list(c.output, t.out, whole(g.Groups(ctx)), "NAME PREFIXES THRESHOLDS LEARNED", func(x api.Group) []string {
 			prefixes := "every address"
 			if len(x.Prefixes) > 0 {
 				prefixes = strings.Join(x.Prefixes, ", ")
 			}
-			var thresholds []string
-			for _, name := range sortedKeys(x.Thresholds) {
-				thresholds = append(thresholds, name+" "+number(x.Thresholds[name]))
+			var learned []string
+			for _, h := range x.Learned {
+				learned = append(learned, h.Host+": "+numbers(h.Thresholds))
 			}
-			return []string{x.Name, prefixes, orDash(strings.Join(thresholds, ", "))}
+			return []string{x.Name, prefixes, orDash(numbers(x.Thresholds)), orDash(strings.Join(learned, "; "))}
 		})
 	})
+}
+
+// numbers writes named numbers in the order of their names.
+func numbers(m map[string]float64) string {
+	var out []string
+	for _, name := range sortedKeys(m) {
+		out = append(out, name+" "+number(m[name]))
+	}
+	return strings.Join(out, ", ")
 }
 
 type sensorsCmd struct {

@@ -365,7 +365,8 @@ type Group struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Prefixes      []string               `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"`                                                                                 // empty: every address
-	Thresholds    map[string]float64     `protobuf:"bytes,3,rep,name=thresholds,proto3" json:"thresholds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"` // the names that evidence uses
+	Thresholds    map[string]float64     `protobuf:"bytes,3,rep,name=thresholds,proto3" json:"thresholds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"` // as configured, by the names that evidence uses
+	Learned       []*LearnedHost         `protobuf:"bytes,4,rep,name=learned,proto3" json:"learned,omitempty"`                                                                                   // hosts that may get more, because it is usual for them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -421,6 +422,66 @@ func (x *Group) GetThresholds() map[string]float64 {
 	return nil
 }
 
+func (x *Group) GetLearned() []*LearnedHost {
+	if x != nil {
+		return x.Learned
+	}
+	return nil
+}
+
+// LearnedHost is a host of a group with thresholds above the group's.
+type LearnedHost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Thresholds    map[string]float64     `protobuf:"bytes,2,rep,name=thresholds,proto3" json:"thresholds,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"` // in force; those that are the group's are left out
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LearnedHost) Reset() {
+	*x = LearnedHost{}
+	mi := &file_classify_v1_classify_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LearnedHost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LearnedHost) ProtoMessage() {}
+
+func (x *LearnedHost) ProtoReflect() protoreflect.Message {
+	mi := &file_classify_v1_classify_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LearnedHost.ProtoReflect.Descriptor instead.
+func (*LearnedHost) Descriptor() ([]byte, []int) {
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LearnedHost) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *LearnedHost) GetThresholds() map[string]float64 {
+	if x != nil {
+		return x.Thresholds
+	}
+	return nil
+}
+
 type DomainListsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -429,7 +490,7 @@ type DomainListsRequest struct {
 
 func (x *DomainListsRequest) Reset() {
 	*x = DomainListsRequest{}
-	mi := &file_classify_v1_classify_proto_msgTypes[7]
+	mi := &file_classify_v1_classify_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -441,7 +502,7 @@ func (x *DomainListsRequest) String() string {
 func (*DomainListsRequest) ProtoMessage() {}
 
 func (x *DomainListsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_classify_v1_classify_proto_msgTypes[7]
+	mi := &file_classify_v1_classify_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -454,7 +515,7 @@ func (x *DomainListsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainListsRequest.ProtoReflect.Descriptor instead.
 func (*DomainListsRequest) Descriptor() ([]byte, []int) {
-	return file_classify_v1_classify_proto_rawDescGZIP(), []int{7}
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{8}
 }
 
 type DomainListsResponse struct {
@@ -466,7 +527,7 @@ type DomainListsResponse struct {
 
 func (x *DomainListsResponse) Reset() {
 	*x = DomainListsResponse{}
-	mi := &file_classify_v1_classify_proto_msgTypes[8]
+	mi := &file_classify_v1_classify_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -478,7 +539,7 @@ func (x *DomainListsResponse) String() string {
 func (*DomainListsResponse) ProtoMessage() {}
 
 func (x *DomainListsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_classify_v1_classify_proto_msgTypes[8]
+	mi := &file_classify_v1_classify_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -491,7 +552,7 @@ func (x *DomainListsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainListsResponse.ProtoReflect.Descriptor instead.
 func (*DomainListsResponse) Descriptor() ([]byte, []int) {
-	return file_classify_v1_classify_proto_rawDescGZIP(), []int{8}
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DomainListsResponse) GetLists() []*DomainListState {
@@ -518,7 +579,7 @@ type DomainListState struct {
 
 func (x *DomainListState) Reset() {
 	*x = DomainListState{}
-	mi := &file_classify_v1_classify_proto_msgTypes[9]
+	mi := &file_classify_v1_classify_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +591,7 @@ func (x *DomainListState) String() string {
 func (*DomainListState) ProtoMessage() {}
 
 func (x *DomainListState) ProtoReflect() protoreflect.Message {
-	mi := &file_classify_v1_classify_proto_msgTypes[9]
+	mi := &file_classify_v1_classify_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +604,7 @@ func (x *DomainListState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainListState.ProtoReflect.Descriptor instead.
 func (*DomainListState) Descriptor() ([]byte, []int) {
-	return file_classify_v1_classify_proto_rawDescGZIP(), []int{9}
+	return file_classify_v1_classify_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DomainListState) GetName() string {
@@ -631,12 +692,21 @@ const file_classify_v1_classify_proto_rawDesc = "" +
 	"\x11ListGroupsRequest\"p\n" +
 	"\x12ListGroupsResponse\x123\n" +
 	"\x06groups\x18\x01 \x03(\v2\x1b.tidegate.classify.v1.GroupR\x06groups\x12%\n" +
-	"\x0econfig_version\x18\x02 \x01(\tR\rconfigVersion\"\xc3\x01\n" +
+	"\x0econfig_version\x18\x02 \x01(\tR\rconfigVersion\"\x80\x02\n" +
 	"\x05Group\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprefixes\x18\x02 \x03(\tR\bprefixes\x12K\n" +
 	"\n" +
 	"thresholds\x18\x03 \x03(\v2+.tidegate.classify.v1.Group.ThresholdsEntryR\n" +
+	"thresholds\x12;\n" +
+	"\alearned\x18\x04 \x03(\v2!.tidegate.classify.v1.LearnedHostR\alearned\x1a=\n" +
+	"\x0fThresholdsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xb3\x01\n" +
+	"\vLearnedHost\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12Q\n" +
+	"\n" +
+	"thresholds\x18\x02 \x03(\v21.tidegate.classify.v1.LearnedHost.ThresholdsEntryR\n" +
 	"thresholds\x1a=\n" +
 	"\x0fThresholdsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -677,7 +747,7 @@ func file_classify_v1_classify_proto_rawDescGZIP() []byte {
 	return file_classify_v1_classify_proto_rawDescData
 }
 
-var file_classify_v1_classify_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_classify_v1_classify_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_classify_v1_classify_proto_goTypes = []any{
 	(*StreamRequest)(nil),       // 0: tidegate.classify.v1.StreamRequest
 	(*StreamResponse)(nil),      // 1: tidegate.classify.v1.StreamResponse
@@ -686,36 +756,40 @@ var file_classify_v1_classify_proto_goTypes = []any{
 	(*ListGroupsRequest)(nil),   // 4: tidegate.classify.v1.ListGroupsRequest
 	(*ListGroupsResponse)(nil),  // 5: tidegate.classify.v1.ListGroupsResponse
 	(*Group)(nil),               // 6: tidegate.classify.v1.Group
-	(*DomainListsRequest)(nil),  // 7: tidegate.classify.v1.DomainListsRequest
-	(*DomainListsResponse)(nil), // 8: tidegate.classify.v1.DomainListsResponse
-	(*DomainListState)(nil),     // 9: tidegate.classify.v1.DomainListState
-	nil,                         // 10: tidegate.classify.v1.Group.ThresholdsEntry
-	nil,                         // 11: tidegate.classify.v1.DomainListState.RefusedEntry
-	(*v1.FlowBatch)(nil),        // 12: tidegate.flow.v1.FlowBatch
-	(*v1.Window)(nil),           // 13: tidegate.flow.v1.Window
-	(*v11.ServiceStatus)(nil),   // 14: tidegate.status.v1.ServiceStatus
+	(*LearnedHost)(nil),         // 7: tidegate.classify.v1.LearnedHost
+	(*DomainListsRequest)(nil),  // 8: tidegate.classify.v1.DomainListsRequest
+	(*DomainListsResponse)(nil), // 9: tidegate.classify.v1.DomainListsResponse
+	(*DomainListState)(nil),     // 10: tidegate.classify.v1.DomainListState
+	nil,                         // 11: tidegate.classify.v1.Group.ThresholdsEntry
+	nil,                         // 12: tidegate.classify.v1.LearnedHost.ThresholdsEntry
+	nil,                         // 13: tidegate.classify.v1.DomainListState.RefusedEntry
+	(*v1.FlowBatch)(nil),        // 14: tidegate.flow.v1.FlowBatch
+	(*v1.Window)(nil),           // 15: tidegate.flow.v1.Window
+	(*v11.ServiceStatus)(nil),   // 16: tidegate.status.v1.ServiceStatus
 }
 var file_classify_v1_classify_proto_depIdxs = []int32{
-	12, // 0: tidegate.classify.v1.StreamRequest.batch:type_name -> tidegate.flow.v1.FlowBatch
-	13, // 1: tidegate.classify.v1.StreamRequest.window:type_name -> tidegate.flow.v1.Window
-	14, // 2: tidegate.classify.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	14, // 0: tidegate.classify.v1.StreamRequest.batch:type_name -> tidegate.flow.v1.FlowBatch
+	15, // 1: tidegate.classify.v1.StreamRequest.window:type_name -> tidegate.flow.v1.Window
+	16, // 2: tidegate.classify.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
 	6,  // 3: tidegate.classify.v1.ListGroupsResponse.groups:type_name -> tidegate.classify.v1.Group
-	10, // 4: tidegate.classify.v1.Group.thresholds:type_name -> tidegate.classify.v1.Group.ThresholdsEntry
-	9,  // 5: tidegate.classify.v1.DomainListsResponse.lists:type_name -> tidegate.classify.v1.DomainListState
-	11, // 6: tidegate.classify.v1.DomainListState.refused:type_name -> tidegate.classify.v1.DomainListState.RefusedEntry
-	0,  // 7: tidegate.classify.v1.ClassifyService.Stream:input_type -> tidegate.classify.v1.StreamRequest
-	2,  // 8: tidegate.classify.v1.ClassifyService.Status:input_type -> tidegate.classify.v1.StatusRequest
-	4,  // 9: tidegate.classify.v1.ClassifyService.ListGroups:input_type -> tidegate.classify.v1.ListGroupsRequest
-	7,  // 10: tidegate.classify.v1.ClassifyService.DomainLists:input_type -> tidegate.classify.v1.DomainListsRequest
-	1,  // 11: tidegate.classify.v1.ClassifyService.Stream:output_type -> tidegate.classify.v1.StreamResponse
-	3,  // 12: tidegate.classify.v1.ClassifyService.Status:output_type -> tidegate.classify.v1.StatusResponse
-	5,  // 13: tidegate.classify.v1.ClassifyService.ListGroups:output_type -> tidegate.classify.v1.ListGroupsResponse
-	8,  // 14: tidegate.classify.v1.ClassifyService.DomainLists:output_type -> tidegate.classify.v1.DomainListsResponse
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	11, // 4: tidegate.classify.v1.Group.thresholds:type_name -> tidegate.classify.v1.Group.ThresholdsEntry
+	7,  // 5: tidegate.classify.v1.Group.learned:type_name -> tidegate.classify.v1.LearnedHost
+	12, // 6: tidegate.classify.v1.LearnedHost.thresholds:type_name -> tidegate.classify.v1.LearnedHost.ThresholdsEntry
+	10, // 7: tidegate.classify.v1.DomainListsResponse.lists:type_name -> tidegate.classify.v1.DomainListState
+	13, // 8: tidegate.classify.v1.DomainListState.refused:type_name -> tidegate.classify.v1.DomainListState.RefusedEntry
+	0,  // 9: tidegate.classify.v1.ClassifyService.Stream:input_type -> tidegate.classify.v1.StreamRequest
+	2,  // 10: tidegate.classify.v1.ClassifyService.Status:input_type -> tidegate.classify.v1.StatusRequest
+	4,  // 11: tidegate.classify.v1.ClassifyService.ListGroups:input_type -> tidegate.classify.v1.ListGroupsRequest
+	8,  // 12: tidegate.classify.v1.ClassifyService.DomainLists:input_type -> tidegate.classify.v1.DomainListsRequest
+	1,  // 13: tidegate.classify.v1.ClassifyService.Stream:output_type -> tidegate.classify.v1.StreamResponse
+	3,  // 14: tidegate.classify.v1.ClassifyService.Status:output_type -> tidegate.classify.v1.StatusResponse
+	5,  // 15: tidegate.classify.v1.ClassifyService.ListGroups:output_type -> tidegate.classify.v1.ListGroupsResponse
+	9,  // 16: tidegate.classify.v1.ClassifyService.DomainLists:output_type -> tidegate.classify.v1.DomainListsResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_classify_v1_classify_proto_init() }
@@ -733,7 +807,7 @@ func file_classify_v1_classify_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_classify_v1_classify_proto_rawDesc), len(file_classify_v1_classify_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -112,6 +112,22 @@ func (l lateBus) ConsumeEventsEphemeral(ctx context.Context, subjects []string, 
 	return b.ConsumeEventsEphemeral(ctx, subjects, h)
 }
 
+func (l lateBus) StoreUsual(ctx context.Context, d *eventv1.UsualDay) error {
+	b, err := l.Get()
+	if err != nil {
+		return err
+	}
+	return b.StoreUsual(ctx, d)
+}
+
+func (l lateBus) LoadUsual(ctx context.Context, q *eventv1.UsualQuery) (*eventv1.UsualDay, error) {
+	b, err := l.Get()
+	if err != nil {
+		return nil, err
+	}
+	return b.LoadUsual(ctx, q)
+}
+
 func (l lateBus) Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error {
 	b, err := l.Get()
 	if err != nil {

@@ -80,7 +80,10 @@ func newRule(node string, s *enforcev1.RuleState) api.Rule {
 }
 
 func newGroup(g *classifyv1.Group) api.Group {
-	return api.Group{Name: g.GetName(), Prefixes: append([]string{}, g.GetPrefixes()...), Thresholds: notNil(g.GetThresholds())}
+	return api.Group{Name: g.GetName(), Prefixes: append([]string{}, g.GetPrefixes()...), Thresholds: notNil(g.GetThresholds()),
+		Learned: each(g.GetLearned(), func(h *classifyv1.LearnedHost) api.LearnedHost {
+			return api.LearnedHost{Host: h.GetHost(), Thresholds: notNil(h.GetThresholds())}
+		})}
 }
 
 func newInterface(i *ingestv1.Interface) api.Interface {

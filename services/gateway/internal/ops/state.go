@@ -236,16 +236,25 @@ func (o *Operations) PanicState(ctx context.Context) (api.Panic, error) {
 	return api.Panic{}, o.problem(ctx, errNoPeer)
 }
 
-// Groups lists the groups of protected prefixes by name.
+// Groups lists the groups of protected prefixes by name. Classifiers have the same groups; what each learned about hosts is put
+// together, of two thresholds of one host the higher.
 func (o *Operations) Groups(ctx context.Context) ([]api.Group, error) {
 	r, err := o.groups.get(ctx, func(ctx context.Context) result[[]api.Group] {
-		resp, err := first(ctx, o.mesh.Classify, askTime, func(ctx context.Context, c grpc.ClientConnInterface) (*classifyv1.ListGroupsResponse, error) {
+		answers := mesh.All(ctx, o.mesh.Classify, askTime, func(ctx context.Context, c grpc.ClientConnInterface) (*classifyv1.ListGroupsResponse, error) {
 			return classifyv1.NewClassifyServiceClient(c).ListGroups(ctx, &classifyv1.ListGroupsRequest{})
 		})
-		if err != nil {
+		var groups []api.Group
+		answered, err := false, errNoPeer
+		for _, a := range answers {
+			if a.Err != nil {
+				err = a.Err
+				continue
+			}
+			answered, groups = true, mergeGroups(groups, each(a.Value.GetGroups(), newGroup))
+		}
+		if !answered {
 			return result[[]api.Group]{problem: o.problem(ctx, err)}
 		}
-		groups := each(resp.GetGroups(), newGroup)
 		slices.SortFunc(groups, func(a, b api.Group) int { return cmp.Compare(a.Name, b.Name) })
 		return result[[]api.Group]{value: groups}
 	})
@@ -253,6 +262,29 @@ func (o *Operations) Groups(ctx context.Context) ([]api.Group, error) {
 		return nil, o.problem(ctx, err)
 	}
 	return r.get()
+}
+
+// mergeGroups adds what another classifier says of its groups.
+func mergeGroups(groups, more []api.Group) []api.Group {
+	for _, m := range more {
+		i := slices.IndexFunc(groups, func(g api.Group) bool { return g.Name == m.Name })
+		if i < 0 {
+			groups = append(groups, m)
+			continue
+		}
+		g := &groups[i]
+		for _, h := range m.Learned {
+			k := slices.IndexFunc(g.Learned, func(x api.LearnedHost) bool { return x.Host == h.Host })
+			if k < 0 {
+				g.Learned = append(g.Learned, h)
+				continue
+			}
+			for name, v := range h.Thresholds {
+				g.Learned[k].Thresholds[name] = max(g.Learned[k].Thresholds[name], v)
+			}
+		}
+	}
+	return groups
 }
 
 // Nodes lists the service instances whose heartbeats NATS has, by service and instance.

@@ -2,6 +2,7 @@ package ops
 
 import (
 	"context"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -194,10 +195,12 @@ func TestDropForgetsAQuestionUnderWay(t *testing.T) {
 func TestGroupsAndNodes(t *testing.T) {
 	r := newRig(t)
 	r.classify.groups = &classifyv1.ListGroupsResponse{Groups: []*classifyv1.Group{
-		{Name: "web", Prefixes: []string{"198.51.100.0/24"}, Thresholds: map[string]float64{"pps": 5}}, {Name: "all"},
+		{Name: "web", Prefixes: []string{"198.51.100.0/24"}, Thresholds: map[string]float64{"pps": 5},
+			Learned: []*classifyv1.LearnedHost{{Host: "198.51.100.7", Thresholds: map[string]float64{"pps": 9}}}}, {Name: "all"},
 	}}
 	g, err := r.Groups(context.Background())
-	if err != nil || len(g) != 2 || g[0].Name != "all" || g[0].Prefixes == nil || g[1].Thresholds["pps"] != 5 {
+	if err != nil || len(g) != 2 || g[0].Name != "all" || g[0].Prefixes == nil || g[1].Thresholds["pps"] != 5 ||
+		g[0].Learned == nil || len(g[1].Learned) != 1 || g[1].Learned[0].Host != "198.51.100.7" || g[1].Learned[0].Thresholds["pps"] != 9 {
 		t.Errorf("groups %+v, %v", g, err)
 	}
 	r.bus.beats = []*eventv1.NodeHeartbeat{{Service: "enforce", Instance: "n1", TimeNs: 9}}
@@ -260,5 +263,20 @@ func TestEveryCode(t *testing.T) {
 	}
 	if reason, detail := splitReason("The rule: no"); reason != "" || detail != "The rule: no" {
 		t.Errorf("%q, %q", reason, detail)
+	}
+}
+
+func TestMergeGroups(t *testing.T) {
+	group := func(name string, learned ...api.LearnedHost) api.Group {
+		return api.Group{Name: name, Learned: learned}
+	}
+	host := func(name string, v float64) api.LearnedHost {
+		return api.LearnedHost{Host: name, Thresholds: map[string]float64{"icmp": v}}
+	}
+	got := mergeGroups(mergeGroups(nil, []api.Group{group("web", host("a", 1), host("b", 5)), group("all")}),
+		[]api.Group{group("web", host("b", 4), host("c", 3), host("a", 2)), group("game", host("d", 1))})
+	want := []api.Group{group("web", host("a", 2), host("b", 5), host("c", 3)), group("all"), group("game", host("d", 1))}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }

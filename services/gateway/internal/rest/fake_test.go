@@ -182,7 +182,8 @@ func (m *fakeMesh) Explain(ctx context.Context, id string) (api.Explanation, err
 }
 
 func (m *fakeMesh) Groups(context.Context) ([]api.Group, error) {
-	return []api.Group{{Name: "all", Prefixes: []string{}, Thresholds: map[string]float64{"syn": 1}}}, nil
+	return []api.Group{{Name: "all", Prefixes: []string{}, Thresholds: map[string]float64{"syn": 1},
+		Learned: []api.LearnedHost{{Host: "192.0.2.1", Thresholds: map[string]float64{"syn": 2}}}}}, nil
 }
 
 var fakeInterface = api.Interface{Name: "eth0", Mode: "inline", XDPPackets: map[string]uint64{"seen": 1}, XDPBytes: map[string]uint64{}}

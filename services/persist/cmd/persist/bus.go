@@ -50,6 +50,16 @@ func (l lateBus) State(ctx context.Context, stream string) (bus.StreamState, err
 	return b.State(ctx, stream)
 }
 
+func (l lateBus) ServeUsual(ctx context.Context, store func(context.Context, *eventv1.UsualDay) error,
+	load func(context.Context, *eventv1.UsualQuery) (*eventv1.UsualDay, error),
+) error {
+	b, err := l.Get()
+	if err != nil {
+		return err
+	}
+	return b.ServeUsual(ctx, store, load)
+}
+
 func (l lateBus) Heartbeat(ctx context.Context, n *eventv1.NodeHeartbeat) error {
 	b, err := l.Get()
 	if err != nil {

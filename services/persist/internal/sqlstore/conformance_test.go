@@ -107,6 +107,7 @@ func TestConformance(t *testing.T) {
 		t.Run("reopen", func(t *testing.T) { testReopen(t, p) })
 		t.Run("two writers", func(t *testing.T) { testTwoWriters(t, p) })
 		t.Run("retention", func(t *testing.T) { testRetention(t, p) })
+		t.Run("usual rates", func(t *testing.T) { testUsual(t, p) })
 		t.Run("far clocks", func(t *testing.T) { testFarClocks(t, p) })
 		t.Run("size cap", func(t *testing.T) { testSizeCap(t, p) })
 	})

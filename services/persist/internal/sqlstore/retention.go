@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Maintain removes rows that are past their retention, enforces the size cap and makes the partitions of
+// Maintain removes rows that are past their retention, and what classifiers learned that none asks for any more, enforces the size cap and makes the partitions of
 // the coming days. Call it about once a minute; one call at a time works, others wait.
 func (s *Store) Maintain(ctx context.Context) error {
 	now := s.cfg.Now()
@@ -26,6 +26,9 @@ func (s *Store) Maintain(ctx context.Context) error {
 		if err := s.d.prune(ctx, t, now.Add(-keep).UnixNano(), s.removed(PrunedByAge)); err != nil {
 			return fmt.Errorf("retention of %s (%s): %w", t, keep.Round(time.Second), err)
 		}
+	}
+	if err := s.pruneUsual(ctx, now); err != nil {
+		return err
 	}
 	return s.shrink(ctx)
 }
