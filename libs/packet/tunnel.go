@@ -17,12 +17,11 @@ const (
 // Inner decodes the packet that p's packet carries into in: IP in IP (RFC 2003, RFC 4213), GRE (RFC 2784,
 // RFC 2890), ERSPAN, 802.11 in GRE as Aruba's access points send it, VXLAN (RFC 7348) and its generic extension, Geneve (RFC 8926), GTP-U (3GPP TS 29.281) and CAPWAP
 // data with 802.11 or 802.3 frames inside (RFC 5415, RFC 5416). frame is the one that p was decoded from, with result OK; offsets in in index it too.
-// It returns false, and leaves in undefined, when no IP packet with whole headers begins inside; of a fragmented
-// tunnel packet that is its first fragment. in may carry another one
-// again. in's VLAN is the inner tag's if there is one, else p's. Rules and meters of the kernel see the outer
+// It returns false, and leaves in undefined, when no IP packet with whole headers begins inside; a fragmented
+// tunnel packet is never looked into, so that its flow keeps all of its fragments. in may carry another one again. in's VLAN is the inner tag's if there is one, else p's. Rules and meters of the kernel see the outer
 // packet only.
 func (p *Packet) Inner(frame []byte, in *Packet) bool {
-	if !p.IsIP || p.LaterFragment || p.PayloadLen <= 0 {
+	if !p.IsIP || p.Fragment || p.PayloadLen <= 0 {
 		return false
 	}
 	frame = frame[:p.Payload+p.PayloadLen]
