@@ -22,9 +22,7 @@ import (
 func TestBenchHost(t *testing.T) {
 	needBench(t)
 	iperf, err := exec.LookPath("iperf3")
-	if err != nil {
-		t.Skip("iperf3 is not installed: apt-get install iperf3")
-	}
+	rig.Need(t, err == nil, "iperf3 (apt-get install iperf3)")
 	turns := 5
 	if seconds(4) != 4*time.Second {
 		turns = 1

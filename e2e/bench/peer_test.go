@@ -23,9 +23,7 @@ import (
 func TestBenchFastNetMon(t *testing.T) {
 	needBench(t)
 	fastnetmon, err := exec.LookPath("fastnetmon")
-	if err != nil {
-		t.Skip("fastnetmon is not installed: apt-get install fastnetmon")
-	}
+	rig.Need(t, err == nil, "fastnetmon (apt-get install fastnetmon)")
 	var ours, theirs []float64
 	for seed := 1; seed <= runs(5); seed++ {
 		for _, a := range demo(t, seed, loadgen.SYNFlood) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
@@ -165,30 +166,10 @@ func (h *hostState) takeRule(u bus.RuleUpdate) {
 
 // keepLists makes the engine's table what lists and users' rules say, whenever either changes, until ctx ends.
 func (s *Service) keepLists(ctx context.Context) {
-	wait := listRetryMin
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.hosts.wake:
-		case <-timer.C:
-		}
-		timer.Stop()
-		err := s.updateTable(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if err == nil {
-			wait = listRetryMin
-			continue
-		}
+	lifecycle.Keep(ctx, s.hosts.wake, listRetryMin, listRetryMax, s.updateTable, func(err error, wait time.Duration) {
 		s.t.CountError("domain_lists")
 		s.t.Log.Error("lists of domains are not as they are wanted, trying again", "error", err, "in", wait)
-		timer.Reset(wait)
-		wait = min(2*wait, listRetryMax)
-	}
+	})
 }
 
 // updateTable loads what is new and puts a new table in the place of the engine's.

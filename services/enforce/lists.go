@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
@@ -120,30 +121,10 @@ func (s *Service) watchLists(ctx context.Context) {
 
 // keepLists makes the maps have what the lists say, whenever either changes.
 func (s *Service) keepLists(ctx context.Context) {
-	wait := listRetryMin
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.lists.wake:
-		case <-timer.C:
-		}
-		timer.Stop()
-		err := s.updateLists(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if err == nil {
-			wait = listRetryMin
-			continue
-		}
+	lifecycle.Keep(ctx, s.lists.wake, listRetryMin, listRetryMax, s.updateLists, func(err error, wait time.Duration) {
 		s.t.CountError("address_lists")
 		s.t.Log.Error("address lists are not as they are wanted, trying again", "error", err, "in", wait)
-		timer.Reset(wait)
-		wait = min(2*wait, listRetryMax)
-	}
+	})
 }
 
 // updateLists loads what is new and brings all gates up to date.
