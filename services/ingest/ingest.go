@@ -295,9 +295,6 @@ func (s *Service) watch(ctx context.Context, p *plane, failed <-chan error) erro
 	}
 }
 
-// spareProcs are Ps beyond one for each CPU and each worker.
-const spareProcs = 8
-
 // staff returns one worker a queue of the plane; workers of earlier planes go on with their flows.
 func (s *Service) staff(p *plane) []*worker {
 	n := p.workers()
@@ -307,10 +304,9 @@ func (s *Service) staff(p *plane) []*worker {
 		s.workers = append(s.workers, s.newWorker(len(s.workers), n))
 	}
 	s.running.Store(int32(n)) //nolint:gosec // at most 256
-	// The runtime takes a worker its P away every 10 ms, and when no other is idle the worker waits behind goroutines that
-	// have 10 ms each. So there are more Ps than goroutines that want to run: the kernel shares CPUs out better, as it knows
-	// the workers' priority.
-	if p := runtime.NumCPU() + n + spareProcs; os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < p {
+	// A worker hardly ever gives up its P, so the other goroutines need Ps of their own, for all CPUs: the kernel shares
+	// these out better, as it knows the workers' priority.
+	if p := runtime.NumCPU() + n; os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < p {
 		runtime.GOMAXPROCS(p)
 	}
 	return s.workers[:n]

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -187,9 +186,7 @@ func (w *worker) rest() {
 		d = shortRest
 	}
 	ts := unix.NsecToTimespec(d.Nanoseconds())
-	// A plain system call would give the worker's place among running goroutines away, and it might get one back only when
-	// another has used up its 10 ms, in which a ring overflows. A signal, as when the world is to stop, only shortens it.
-	_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0) //nolint:gosec // read within the call
+	_ = unix.Nanosleep(&ts, nil) // a signal only shortens it
 }
 
 // pace measures how fast frames come, a millisecond or more at a time.
