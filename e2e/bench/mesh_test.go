@@ -119,7 +119,7 @@ func meshTap(t *testing.T, top, pps float64) {
 	s := startOn(t, "0", "tap", meshArgs...)
 	stream := s.link.Stream(meshFlows, meshFlows/64+1, 1024, frameSize, runtime.NumCPU()-1)
 	stream.Share = shareOf(t, stream, pps) // all flows are there then
-	stream.Renew, stream.Opening = uint32(pps/meshNew), question
+	stream.Renew, stream.Opening = max(2, uint32(pps/meshNew)), question
 	before, _ := s.received(t)
 	d := seconds(60)
 	l := s.load(t)
