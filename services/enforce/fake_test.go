@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
 
@@ -26,11 +28,16 @@ type fakeGate struct {
 	paused  bool
 }
 
-func (g *fakeGate) SyncLists(_ context.Context, want []xdp.Listed, _ map[xdp.ListID]bool) (xdp.ListChange, error) {
+func (g *fakeGate) SyncLists(_ context.Context, want *xdp.Listing, counting bool, _ map[xdp.ListID]bool) (xdp.ListChange, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.lists = want
-	return xdp.ListChange{Put: len(want)}, nil
+	g.lists = slices.Clone(want.Want)
+	for i := range g.lists {
+		if counting && g.lists[i].Action == policy.Drop {
+			g.lists[i].Action = policy.Count
+		}
+	}
+	return xdp.ListChange{Put: want.Len()}, nil
 }
 
 func (g *fakeGate) PauseLists(on bool) error {
