@@ -164,7 +164,7 @@ func (g *fakeGate) hit(number uint64, packets uint64) bool {
 	s.Packets += packets
 	s.Bytes += 60 * packets
 	s.LastHit = time.Now()
-	if !r.WouldDrop && blocks(r.Action) {
+	if !r.WouldDrop && r.Action.Blocks() {
 		s.Dropped += packets
 		if s.FirstDrop.IsZero() {
 			s.FirstDrop, s.FirstDropNs = time.Now(), xdp.MonotonicNow()
@@ -186,7 +186,7 @@ func (g *fakeGate) blocking() (n int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, r := range g.rules {
-		if blocks(r.Action) {
+		if r.Action.Blocks() {
 			n++
 		}
 	}
