@@ -84,12 +84,12 @@ func (r *ruleState) keep(old *ruleState) {
 	}
 	r.appliedSpan = old.appliedSpan
 	same, before := old.rule, old.rule
-	same.Expires = r.rule.Expires
+	same.Expires, same.Lease, same.Repeat, same.Changed = r.rule.Expires, r.rule.Lease, r.rule.Repeat, r.rule.Changed
 	if same != r.rule {
 		r.before = &before
 		return
 	}
-	if r.rule.Lease == 0 && before != r.rule { // a lease's renewal is told by the node that renews
+	if before.Lease != r.rule.Lease || r.rule.Lease == 0 && before != r.rule { // a lease's renewal is told by the node that renews
 		r.prolonged = &before
 	}
 	r.silent = old.inForce()
@@ -450,7 +450,7 @@ func (s *Service) inForceNow(r *ruleState, gates []*port, now time.Time) {
 	switch {
 	case r.held():
 		by = byPanic
-	case r.before != nil && r.rule.Changed != "" && r.rule.Changed != r.before.Changed:
+	case r.rule.Changed != "" && (r.before != nil && r.rule.Changed != r.before.Changed || r.prolonged != nil && r.rule.Changed != r.prolonged.Changed):
 		by = byNode
 	}
 	r.state, r.since = active, now
@@ -472,6 +472,9 @@ func (s *Service) inForceNow(r *ruleState, gates []*port, now time.Time) {
 		before := r.prolonged
 		s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED, func(e *eventv1.Enforcement) {
 			e.By, e.Before, e.Detail = by, policy.ToProto(before), "it was asked for again with another deadline"
+			if by == byNode {
+				e.Detail = r.rule.Changed
+			}
 		})
 	}
 	r.before, r.prolonged = nil, nil

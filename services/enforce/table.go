@@ -46,7 +46,7 @@ type ruleState struct {
 	revoked   bool      // by panic: its key is being deleted
 	// Traceparent of the span that put the entry into the map; empty if an earlier run did.
 	appliedSpan string
-	// The version that this one replaced, until that is told; prolonged: only the deadline differs, and no lease did it.
+	// The version that this one replaced, until that is told; prolonged: only deadline or lease differ, and no renewal did it.
 	before, prolonged *policy.Rule
 	dropTold          bool // first drop was published
 	silent            bool // only the deadline changes, or the entry was there already: no event
