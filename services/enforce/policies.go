@@ -99,9 +99,10 @@ func (s *Service) escalate(r *ruleState, next *policy.Rule, now time.Time) strin
 	return fmt.Sprintf("it drops all: its limit was exceeded for %s", r.rule.EscalateAfter)
 }
 
-// prolong gives what is blocked again within a day a longer lease.
+// prolong gives sources that are blocked again within a day a longer lease. What is blocked by its headers alone is not
+// anybody's: it ends with the attack.
 func (s *Service) prolong(r *ruleState, next *policy.Rule, now time.Time) string {
-	if r.rule.Repeat > 0 || r.rule.Lease <= 0 || r.rule.Lease >= s.cfg.LeaseMax || r.rule.Origin != policy.OriginDetector || !r.rule.Action.Blocks() {
+	if r.rule.Repeat > 0 || r.rule.Lease <= 0 || r.rule.Lease >= s.cfg.LeaseMax || r.rule.Origin != policy.OriginDetector || !r.rule.Action.Blocks() || !r.rule.Match.Src.IsValid() {
 		return ""
 	}
 	times := s.offenders.times(r.rule.Match, now)
@@ -135,7 +136,7 @@ func (o offenders) times(m policy.Match, now time.Time) uint32 {
 
 // note takes down that a rule has ended which kept packets back.
 func (o offenders) note(r *ruleState, now time.Time) {
-	if r.rule.Origin != policy.OriginDetector || r.rule.Lease <= 0 || r.rule.Host != "" || r.stat.FirstDrop.IsZero() {
+	if r.rule.Origin != policy.OriginDetector || r.rule.Lease <= 0 || r.rule.Host != "" || !r.rule.Match.Src.IsValid() || r.stat.FirstDrop.IsZero() {
 		return
 	}
 	m := r.rule.Match

@@ -29,7 +29,9 @@ func TestScopeOfRules(t *testing.T) {
 	ports := func(c *Config, site string) { c.Ifaces, c.Site = []string{"in0", "out0"}, site }
 	r := newRig(t, func(c *Config) { ports(c, "ams") })
 	gates := map[string]*fakeGate{"1/in0": newFakeGate(), "1/out0": newFakeGate(), "2/in0": newFakeGate(), "2/out0": newFakeGate()}
-	opener := func(node string) Opener { return func(iface string) (Gate, error) { return gates[node+"/"+iface], nil } }
+	opener := func(node string) Opener {
+		return func(iface string) (Gate, error) { return gates[node+"/"+iface], nil }
+	}
 	r.start(opener("1"))
 	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
 	src := netip.MustParseAddr("198.51.100.7")
