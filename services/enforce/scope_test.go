@@ -10,6 +10,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
 
 // scoped is a user's rule against a source that acts in a scope.
@@ -92,7 +93,7 @@ func TestScopeOfRules(t *testing.T) {
 	r.stop()
 	strayed := policy.NumericID(away)
 	if e, ok := gates["2/in0"].get(strayed); ok {
-		gates["1/in0"].set(func(g *fakeGate) { g.rules[strayed] = e; g.stats[strayed] = g.stats[strayed] })
+		gates["1/in0"].set(func(g *fakeGate) { g.rules[strayed] = e; g.stats[strayed] = xdp.RuleStat{} })
 	}
 	r.start(opener("1"))
 	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
