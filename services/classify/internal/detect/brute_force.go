@@ -6,6 +6,11 @@ const (
 	loginNs    = int64(120e9)
 	maxLogins  = 4_096
 	loginTimes = 64 // sessions remembered of a pair
+
+	// An SSH server that asks for passwords makes a refusal wait: PAM two seconds (pam_unix(8), nodelay). Sessions shorter than
+	// quickNs mostly are the commands of an automation that has a key, and count a third.
+	quickNs = int64(1500e6)
+	thirds  = 3
 )
 
 // Session is an ended connection with a service where people log in.
@@ -24,7 +29,7 @@ type Session struct {
 var loginApps = map[string]bool{"ssh": false, "telnet": false, "rdp": false, "vnc": false, "ftp": true, "ftp_control": true}
 
 // Logins counts short sessions: from one source to one service ≥ Logins within two minutes. Short is at most 30 s, 20 kB
-// and 200 packets. One goroutine owns it.
+// and 200 packets; SSH sessions below 1.5 s count a third. One goroutine owns it.
 type Logins struct{ pairs map[loginPair]*loginTries }
 
 type loginPair struct {
@@ -33,9 +38,10 @@ type loginPair struct {
 }
 
 type loginTries struct {
-	first [loginTimes]int64
-	ends  [loginTimes]int64
-	next  int
+	first  [loginTimes]int64
+	ends   [loginTimes]int64
+	thirds [loginTimes]uint8 // of a session, that it counts
+	next   int
 }
 
 func (l *loginTries) last() int64 { return l.ends[(l.next+loginTimes-1)%loginTimes] }
@@ -50,15 +56,19 @@ func (l *Logins) Add(s *Session, t *Thresholds) (Scan, bool) {
 		return Scan{}, false
 	}
 	p := remember(l.pairs, loginPair{s.Src, s.Dst, s.Port}, maxLogins, func() *loginTries { return &loginTries{} })
-	p.first[p.next], p.ends[p.next] = s.FirstNs, s.LastNs
+	p.first[p.next], p.ends[p.next], p.thirds[p.next] = s.FirstNs, s.LastNs, thirds
+	if s.App == "ssh" && s.LastNs-s.FirstNs < quickNs {
+		p.thirds[p.next] = 1
+	}
 	p.next = (p.next + 1) % loginTimes
-	n, first := 0.0, s.FirstNs
+	sum, first := 0, s.FirstNs
 	for i := range p.ends {
 		if d := s.LastNs - p.ends[i]; p.ends[i] != 0 && d < loginNs && d > -loginNs {
-			n++
+			sum += int(p.thirds[i])
 			first = min(first, p.first[i])
 		}
 	}
+	n := float64(sum) / thirds
 	return Scan{
 		Type: BruteForce, Target: netip.PrefixFrom(s.Dst, s.Dst.BitLen()), Host: s.Dst, Packets: s.Packets, Sources: 1, FirstNs: first,
 		What: "%s tried to log in again and again at %s",
