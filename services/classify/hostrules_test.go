@@ -271,6 +271,11 @@ func TestListChanges(t *testing.T) {
 	l := func(name, kind string) bus.ListUpdate {
 		return bus.ListUpdate{Name: name, List: &policyv1.AddressList{Name: name, Kind: kind, Action: policyv1.Action_ACTION_DROP}}
 	}
+	allow := func(name string) bus.ListUpdate {
+		u := l(name, "cidr")
+		u.List.Action = policyv1.Action_ACTION_ALLOW
+		return u
+	}
 	names := func() string { return strings.Join(slices.Sorted(maps.Keys(h.lists)), " ") }
 	for i, step := range []struct {
 		updates []bus.ListUpdate
@@ -281,6 +286,8 @@ func TestListChanges(t *testing.T) {
 		{[]bus.ListUpdate{{Restarted: true}, l("d", "cidr"), l("b", "domain"), {Synced: true}}, "b"},
 		{[]bus.ListUpdate{{Restarted: true}, {Name: "b", Err: io.ErrUnexpectedEOF}, {Synced: true}}, "b"},
 		{[]bus.ListUpdate{{Name: "b"}}, ""},
+		{[]bus.ListUpdate{allow("d"), allow("e")}, "d e"},
+		{[]bus.ListUpdate{l("d", "cidr")}, "e"}, // it drops now
 	} {
 		for _, u := range step.updates {
 			h.takeList(u)
