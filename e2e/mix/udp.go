@@ -161,7 +161,7 @@ func (m *Mix) ping(ctx context.Context) error {
 // stream sends datagrams of size bytes that begin with head, evenly, pps a second for d, and returns how many went out. to is
 // nil on a connected socket.
 func stream(c *net.UDPConn, to net.Addr, head []byte, size, pps int, d time.Duration) (sent int) {
-	const batch = 64
+	const batch = 128
 	p := ipv4.NewPacketConn(c)
 	payload := make([]byte, size)
 	copy(payload, head)
@@ -169,22 +169,18 @@ func stream(c *net.UDPConn, to net.Addr, head []byte, size, pps int, d time.Dura
 	for i := range msgs {
 		msgs[i] = ipv4.Message{Buffers: [][]byte{payload}, Addr: to}
 	}
-	for begin := time.Now(); ; {
-		elapsed := time.Since(begin)
-		if elapsed >= d {
-			return sent
-		}
-		due := int(elapsed.Seconds() * float64(pps))
-		if due <= sent {
-			time.Sleep(time.Millisecond)
-			continue
-		}
-		n, err := p.WriteBatch(msgs[:min(batch, due-sent)], 0)
-		if err != nil { // the link is away, or a buffer is full
-			time.Sleep(time.Millisecond)
-		}
+	due, last := 0.0, time.Now()
+	for end := last.Add(d); last.Before(end); {
+		time.Sleep(time.Millisecond)
+		now := time.Now()
+		// What a busy machine missed is not caught up on: the receiver's buffer would not hold it.
+		due = min(due+now.Sub(last).Seconds()*float64(pps), batch)
+		last = now
+		n, _ := p.WriteBatch(msgs[:int(due)], 0) // fails while the link is away
+		due -= float64(n)
 		sent += n
 	}
+	return sent
 }
 
 // testSize is a datagram of a speed test: what fits an Ethernet frame.
@@ -290,7 +286,7 @@ func (m *Mix) Download(inward bool, pps int, d time.Duration) (got int, err erro
 					break
 				}
 			}
-			if want := pps * int(d/time.Second); got < want/2 {
+			if want := pps * int(d/time.Second); got < want/10 { // nothing controls its congestion
 				return fmt.Errorf("%d of %d packets came", got, want)
 			}
 			return nil
