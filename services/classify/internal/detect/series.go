@@ -21,6 +21,7 @@ type Sums struct {
 	TCP, UDP, ICMP            uint64
 	SYN, Handshakes           uint64
 	SYNScan                   uint64 // of SYN, what a lone source sends that walks over ports, or an allowed one, as each window's samples tell
+	SYNUnseen                 uint64 // of SYN, those of windows whose samples have none: beside much other traffic
 	Fragments                 uint64
 	OutOfState                uint64 // TCP packets that begin a flow and are no SYN
 	DNS, DNSBytes             uint64 // unsolicited answers from port 53
@@ -103,6 +104,7 @@ func (s *Sums) add(o *Sums) {
 	s.ICMP += o.ICMP
 	s.SYN += o.SYN
 	s.SYNScan += o.SYNScan
+	s.SYNUnseen += o.SYNUnseen
 	s.Handshakes += o.Handshakes
 	s.Fragments += o.Fragments
 	s.DNS += o.DNS
@@ -154,6 +156,9 @@ func (s *Sums) TakeSamples(samples []header.Facts, of func(f *header.Facts) Stan
 	s.Samples = CountSamples(samples, of)
 	if s.Packets > uint64(s.Samples.All) {
 		s.Samples.alone()
+	}
+	if s.Samples.SYN == 0 {
+		s.SYNUnseen = s.SYN
 	}
 	s.SYNScan = scaled(s.SYN, ratio(s.Samples.SYNScan, s.Samples.SYN, 0))
 }
