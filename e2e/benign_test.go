@@ -287,7 +287,9 @@ func TestFullBenignMix(t *testing.T) {
 		t.Errorf("%v packets were dropped by rules", n)
 	}
 	t.Logf("after the first fifth %+v, at the end %+v", first, last)
-	if last.heap > 1.25*first.heap+8 || last.rss > 1.25*first.rss+32 || last.goroutines > first.goroutines+20 {
+	// JetStream's server holds blocks of its streams, 8 MiB each, some at a time; the collector returns memory late. What tables
+	// hold is the same, as the clients are. A leak of half a MiB a minute is seen in the two hours of make soak.
+	if last.heap > 1.25*first.heap+32 || last.rss > 1.25*first.rss+64 || last.goroutines > first.goroutines+10 {
 		t.Errorf("the process has grown: after the first fifth %+v, at the end %+v", first, last)
 	}
 }
