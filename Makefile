@@ -106,7 +106,7 @@ gen: ## generate protobuf and BPF code again
 	@tools/check.sh generate
 
 .PHONY: bench
-bench: build ## measure: throughput, time to first drop, the gateway, hot-path functions (root, about 20 minutes)
+bench: build ## measure: throughput, time to first drop, the gateway, hot-path functions (root, about 25 minutes)
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 40m -run '^TestBench' -v ./bench/
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 10m -run '^TestFullTracesInJaeger$$' -v .
 	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
