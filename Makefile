@@ -119,8 +119,9 @@ bench: build ## measure: throughput, time to first drop, the gateway, hot-path f
 
 .PHONY: soak
 soak: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
-soak: build tools ## hours-long run under load with restarts: SOAK=4h; before it an hour of fuzzing
+soak: build tools ## an hour of fuzzing, 2 h of good traffic, 4 h under load with restarts; SOAK=20m for both
 	@tools/fuzz.sh 3600s all
+	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),2h) $(GO) test -count=1 -timeout 0 -run '^TestFullBenignMix$$' -v .
 	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^TestFull(RestartsUnderLoad|GaleraNodesLost)$$' -v .
 
 .PHONY: clean
