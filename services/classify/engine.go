@@ -96,8 +96,8 @@ type Engine struct {
 	blocked map[netip.Addr]*attack // sources that scans made blocked → the attack whose rule it is
 	flooded map[[16]byte]int       // destinations under flood → how many kinds
 	bombed  map[netip.Prefix]*attack
-	ended   map[string]int64 // ids of attacks that are over → when they began
-	known   map[string]int64 // ids of attacks that rules of an earlier run name → when they began
+	ended   map[string]int64  // ids of attacks that are over → when they began
+	known   map[string]*known // ids of attacks that an earlier run or another classifier has begun
 
 	facts []header.Facts // of the window's target at hand
 	raw   [][]byte
@@ -112,7 +112,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), apps: app.NewEngine()}
 	e.usual = usual.New(usual.Config{Days: cfg.UsualDays, Factor: cfg.UsualFactor}, e.thresholdsOf)
 	e.reset()
-	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]int64), make(map[string]int64)
+	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]*known), make(map[string]int64)
 	return e, nil
 }
 
