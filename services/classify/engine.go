@@ -88,6 +88,7 @@ type Engine struct {
 	pending  []finding // of batches, told with the next window
 	checked  int64     // when the stallers were last looked at
 	firstNs  int64     // start of the first window
+	parts    bool      // sensors have other classifiers too
 	lastEnd  int64     // end of the newest window
 	sensor   string    // of the newest window
 
@@ -190,6 +191,7 @@ func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	if e.firstNs == 0 || w.GetStartNs() < e.firstNs {
 		e.firstNs = w.GetStartNs()
 	}
+	e.parts = e.parts || w.GetPart()
 	e.networks(w, out)
 	for _, t := range w.GetTargets() {
 		if t.GetPrefixLen() == 128 && len(t.GetAddr()) == 16 {

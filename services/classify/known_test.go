@@ -7,8 +7,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
+	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
 
 // TestAnAttackMoves: a classifier that gets the networks of another goes on with its attack, told by its rules and events; the
@@ -104,6 +106,27 @@ func TestTwoThatSeeAnAttackGoOn(t *testing.T) {
 		x.State = eventv1.AttackState_ATTACK_STATE_UPDATED
 		if gone := l.e.Elsewhere(x, "m"); gone != c.gone || (l.e.Stats().Attacks == 0) != c.gone {
 			t.Errorf("%s: gone is %v", c.name, gone)
+		}
+	}
+}
+
+// TestAHostFromAnotherClassifier: who talks to a host that this engine has just got is no newcomer for that.
+func TestAHostFromAnotherClassifier(t *testing.T) {
+	for _, parts := range []bool{false, true} {
+		l := newLab(t, func(c *EngineConfig) { c.Now = func() int64 { return labStart } })
+		host, src := victim.As16(), [16]byte{10: 0xff, 11: 0xff, 12: 192, 14: 2, 15: 1}
+		var out WindowResult
+		if err := l.e.Window(&flowv1.Window{StartNs: labStart, EndNs: labStart + labSlot, Part: parts}, &out); err != nil {
+			t.Fatal(err)
+		}
+		late := labStart + int64(10*time.Minute)
+		l.e.peers.Observe(flow.Key{Src: src, Dst: host, Protocol: 6}, late)
+		if got := l.e.settled(host, src, late+1e9); got != parts {
+			t.Errorf("parts %v: settled after a second is %v", parts, got)
+		}
+		l.e.peers.Observe(flow.Key{Src: [16]byte{15: 1}, Dst: host, Protocol: 6}, late+2*settledNs)
+		if l.e.settled(host, [16]byte{15: 1}, late+2*settledNs+1e9) {
+			t.Errorf("parts %v: a newcomer to a host that is known for long is settled", parts)
 		}
 	}
 }
