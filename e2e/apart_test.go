@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/dbtest"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
@@ -101,6 +102,11 @@ func TestFullServicesApart(t *testing.T) {
 		if n := count(t, db, "SELECT count(*) FROM attacks WHERE type = $1", kind); n == 0 {
 			t.Errorf("no row of the %s", kind)
 		}
+	}
+	// By now the node knows what is good here: a rule that would stop all of it is refused, by its name.
+	in := api.RuleInput{Action: "drop", Match: api.Match{Src: loadgen.BenignPrefix.String()}, For: "1m"}
+	if _, err := m.gateway.Client(t, "operator").AddRule(t.Context(), in); problemOf(t, err).Reason != "good_traffic" {
+		t.Errorf("a rule that would stop all good traffic: %v", err)
 	}
 	stop()
 	s := m.gateway.WaitBalanced(t, 15*time.Second)

@@ -13,6 +13,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/dbtest"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/token"
@@ -65,7 +66,7 @@ func (p *page) quiet() {
 
 // TestFullBrowser uses the live page as people do, on all services with real traffic.
 func TestFullBrowser(t *testing.T) {
-	m := newMesh(t)
+	m := newMeshOn(t, dbtest.PostgreSQL, "TIDEGATE_ENFORCE_ALLOW_BROAD_USER_RULES=true") // its rule stops all clients
 	p := &page{rig.NewBrowser(t, pki.FilesOf(m.certs, pki.Gateway).Cert), t, m}
 	stop := background(m.link.Client(60, 7))
 	defer stop()

@@ -80,9 +80,9 @@ func TestBenchCapture(t *testing.T) {
 		}
 		rows = some
 	}
-	turns := 5
+	turns := runs(5)
 	if os.Getenv("TIDEGATE_BENCH_SECONDS") != "" {
-		turns = 1
+		turns = runs(1)
 	}
 	for range turns {
 		for _, row := range rows {

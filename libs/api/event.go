@@ -73,7 +73,7 @@ func RuleSpecOf(p *policyv1.Rule) RuleSpec {
 	}
 	return RuleSpec{
 		ID: p.GetId(), Action: ActionName(p.GetAction()), MatchText: "not readable by this version",
-		RatePPS: p.GetRatePps(), RateBPS: p.GetRateBps(), PerSource: p.GetPerSource(), SYNRetry: p.GetSynRetry(), Priority: p.GetPriority(), Origin: p.GetOrigin(), AttackID: p.GetAttackId(),
+		RatePPS: p.GetRatePps(), RateBPS: p.GetRateBps(), PerSource: p.GetPerSource(), SYNRetry: p.GetSynRetry(), Scope: p.GetScope(), Shadow: p.GetShadow(), Priority: p.GetPriority(), Origin: p.GetOrigin(), AttackID: p.GetAttackId(),
 		VerdictID: p.GetVerdictId(), Comment: p.GetComment(), CreatedNs: Nanos(p.GetCreatedNs()), ExpiresNs: Nanos(p.GetExpiresNs()),
 	}
 }

@@ -208,6 +208,12 @@ type RuleSpec struct {
 	RatePPS   uint64 `json:"rate_pps,omitempty"`
 	RateBPS   uint64 `json:"rate_bps,omitempty" doc:"bits a second"`
 	PerSource bool   `json:"per_source,omitempty" doc:"the rate is of each source (IPv6: each /64)"`
+	Scope     string `json:"scope,omitempty" doc:"where it acts: site:NAME, node:NAME, interface:NAME or interface:NODE/NAME; absent: everywhere"`
+	Shadow    bool   `json:"shadow,omitempty" doc:"it only counts what it would keep back"`
+	Escalate  string `json:"escalate_after,omitempty" doc:"rate-limit: when it was exceeded for so long it drops all, until less comes" example:"30s"`
+	Escalated bool   `json:"escalated,omitempty" doc:"it drops all now"`
+	Repeat    uint32 `json:"repeat,omitempty" doc:"how often the same was blocked within a day before; the lease is longer for it"`
+	Changed   string `json:"changed,omitempty" doc:"what enforce changed last about it, and why"`
 	SYNRetry  bool   `json:"syn_retry,omitempty" doc:"the rate is of each source, and a source's SYNs are dropped until it sends one again"`
 	Priority  int32  `json:"priority"`
 	Origin    string `json:"origin" enum:"user,detector"`
@@ -226,7 +232,7 @@ type RuleSpec struct {
 type Rule struct {
 	RuleSpec
 	Revision    string     `json:"revision" doc:"rises with every change; the ETag of the rule"`
-	State       string     `json:"state" enum:"pending,active,shadow,refused,expired,held" doc:"the strongest of the nodes' states"`
+	State       string     `json:"state" enum:"pending,active,shadow,refused,expired,held,elsewhere" doc:"the strongest of the nodes' states; elsewhere: its scope has none of the nodes that answered"`
 	Reason      string     `json:"reason,omitempty" doc:"of a refusal"`
 	Detail      string     `json:"detail,omitempty" doc:"of a refusal, a sentence"`
 	Packets     uint64     `json:"packets"`
@@ -252,6 +258,9 @@ type RuleInput struct {
 	RatePPS   uint64 `json:"rate_pps,omitempty" doc:"packets a second, for rate-limit"`
 	RateBPS   uint64 `json:"rate_bps,omitempty" doc:"bits a second, for rate-limit"`
 	PerSource bool   `json:"per_source,omitempty" doc:"rate-limit: the rate is of each source (IPv6: each /64) and not of all together"`
+	Scope     string `json:"scope,omitempty" doc:"where it acts: all, site:NAME, node:NAME, interface:NAME or interface:NODE/NAME; absent: all" maxLength:"520" example:"site:ams"`
+	Shadow    bool   `json:"shadow,omitempty" doc:"drop and rate-limit: only count what it would keep back"`
+	Escalate  string `json:"escalate_after,omitempty" doc:"rate-limit of all sources together: when it was exceeded for so long, drop all until less comes" example:"30s" maxLength:"32"`
 	Priority  int32  `json:"priority,omitempty" doc:"higher wins among equally specific rules" minimum:"-2147483648" maximum:"2147483647"`
 	Comment   string `json:"comment,omitempty" maxLength:"512"`
 	For       string `json:"for,omitempty" doc:"how long, as 10m or 1h30m; 0 = until revoked; default 1h" example:"10m" maxLength:"32"`

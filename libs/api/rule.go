@@ -20,7 +20,7 @@ const MaxFor = 10 * 365 * 24 * time.Hour
 // Rule reads the input as a rule that begins now, without an id: enforce derives it from what the rule does. The
 // error is a Problem with status 422 that names every field that is wrong, as a location of the body.
 func (in *RuleInput) Rule(now time.Time) (policy.Rule, error) {
-	r := policy.Rule{Origin: policy.OriginUser, Comment: in.Comment, Priority: in.Priority, RatePPS: in.RatePPS, RateBPS: in.RateBPS, PerSource: in.PerSource, Created: now}
+	r := policy.Rule{Origin: policy.OriginUser, Comment: in.Comment, Priority: in.Priority, RatePPS: in.RatePPS, RateBPS: in.RateBPS, PerSource: in.PerSource, Shadow: in.Shadow, Created: now}
 	var wrong []ProblemDetail
 	check := func(location string, value any, err error) {
 		if err != nil {
@@ -31,6 +31,13 @@ func (in *RuleInput) Rule(now time.Time) (policy.Rule, error) {
 	r.Action, err = policy.ParseAction(in.Action)
 	check("body.action", in.Action, err)
 	in.Match.read(&r.Match, check)
+	r.Scope, err = policy.ParseScope(in.Scope)
+	check("body.scope", in.Scope, err)
+	if in.Escalate != "" {
+		if r.EscalateAfter, err = time.ParseDuration(in.Escalate); err != nil || r.EscalateAfter < time.Second {
+			check("body.escalate_after", in.Escalate, fmt.Errorf("%q: give a duration of at least 1s, such as 30s", in.Escalate))
+		}
+	}
 	life := DefaultFor
 	if in.For != "" {
 		if life, err = time.ParseDuration(in.For); err != nil || life < 0 || life > MaxFor {
@@ -144,7 +151,13 @@ func NewRuleSpec(r *policy.Rule) RuleSpec {
 	s := RuleSpec{
 		ID: r.ID, Action: r.Action.String(), Match: NewMatch(&r.Match), MatchText: r.Match.String(), RatePPS: r.RatePPS, RateBPS: r.RateBPS,
 		PerSource: r.PerSource, SYNRetry: r.SYNRetry, Priority: r.Priority, Origin: r.Origin, AttackID: r.AttackID, VerdictID: r.VerdictID, Comment: r.Comment,
-		Host: r.Host, List: r.List, HostRule: r.HostRule,
+		Host: r.Host, List: r.List, HostRule: r.HostRule, Shadow: r.Shadow, Escalated: r.Escalated, Repeat: r.Repeat, Changed: r.Changed,
+	}
+	if r.Scope != (policy.Scope{}) {
+		s.Scope = r.Scope.String()
+	}
+	if r.EscalateAfter > 0 {
+		s.Escalate = r.EscalateAfter.String()
 	}
 	if !r.Created.IsZero() {
 		s.CreatedNs = Nanos(r.Created.UnixNano())

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/proto"
 
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
 
@@ -184,6 +185,66 @@ func (b *Bus) SubscribeWindows(ctx context.Context, h func(sensor string, w *flo
 				continue
 			}
 			h(strings.TrimPrefix(m.Subject, SubjectWindow), &w)
+		}
+	}
+}
+
+// SampleFlows hands h batches of classified flows of all sensors as they are published, one at a time, until ctx ends: about
+// limit a second at most, the first ones; one stands for stands then. After limit batches the server sends none until the
+// next second, so that a listener costs little however much is published.
+func (b *Bus) SampleFlows(ctx context.Context, limit int, h func(stands float64, f *eventv1.FlowRecords)) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		if err := b.sampleFlows(ctx, limit, tick.C, h); err != nil {
+			b.bad("sample_flows", AllFlows, err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// sampleFlows listens to limit batches. The batches of a second are told at its end, when it is known for how
+// many they stand.
+func (b *Bus) sampleFlows(ctx context.Context, limit int, second <-chan time.Time, h func(float64, *eventv1.FlowRecords)) error {
+	ch := make(chan *nats.Msg, limit)
+	sub, err := b.nc.ChanSubscribe(AllFlows, ch)
+	if err != nil {
+		return fmt.Errorf("subscribe to flows: %w", unavailable(err))
+	}
+	defer func() { _ = sub.Unsubscribe() }() // an error means that the connection is gone and the subscription with it
+	if err := sub.AutoUnsubscribe(limit); err != nil {
+		return fmt.Errorf("subscribe to flows: %w", unavailable(err))
+	}
+	var batches []*nats.Msg
+	tell := func(stands float64) {
+		for _, m := range batches {
+			var f eventv1.FlowRecords
+			if err := proto.Unmarshal(m.Data, &f); err != nil {
+				b.bad("decode_flows", m.Subject, err)
+				continue
+			}
+			h(stands, &f)
+		}
+		batches = batches[:0]
+	}
+	begin, left := time.Now(), limit
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-second:
+			tell(1)
+			begin = time.Now()
+		case m := <-ch:
+			batches = append(batches, m)
+			if left--; left == 0 {
+				tell(max(1, float64(time.Second)/float64(max(time.Since(begin), time.Millisecond))))
+				return nil
+			}
 		}
 	}
 }

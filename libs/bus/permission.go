@@ -31,7 +31,7 @@ func Permissions() map[string]Permission {
 			reclaim(), follow(), readBucket(BucketRules), writeBucket(BucketRules),
 			readBucket(BucketLists), readObjects(BucketListEntries)),
 		pki.Enforce: grant(pki.Enforce,
-			setup(), allow(SubjectEnforcement+">"), reclaim(),
+			setup(), allow(SubjectEnforcement+">"), reclaim(), Permission{Subscribe: []string{AllFlows}},
 			readBucket(BucketRules), writeBucket(BucketRules), readBucket(BucketControl), writeBucket(BucketControl),
 			readBucket(BucketLists), readObjects(BucketListEntries)),
 		pki.Persist: grant(pki.Persist,

@@ -186,13 +186,16 @@ func jobs(t *testing.T, s secured) {
 	defer stop()
 	ended := make(chan error, 32)
 	spawn := func(f func() error) { go func() { ended <- f() }() }
-	var watched, panics, windows, followed, learnt, flows, events, hooked, listed atomic.Int64
+	var sampled, watched, panics, windows, followed, learnt, flows, events, hooked, listed atomic.Int64
 	spawn(func() error {
 		return enforce.WatchRules(run, func(u bus.RuleUpdate) {
 			if u.Rule != nil {
 				watched.Add(1)
 			}
 		})
+	})
+	spawn(func() error {
+		return enforce.SampleFlows(run, 10, func(float64, *eventv1.FlowRecords) { sampled.Add(1) })
 	})
 	spawn(func() error { return enforce.WatchPanic(run, func(*eventv1.Panic) { panics.Add(1) }) })
 	spawn(func() error {
@@ -298,7 +301,7 @@ func jobs(t *testing.T, s secured) {
 		good("enforce publishes", enforce.PublishEnforcement(ctx, &eventv1.Enforcement{Id: "e" + strings.Repeat("x", int(number)), Node: "n"}))
 		good("classify publishes a window", classify.PublishWindow(ctx, "s", &flowv1.Window{}))
 		time.Sleep(20 * time.Millisecond)
-		return followed.Load() > 0 && learnt.Load() > 0 && windows.Load() > 0 && flows.Load() == 1 && events.Load() >= 4 && watched.Load() > 0 && panics.Load() > 0
+		return followed.Load() > 0 && learnt.Load() > 0 && windows.Load() > 0 && flows.Load() == 1 && sampled.Load() == 1 && events.Load() >= 4 && watched.Load() > 0 && panics.Load() > 0
 	})
 	bustest.Wait(t, "the backlog", func() bool {
 		n, err := persist.Backlog(ctx, bus.StreamEvents, "persist")

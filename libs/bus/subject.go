@@ -30,6 +30,7 @@ const (
 	AllEnforcements = SubjectEnforcement + ">"
 	AllAudits       = SubjectAudit + ">"
 	AllWindows      = SubjectWindow + ">"
+	AllFlows        = SubjectFlows + ">"
 )
 
 // Token makes a name usable as one token of a subject or key: everything but letters, digits, '-' and '_'

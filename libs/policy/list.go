@@ -38,6 +38,7 @@ var ErrListLimit = errors.New("the list has too many entries")
 // told. More than limit entries are ErrListLimit.
 func ParseList(text []byte, limit int) (ListText, error) {
 	var out ListText
+	out.Entries = make([]netip.Prefix, 0, min(bytes.Count(text, []byte{'\n'})+1, limit))
 	text = bytes.TrimPrefix(text, []byte("\xef\xbb\xbf"))
 	for n := 1; len(text) > 0; n++ {
 		line, rest, _ := bytes.Cut(text, []byte{'\n'})
@@ -59,7 +60,9 @@ func ParseList(text []byte, limit int) (ListText, error) {
 			return ListText{}, fmt.Errorf("%w: more than %d", ErrListLimit, limit)
 		}
 	}
-	slices.SortFunc(out.Entries, comparePrefixes)
+	if !slices.IsSortedFunc(out.Entries, comparePrefixes) { // as FormatList's is
+		slices.SortFunc(out.Entries, comparePrefixes)
+	}
 	out.Entries = slices.Compact(out.Entries)
 	for i := range out.Entries {
 		if out.Entries[i].IsSingleIP() {

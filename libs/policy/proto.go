@@ -40,8 +40,14 @@ func ToProto(r *Rule) *policyv1.Rule {
 		m.Fragment = &v
 	}
 	m.Host = r.Match.Host
+	scope := ""
+	if r.Scope != (Scope{}) {
+		scope = r.Scope.String()
+	}
 	return &policyv1.Rule{
-		Id: r.ID, Action: policyv1.Action(r.Action), Match: m, RatePps: r.RatePPS, RateBps: r.RateBPS, PerSource: r.PerSource, SynRetry: r.SYNRetry,
+		Scope: scope, Shadow: r.Shadow, EscalateAfterNs: int64(r.EscalateAfter), Escalated: r.Escalated, Repeat: r.Repeat, GoodShare: r.GoodShare,
+		Changed: r.Changed,
+		Id:      r.ID, Action: policyv1.Action(r.Action), Match: m, RatePps: r.RatePPS, RateBps: r.RateBPS, PerSource: r.PerSource, SynRetry: r.SYNRetry,
 		Priority: r.Priority, Origin: r.Origin, AttackId: r.AttackID, VerdictId: r.VerdictID, Comment: r.Comment,
 		CreatedNs: unixNs(r.Created), ExpiresNs: unixNs(r.Expires), LeaseNs: int64(r.Lease),
 		AttackFirstNs: r.AttackFirstNs, Traceparent: r.Traceparent,
@@ -57,12 +63,17 @@ func FromProto(p *policyv1.Rule) (Rule, error) {
 		Comment: p.GetComment(), Created: timeOf(p.GetCreatedNs()), Expires: timeOf(p.GetExpiresNs()),
 		Lease: time.Duration(p.GetLeaseNs()), AttackFirstNs: p.GetAttackFirstNs(), Traceparent: p.GetTraceparent(),
 		Host: p.GetHost(), List: p.GetList(), HostRule: p.GetHostRule(),
+		Shadow: p.GetShadow(), EscalateAfter: time.Duration(p.GetEscalateAfterNs()), Escalated: p.GetEscalated(), Repeat: p.GetRepeat(),
+		GoodShare: p.GetGoodShare(), Changed: p.GetChanged(),
 	}
 	m := p.GetMatch()
 	fail := func(field string, err error) (Rule, error) {
 		return Rule{}, fmt.Errorf("rule %s: %s: %w", r.ID, field, err)
 	}
 	var err error
+	if r.Scope, err = ParseScope(p.GetScope()); err != nil {
+		return fail("scope", err)
+	}
 	if r.Match.Src, err = parsePrefix(m.GetSrc()); err != nil {
 		return fail("source", err)
 	}

@@ -23,6 +23,9 @@ const (
 	Count
 )
 
+// Blocks says whether the action keeps packets back.
+func (a Action) Blocks() bool { return a == Drop || a == RateLimit }
+
 var actionNames = [...]string{"unspecified", "allow", "drop", "rate-limit", "count"}
 
 // String returns the name users type: allow, drop, rate-limit or count.
@@ -247,6 +250,18 @@ type Rule struct {
 	Lease         time.Duration // enforce renews by this much while the rule is hit; 0 = never
 	AttackFirstNs int64         // kernel time of the attack's first frame, Unix ns
 	Traceparent   string
+	Scope         Scope // where it acts
+	// Shadow makes the rule count what it would keep back, also where others act. The policy of enforce may end it.
+	Shadow bool
+	// EscalateAfter makes a rate limit that was exceeded for so long drop all that it matches until less than its rate comes;
+	// 0 = never. Escalated says that it does so now.
+	EscalateAfter time.Duration
+	Escalated     bool
+	// Of a detector's rule: how often the same was blocked within a day before, by which enforce made Lease longer; and the
+	// share of the target's good samples that it hits, 0 to 1.
+	Repeat    uint32
+	GoodShare float64
+	Changed   string // what enforce changed last about the rule, and why
 	// Of a rule that classify made for one flow: the host that it named, and the list or the id of the user's rule that has
 	// the host.
 	Host, List, HostRule string
@@ -257,6 +272,14 @@ const (
 	OriginDetector = "detector"
 	OriginUser     = "user"
 )
+
+// InForce is the action that the rule has now: Drop of an escalated rate limit.
+func (r *Rule) InForce() Action {
+	if r.Escalated {
+		return Drop
+	}
+	return r.Action
+}
 
 // Validate reports why a rule cannot be enforced.
 func (r *Rule) Validate() error {
@@ -274,6 +297,18 @@ func (r *Rule) Validate() error {
 	}
 	if r.PerSource && (r.Action != RateLimit || r.SYNRetry) {
 		return fmt.Errorf("rule %s: per-source needs rate-limit, and none that waits for retries, which limits each source already", r.ID)
+	}
+	if r.EscalateAfter < 0 || r.EscalateAfter > 0 && (r.Action != RateLimit || r.SYNRetry || r.PerSource || r.Match.Host != "") {
+		return fmt.Errorf("rule %s: only a rate-limit of all sources together, and not by host, can escalate", r.ID)
+	}
+	if r.Escalated && r.EscalateAfter == 0 {
+		return fmt.Errorf("rule %s: it is escalated but cannot escalate", r.ID)
+	}
+	if !(r.GoodShare >= 0 && r.GoodShare <= 1) {
+		return fmt.Errorf("rule %s: a share is 0 to 1", r.ID)
+	}
+	if r.Shadow && !r.Action.Blocks() {
+		return fmt.Errorf("rule %s: only a rule that drops or limits can be in shadow", r.ID)
 	}
 	if r.PerSource && r.Match.Host != "" {
 		return fmt.Errorf("rule %s: a rule by host limits each flow, not each source", r.ID)

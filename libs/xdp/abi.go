@@ -6,7 +6,7 @@ import (
 )
 
 // gateABI changes with the layout or the meaning of any map in bpf/state.h.
-const gateABI = 6
+const gateABI = 7
 
 // The bounds of bpf/state.h.
 const (
@@ -180,7 +180,9 @@ type flowKey struct {
 }
 
 type flowMeter struct {
-	Packets, Bytes, LastNs uint64
+	Packets, Bytes, LastNs   uint64
+	CPU, Pad                 uint32
+	OtherPackets, OtherBytes uint64
 }
 
 type meta struct {

@@ -84,7 +84,7 @@ func (g *Gate) AllowedFlows(dst []FlowMeter) ([]FlowMeter, error) {
 			Key: FlowKey{
 				Src: k.Src, Dst: k.Dst, SrcPort: bytesPort(k.SrcPort), DstPort: bytesPort(k.DstPort), VLAN: k.VLAN, Proto: k.Protocol,
 			},
-			Packets: v.Packets, Bytes: v.Bytes, LastNs: v.LastNs,
+			Packets: v.Packets + v.OtherPackets, Bytes: v.Bytes + v.OtherBytes, LastNs: v.LastNs,
 		})
 	}
 	return dst, nil

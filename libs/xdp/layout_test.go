@@ -37,7 +37,7 @@ func TestLayout(t *testing.T) {
 		"host_key":    {unsafe.Sizeof(hostKey{}), nil},
 		"listed":      {unsafe.Sizeof(listed{}), map[string]uintptr{"action": unsafe.Offsetof(listed{}.Action)}},
 		"flow_key":    {unsafe.Sizeof(flowKey{}), map[string]uintptr{"vlan": unsafe.Offsetof(flowKey{}.VLAN), "protocol": unsafe.Offsetof(flowKey{}.Protocol)}},
-		"flow_meter":  {unsafe.Sizeof(flowMeter{}), map[string]uintptr{"last_ns": unsafe.Offsetof(flowMeter{}.LastNs)}},
+		"flow_meter":  {unsafe.Sizeof(flowMeter{}), map[string]uintptr{"last_ns": unsafe.Offsetof(flowMeter{}.LastNs), "cpu": unsafe.Offsetof(flowMeter{}.CPU), "other_bytes": unsafe.Offsetof(flowMeter{}.OtherBytes)}},
 		"counters":    {unsafe.Sizeof(kernelCounters{}), map[string]uintptr{"no_reader": unsafe.Offsetof(kernelCounters{}.NoReader), "metered": unsafe.Offsetof(kernelCounters{}.Metered), "uncopied": unsafe.Offsetof(kernelCounters{}.Uncopied), "forgotten": unsafe.Offsetof(kernelCounters{}.Forgotten), "drop_bytes": unsafe.Offsetof(kernelCounters{}.DropBytes), "count_bytes": unsafe.Offsetof(kernelCounters{}.CountBytes)}},
 		"meta":        {unsafe.Sizeof(meta{}), map[string]uintptr{"build": unsafe.Offsetof(meta{}.Build), "nevers": unsafe.Offsetof(meta{}.Never), "sources": unsafe.Offsetof(meta{}.Sources), "seed": unsafe.Offsetof(meta{}.Seed)}},
 	} {

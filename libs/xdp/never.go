@@ -33,6 +33,11 @@ func (k *prefixKey) prefix() netip.Prefix {
 	return netip.PrefixFrom(a, int(k.Bits))
 }
 
+func (k *hostKey) prefix() netip.Prefix {
+	a := netip.AddrFrom16(k.Addr).Unmap()
+	return netip.PrefixFrom(a, a.BitLen())
+}
+
 // PutNever inserts entries or replaces those of the same prefix. An entry inside a wider one has the wider
 // one's effect too.
 func (g *Gate) PutNever(entries []Never) error {

@@ -30,11 +30,11 @@ func BenchmarkSources(b *testing.B) {
 			b.Run(sources.name+" sources, "+bb.name, func(b *testing.B) {
 				bb.rule.ID = 1
 				must(b, g.PutRules([]Rule{bb.rule}))
-				r.flood(b, 20<<24, sources.mask, frame, 4<<20) // pages, caches, and what each source has to begin with
+				r.flood(b, "left", 20<<24, sources.mask, frame, 4<<20) // pages, caches, and what each source has to begin with
 				before := counters(b, g)
 				begin := time.Now()
 				for range max(1, b.N/5_000_000) {
-					r.flood(b, 20<<24, sources.mask, frame, 5_000_000)
+					r.flood(b, "left", 20<<24, sources.mask, frame, 5_000_000)
 				}
 				took := time.Since(begin)
 				after := counters(b, g)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -27,39 +28,81 @@ type ListChange struct {
 // listChunk entries are written under one hold of the lock, a few milliseconds, so that rules need not wait for a list.
 const listChunk = 1024
 
-// SyncLists makes want the content of all address lists. What is there already and the same is not touched, and what is
-// in both is never missing in between, so that a restart leaves no gap. Of entries with the same prefix the first
-// counts; entries have no deadline. Entries of the lists in keep stay if want does not name them. It takes seconds for millions of entries and may run beside every other method but
-// those that put and delete listed entries. When ctx ends, a part is done: call it again.
-func (g *Gate) SyncLists(ctx context.Context, want []Listed, keep map[ListID]bool) (ListChange, error) {
-	var c ListChange
+// Listing is the content of all address lists as the maps have it: made once, for the gates of all interfaces, which may
+// read it at the same time.
+type Listing struct {
+	Want []Listed // what it was made of
+
+	hosts    listEntries[hostKey]
+	prefixes listEntries[prefixKey]
+	bits     coverage
+}
+
+// listEntries are what is wanted in one map, in order, each key once.
+type listEntries[K comparable] struct {
+	keys   []K
+	values []listed
+	at     map[K]uint32 // where a key is
+}
+
+func newListEntries[K comparable](n int) listEntries[K] {
+	return listEntries[K]{keys: make([]K, 0, n), values: make([]listed, 0, n), at: make(map[K]uint32, n)}
+}
+
+// add takes an entry unless its key is there already.
+func (l *listEntries[K]) add(k K, v listed) bool {
+	if _, taken := l.at[k]; taken {
+		return false
+	}
+	l.at[k] = uint32(len(l.keys)) //nolint:gosec // 4 billion do not fit the memory
+	l.keys, l.values = append(l.keys, k), append(l.values, v)
+	return true
+}
+
+// NewListing prepares entries. Of entries with the same prefix the first counts.
+func NewListing(want []Listed) (*Listing, error) {
 	single := 0
 	for i := range want {
 		if p := want[i].Prefix; p.IsValid() && p.IsSingleIP() {
 			single++
 		}
 	}
-	hosts := listMap[hostKey]{g: g, m: g.maps.GateHosts, keep: keep, left: &c.LeftOut, want: make(map[hostKey]listed, single)}
-	prefixes := listMap[prefixKey]{g: g, m: g.maps.GatePrefixes, keep: keep, left: &c.LeftOut, want: make(map[prefixKey]listed, len(want)-single)}
-	bits := newCoverage()
-	prefixes.kept = bits.add
+	l := &Listing{Want: want, hosts: newListEntries[hostKey](single), prefixes: newListEntries[prefixKey](len(want) - single), bits: newCoverage()}
 	for i := range want {
 		e := &want[i]
 		k, err := keyOf(e.Prefix)
 		if err != nil {
-			return c, fmt.Errorf("%s: list %d: %w", g.iface, e.List, err)
+			return nil, fmt.Errorf("list %d: %w", e.List, err)
 		}
 		if err := validListed(e.List, e.Action); err != nil {
-			return c, fmt.Errorf("%s: %w", g.iface, err)
+			return nil, err
 		}
 		v := listed{List: uint32(e.List), Action: uint8(e.Action)}
 		if k.Bits == 128 {
-			hosts.add(hostKey{Addr: k.Addr}, v, e)
-		} else if prefixes.add(k, v, e) {
-			bits.add(&k)
+			l.hosts.add(hostKey{Addr: k.Addr}, v)
+		} else if l.prefixes.add(k, v) {
+			l.bits.add(&k)
 		}
 	}
-	anyHosts, anyPrefixes := len(hosts.want) > 0, len(prefixes.want) > 0
+	return l, nil
+}
+
+// Len is the number of entries.
+func (l *Listing) Len() int { return len(l.hosts.keys) + len(l.prefixes.keys) }
+
+// SyncLists makes want the content of all address lists. What is there already and the same is not touched, and what is
+// in both is never missing in between, so that a restart leaves no gap. Entries have no deadline; with counting set, those
+// that would drop count instead. Entries of the lists in keep stay if want does not name them. It takes seconds for
+// millions of entries and may run beside every other method but those that put and delete listed entries. When ctx ends, a
+// part is done: call it again.
+func (g *Gate) SyncLists(ctx context.Context, want *Listing, counting bool, keep map[ListID]bool) (ListChange, error) {
+	var c ListChange
+	bits := slices.Clone(want.bits)
+	hosts := listMap[hostKey]{g: g, m: g.maps.GateHosts, want: &want.hosts, counting: counting, keep: keep, prefix: (*hostKey).prefix, change: &c}
+	prefixes := listMap[prefixKey]{
+		g: g, m: g.maps.GatePrefixes, want: &want.prefixes, counting: counting, keep: keep, prefix: (*prefixKey).prefix, change: &c, kept: bits.add,
+	}
+	anyHosts, anyPrefixes := len(want.hosts.keys) > 0, len(want.prefixes.keys) > 0
 	used := func(to uint32, which ...bool) error {
 		return g.locked(func() error {
 			return g.setConfig(func(n *config) {
@@ -80,10 +123,8 @@ func (g *Gate) SyncLists(ctx context.Context, want []Listed, keep map[ListID]boo
 			return c, err
 		}
 	}
-	for _, sync := range []func(context.Context) (put, deleted int, err error){hosts.sync, prefixes.sync} {
-		put, deleted, err := sync(ctx)
-		c.Put, c.Deleted = c.Put+put, c.Deleted+deleted
-		if err != nil {
+	for _, sync := range []func(context.Context) error{hosts.sync, prefixes.sync} {
+		if err := sync(ctx); err != nil {
 			return c, fmt.Errorf("%s: write the address lists: %w", g.iface, err)
 		}
 	}
@@ -120,72 +161,74 @@ func (g *Gate) PauseLists(on bool) error {
 
 // listMap is one of the two maps and what is to be in it.
 type listMap[K comparable] struct {
-	g    *Gate
-	m    *ebpf.Map
-	want map[K]listed
-	keep map[ListID]bool
-	left *[]Listed
+	g        *Gate
+	m        *ebpf.Map
+	want     *listEntries[K]
+	counting bool
+	keep     map[ListID]bool
+	prefix   func(*K) netip.Prefix
+	change   *ListChange
 
 	kept  func(*K) // told of each entry that stays for keep; nil: nobody
 	stays int      // their number
 }
 
-// add takes an entry; false when there is no room for it or the key is taken.
-func (l *listMap[K]) add(k K, v listed, e *Listed) bool {
-	if _, taken := l.want[k]; taken {
-		return false
+// value is what an entry has in this map.
+func (l *listMap[K]) value(i uint32) listed {
+	v := l.want.values[i]
+	if l.counting && v.Action == uint8(policy.Drop) {
+		v.Action = uint8(policy.Count)
 	}
-	if len(l.want) >= int(l.m.MaxEntries()) {
-		*l.left = append(*l.left, *e)
-		return false
-	}
-	l.want[k] = v
-	return true
+	return v
 }
 
 // sync deletes first, so that a change of a nearly full map has room.
-func (l *listMap[K]) sync(ctx context.Context) (put, deleted int, err error) {
+func (l *listMap[K]) sync(ctx context.Context) error {
 	keys, values, err := drainBy[K, listed](l.m, func(step func() error) error { return l.chunk(ctx, step) })
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
+	room := min(len(l.want.keys), int(l.m.MaxEntries()))
+	for i := room; i < len(l.want.keys); i++ {
+		v := l.value(uint32(i))                                                                                                                       //nolint:gosec // an index of want
+		l.change.LeftOut = append(l.change.LeftOut, Listed{Prefix: l.prefix(&l.want.keys[i]), List: ListID(v.List), Action: policy.Action(v.Action)}) //nolint:gosec // below maxLists
+	}
+	same := make([]bool, room)
 	var over []K
 	for i, k := range keys {
-		v, wanted := l.want[k]
+		at, wanted := l.want.at[k]
 		switch {
-		case !wanted && l.keep[ListID(values[i].List)]: //nolint:gosec // below maxLists
+		case wanted && int(at) < room:
+			same[at] = l.value(at) == values[i]
+		case l.keep[ListID(values[i].List)]: //nolint:gosec // below maxLists
 			if l.stays++; l.kept != nil {
 				l.kept(&keys[i])
 			}
-		case !wanted:
+		default:
 			over = append(over, k)
-		case v == values[i]:
-			delete(l.want, k)
 		}
 	}
-	for len(over) > 0 && err == nil {
-		n := min(listChunk, len(over))
-		err = l.chunk(ctx, func() error { return deleteBatch(l.m, over[:n]) })
-		over, deleted = over[n:], deleted+n
+	for n := 0; len(over) > 0; over, l.change.Deleted = over[n:], l.change.Deleted+n {
+		n = min(listChunk, len(over))
+		if err := l.chunk(ctx, func() error { return deleteBatch(l.m, over[:n]) }); err != nil {
+			return err
+		}
 	}
 	keys, values = keys[:0], values[:0]
-	flush := func() {
-		err = l.chunk(ctx, func() error { n, err := putBatch(l.m, keys, values); put += n; return err })
+	for i := range room {
+		if !same[i] {
+			keys, values = append(keys, l.want.keys[i]), append(values, l.value(uint32(i))) //nolint:gosec // an index of want
+		}
+		if len(keys) == 0 || len(keys) < listChunk && i < room-1 {
+			continue
+		}
+		err := l.chunk(ctx, func() error { n, err := putBatch(l.m, keys, values); l.change.Put += n; return err })
+		if err != nil {
+			return err
+		}
 		keys, values = keys[:0], values[:0]
 	}
-	for k, v := range l.want {
-		if err != nil {
-			return put, deleted, err
-		}
-		keys, values = append(keys, k), append(values, v)
-		if len(keys) == listChunk {
-			flush()
-		}
-	}
-	if err == nil && len(keys) > 0 {
-		flush()
-	}
-	return put, deleted, err
+	return nil
 }
 
 func (l *listMap[K]) chunk(ctx context.Context, do func() error) error {

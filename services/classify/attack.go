@@ -29,6 +29,7 @@ type attack struct {
 	firstNs, detectedNs int64
 	updatedNs           int64 // last published
 	lastOver, lastHit   int64 // newest window over half the threshold; newest drop by a rule
+	leaseNs             int64 // of its rules, where enforce has made it longer
 	holdNs              int64 // added to the quiet after which it is over
 	packets, bytes      uint64
 	pps, bps            float64
@@ -201,7 +202,7 @@ func (e *Engine) tick(w *flowv1.Window, out *WindowResult) {
 	now := e.now(w)
 	for _, a := range e.ordered() {
 		// While a rule may still live it hides the attack's return from the sensors.
-		alive := max(a.lastOver+a.holdNs, a.lastHit+max(0, int64(e.cfg.Lease-e.cfg.Quiet)))
+		alive := max(a.lastOver+a.holdNs, a.lastHit+max(0, max(a.leaseNs, int64(e.cfg.Lease))-int64(e.cfg.Quiet)))
 		switch {
 		case w.GetEndNs()-alive >= int64(e.cfg.Quiet):
 			e.finish(a, now, out)
@@ -251,6 +252,7 @@ func (e *Engine) Enforcement(x *eventv1.Enforcement) {
 	if r == nil || !r.drops {
 		return
 	}
+	r.attack.leaseNs = max(r.attack.leaseNs, x.GetRule().GetLeaseNs())
 	switch x.GetState() {
 	case eventv1.EnforcementState_ENFORCEMENT_STATE_HITS, eventv1.EnforcementState_ENFORCEMENT_STATE_FIRST_DROP:
 	default:

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,7 @@ type EngineConfig struct {
 	ScanHosts  float64 `name:"scan-hosts" default:"8" help:"host_sweep: distinct hosts that refused or did not answer."`
 
 	Lease      time.Duration `name:"lease" default:"15s" help:"How long a rule lives unless it is hit; enforce renews it while it is."`
+	Shadow     []string      `name:"shadow" help:"Attack types whose rules only count what they would keep back, until enforce promotes them or a user changes them (repeatable); all: every type." placeholder:"TYPE"`
 	Quiet      time.Duration `name:"quiet" default:"10s" help:"How long an attack must be below half its threshold and not be dropped to count as ended."`
 	MaxFlows   int           `name:"max-flows" default:"1000000" help:"Flows remembered; the one idle longest among a few makes room."`
 	MaxTargets int           `name:"max-targets" default:"2048" help:"Destinations whose traffic is watched."`
@@ -53,6 +55,11 @@ func DefaultEngineConfig() EngineConfig {
 		Lease: 15 * time.Second, Quiet: 10 * time.Second, MaxFlows: 1_000_000, MaxTargets: 2_048, MaxSources: 8_192,
 		UsualDays: 7, UsualFactor: 3,
 	}
+}
+
+// shadows reports whether rules against a type of attack only count.
+func (c *EngineConfig) shadows(typ string) bool {
+	return slices.Contains(c.Shadow, typ) || slices.Contains(c.Shadow, "all")
 }
 
 // Group is a set of protected prefixes with thresholds of its own. As text:

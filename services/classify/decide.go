@@ -168,10 +168,13 @@ func (e *Engine) verdict(w *flowv1.Window, a *attack, c *verdict.Choice, feature
 			ID: policy.DerivedID(owner, c.Rules[i].Action.String(), c.Rules[i].Match.String()), Action: c.Rules[i].Action,
 			RatePPS: c.Rules[i].RatePPS, SYNRetry: c.Rules[i].SYNRetry, Match: c.Rules[i].Match, Priority: c.Rules[i].Priority, Origin: policy.OriginDetector, AttackID: owner, VerdictID: v.Id,
 			Comment: c.Rules[i].Comment, Created: time.Unix(0, now), Expires: time.Unix(0, now+int64(e.cfg.Lease)), Lease: e.cfg.Lease,
-			AttackFirstNs: a.firstNs,
+			AttackFirstNs: a.firstNs, Shadow: c.Rules[i].Action.Blocks() && e.cfg.shadows(a.key.typ),
+		}
+		if r.Action.Blocks() {
+			r.GoodShare = c.GoodHit
 		}
 		v.Rules[i] = policy.ToProto(&r)
-		drops := r.Action == policy.Drop || r.Action == policy.RateLimit
+		drops := r.Action.Blocks()
 		if drops {
 			a.matches = append(a.matches, r.Match)
 		}

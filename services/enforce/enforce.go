@@ -31,26 +31,32 @@ import (
 
 // Config of one enforce node.
 type Config struct {
-	Ifaces         []string `name:"iface" help:"interface to enforce on; repeat or separate by commas" env:"TIDEGATE_ENFORCE_IFACE"`
-	BPFFS          string   `name:"bpffs" help:"BPF file system that holds the pinned maps" default:"/sys/fs/bpf" env:"TIDEGATE_ENFORCE_BPFFS"`
-	Enforce        bool     `name:"enforce" help:"drop for real; without it rules only count what they would have dropped" env:"TIDEGATE_ENFORCE_ENFORCE"`
-	EnforceOn      []string `name:"enforce-on" help:"drop for real on these of the interfaces; the others only count" env:"TIDEGATE_ENFORCE_ENFORCE_ON"`
-	Node           string   `name:"node" help:"name of this node in events; default the host name" env:"TIDEGATE_ENFORCE_NODE"`
-	Advertise      string   `name:"advertise" help:"gRPC address that others reach this node at, told in its heartbeats" env:"TIDEGATE_ENFORCE_ADVERTISE"`
-	NeverBlock     []string `name:"never-block" help:"prefix that no rule may ever block" env:"TIDEGATE_ENFORCE_NEVER_BLOCK"`
-	Management     []string `name:"management" help:"address or prefix that this node is managed from, besides those it finds itself" env:"TIDEGATE_ENFORCE_MANAGEMENT"`
-	RuleLimit      int      `name:"rule-limit" help:"rules in force at the same time" default:"10000" env:"TIDEGATE_ENFORCE_RULE_LIMIT"`
-	MinPrefix4     int      `name:"min-prefix4" help:"a blocking rule names an IPv4 prefix of at least this length" default:"12" env:"TIDEGATE_ENFORCE_MIN_PREFIX4"`
-	MinPrefix6     int      `name:"min-prefix6" help:"a blocking rule names an IPv6 prefix of at least this length" default:"28" env:"TIDEGATE_ENFORCE_MIN_PREFIX6"`
-	AllowBroadUser bool     `name:"allow-broad-user-rules" help:"let rules of users, not of detectors, exceed the blast radius" env:"TIDEGATE_ENFORCE_ALLOW_BROAD_USER_RULES"`
-	RulesPerSecond float64  `name:"rules-per-second" help:"new rules a second" default:"100" env:"TIDEGATE_ENFORCE_RULES_PER_SECOND"`
-	RuleBurst      int      `name:"rule-burst" help:"new rules at once" default:"500" env:"TIDEGATE_ENFORCE_RULE_BURST"`
+	Ifaces         []string      `name:"iface" help:"interface to enforce on; repeat or separate by commas" env:"TIDEGATE_ENFORCE_IFACE"`
+	BPFFS          string        `name:"bpffs" help:"BPF file system that holds the pinned maps" default:"/sys/fs/bpf" env:"TIDEGATE_ENFORCE_BPFFS"`
+	Enforce        bool          `name:"enforce" help:"drop for real; without it rules only count what they would have dropped" env:"TIDEGATE_ENFORCE_ENFORCE"`
+	EnforceOn      []string      `name:"enforce-on" help:"drop for real on these of the interfaces; the others only count" env:"TIDEGATE_ENFORCE_ENFORCE_ON"`
+	Node           string        `name:"node" help:"name of this node in events; default the host name" env:"TIDEGATE_ENFORCE_NODE"`
+	Site           string        `name:"site" help:"name of the place of this node, for rules of one site" env:"TIDEGATE_ENFORCE_SITE"`
+	Advertise      string        `name:"advertise" help:"gRPC address that others reach this node at, told in its heartbeats" env:"TIDEGATE_ENFORCE_ADVERTISE"`
+	NeverBlock     []string      `name:"never-block" help:"prefix that no rule may ever block" env:"TIDEGATE_ENFORCE_NEVER_BLOCK"`
+	Management     []string      `name:"management" help:"address or prefix that this node is managed from, besides those it finds itself" env:"TIDEGATE_ENFORCE_MANAGEMENT"`
+	RuleLimit      int           `name:"rule-limit" help:"rules in force at the same time" default:"10000" env:"TIDEGATE_ENFORCE_RULE_LIMIT"`
+	MinPrefix4     int           `name:"min-prefix4" help:"a blocking rule names an IPv4 prefix of at least this length" default:"12" env:"TIDEGATE_ENFORCE_MIN_PREFIX4"`
+	MinPrefix6     int           `name:"min-prefix6" help:"a blocking rule names an IPv6 prefix of at least this length" default:"28" env:"TIDEGATE_ENFORCE_MIN_PREFIX6"`
+	AllowBroadUser bool          `name:"allow-broad-user-rules" help:"let rules of users, not of detectors, exceed the blast radius" env:"TIDEGATE_ENFORCE_ALLOW_BROAD_USER_RULES"`
+	GoodLimit      float64       `name:"good-limit" help:"largest share of the last hour's good flows that a dropping rule may hit, 0 to 1; 0 asks for none" default:"0.2" env:"TIDEGATE_ENFORCE_GOOD_LIMIT"`
+	RulesPerSecond float64       `name:"rules-per-second" help:"new rules a second" default:"100" env:"TIDEGATE_ENFORCE_RULES_PER_SECOND"`
+	RuleBurst      int           `name:"rule-burst" help:"new rules at once" default:"500" env:"TIDEGATE_ENFORCE_RULE_BURST"`
+	LeaseMax       time.Duration `name:"lease-max" help:"longest lease of what a detector blocks again and again within a day: each time doubles it; 0 doubles none" default:"1h" env:"TIDEGATE_ENFORCE_LEASE_MAX"`
+	PromoteAfter   time.Duration `name:"promote-after" help:"how long a detector's rule in shadow must have counted before it may act; 0 leaves it in shadow" default:"0" env:"TIDEGATE_ENFORCE_PROMOTE_AFTER"`
+	PromoteBelow   float64       `name:"promote-below" help:"share of the last hour's good flows below which such a rule may act, 0 to 1" default:"0.01" env:"TIDEGATE_ENFORCE_PROMOTE_BELOW"`
 }
 
 // DefaultConfig is shadow mode without an interface; the values equal the tags' defaults.
 func DefaultConfig() Config {
 	return Config{
-		BPFFS: "/sys/fs/bpf", RuleLimit: 10_000, MinPrefix4: 12, MinPrefix6: 28, RulesPerSecond: 100, RuleBurst: 500,
+		BPFFS: "/sys/fs/bpf", RuleLimit: 10_000, MinPrefix4: 12, MinPrefix6: 28, GoodLimit: 0.2, RulesPerSecond: 100, RuleBurst: 500,
+		LeaseMax: time.Hour, PromoteBelow: 0.01,
 	}
 }
 
@@ -75,6 +81,18 @@ func (c *Config) Validate() error {
 	if c.MinPrefix4 < 0 || c.MinPrefix4 > 32 || c.MinPrefix6 < 0 || c.MinPrefix6 > 128 {
 		return errors.New("enforce: the shortest prefix of a blocking rule is 0 to 32 (IPv4), 0 to 128 (IPv6)")
 	}
+	if !(c.GoodLimit >= 0 && c.GoodLimit <= 1) || !(c.PromoteBelow >= 0 && c.PromoteBelow <= 1) {
+		return errors.New("enforce: --good-limit and --promote-below are shares, 0 to 1")
+	}
+	if c.LeaseMax < 0 || c.PromoteAfter < 0 {
+		return errors.New("enforce: --lease-max and --promote-after cannot be negative")
+	}
+	if _, err := policy.ParseScope("node:" + c.Node); c.Node != "" && err != nil {
+		return fmt.Errorf("enforce: --node %s: use letters, digits and -._:@", c.Node)
+	}
+	if _, err := policy.ParseScope("site:" + c.Site); c.Site != "" && err != nil {
+		return fmt.Errorf("enforce: --site %s: use letters, digits and -._:@", c.Site)
+	}
 	_, err := parsePrefixes("never-block", c.NeverBlock)
 	if err == nil {
 		_, err = parsePrefixes("management", c.Management)
@@ -96,6 +114,7 @@ type Bus interface {
 	DeleteRuleRevision(ctx context.Context, id string, revision uint64) error
 	WatchLists(ctx context.Context, h func(bus.ListUpdate)) error
 	ListEntries(ctx context.Context, object string) ([]byte, error)
+	SampleFlows(ctx context.Context, limit int, h func(stands float64, f *eventv1.FlowRecords)) error
 	WatchPanic(ctx context.Context, h func(*eventv1.Panic)) error
 	PutPanic(ctx context.Context, p *eventv1.Panic) error
 	PublishEnforcement(ctx context.Context, e *eventv1.Enforcement) error
@@ -139,6 +158,8 @@ type Service struct {
 	cleared     bool                   // while panic is on: all gates are free of what it forbids
 	revoked     map[string]policy.Rule // users' rules that this panic has taken away, at most as many as the rule limit
 	changed     chan struct{}          // closed and replaced after each batch
+
+	offenders offenders
 
 	lists     addressLists
 	listNames map[xdp.ListID]string // whose the counters are; of the goroutine of keepLists
@@ -191,10 +212,10 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	s := &Service{
 		cfg: cfg, t: deps.Telemetry, bus: deps.Bus, open: deps.Open, started: time.Now(),
-		rules: make(map[string]*ruleState), changed: make(chan struct{}), lists: newAddressLists(),
+		rules: make(map[string]*ruleState), changed: make(chan struct{}), lists: newAddressLists(), offenders: make(offenders),
 		guard: guard{
 			never: never, configured: management, limit: cfg.RuleLimit, min4: cfg.MinPrefix4, min6: cfg.MinPrefix6,
-			allowBroadUser: cfg.AllowBroadUser, rate: rate.NewLimiter(rate.Limit(cfg.RulesPerSecond), cfg.RuleBurst),
+			allowBroadUser: cfg.AllowBroadUser, goodLimit: cfg.GoodLimit, rate: rate.NewLimiter(rate.Limit(cfg.RulesPerSecond), cfg.RuleBurst),
 		},
 		updates: make(chan delivery, updateQueue),
 		panics:  make(chan panicChange),
@@ -251,6 +272,7 @@ func (s *Service) Run(ctx context.Context) error {
 	run(&beside, func() {
 		bus.Beat(own, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "enforce", Instance: s.cfg.Node, Address: s.cfg.Advertise})
 	})
+	run(&beside, func() { s.watchFlows(own) })
 	run(&beside, func() { s.watchLists(own) })
 	run(&beside, func() { s.keepLists(own) })
 	known := make(chan struct{})

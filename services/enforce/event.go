@@ -37,7 +37,7 @@ func (s *Service) reportIn(ctx context.Context, r *ruleState, state eventv1.Enfo
 	e := &eventv1.Enforcement{
 		Node: s.cfg.Node, RuleId: r.rule.ID, AttackId: r.rule.AttackID, State: state, TimeNs: time.Now().UnixNano(),
 		Packets: r.stat.Packets, Bytes: r.stat.Bytes, Dropped: r.stat.Dropped, Shadow: r.state == shadow || r.state != active && !s.cfg.anyDrops(),
-		Action: policyv1.Action(r.rule.Action), TraceId: telemetry.TraceID(ctx),
+		Action: policyv1.Action(r.rule.InForce()), TraceId: telemetry.TraceID(ctx),
 	}
 	if !r.stat.FirstDrop.IsZero() {
 		e.FirstDropNs = r.stat.FirstDrop.UnixNano()
@@ -92,6 +92,9 @@ func (s *Service) reportApplied(r *ruleState, by string, now time.Time) {
 		e.By = by
 		if r.before != nil {
 			e.Before = policy.ToProto(r.before)
+		}
+		if by == byNode {
+			e.Detail = r.rule.Changed
 		}
 	})
 }

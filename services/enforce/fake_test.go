@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
 
@@ -26,11 +28,16 @@ type fakeGate struct {
 	paused  bool
 }
 
-func (g *fakeGate) SyncLists(_ context.Context, want []xdp.Listed, _ map[xdp.ListID]bool) (xdp.ListChange, error) {
+func (g *fakeGate) SyncLists(_ context.Context, want *xdp.Listing, counting bool, _ map[xdp.ListID]bool) (xdp.ListChange, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.lists = want
-	return xdp.ListChange{Put: len(want)}, nil
+	g.lists = slices.Clone(want.Want)
+	for i := range g.lists {
+		if counting && g.lists[i].Action == policy.Drop {
+			g.lists[i].Action = policy.Count
+		}
+	}
+	return xdp.ListChange{Put: want.Len()}, nil
 }
 
 func (g *fakeGate) PauseLists(on bool) error {
@@ -157,7 +164,7 @@ func (g *fakeGate) hit(number uint64, packets uint64) bool {
 	s.Packets += packets
 	s.Bytes += 60 * packets
 	s.LastHit = time.Now()
-	if !r.WouldDrop && blocks(r.Action) {
+	if !r.WouldDrop && r.Action.Blocks() {
 		s.Dropped += packets
 		if s.FirstDrop.IsZero() {
 			s.FirstDrop, s.FirstDropNs = time.Now(), xdp.MonotonicNow()
@@ -179,7 +186,7 @@ func (g *fakeGate) blocking() (n int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, r := range g.rules {
-		if blocks(r.Action) {
+		if r.Action.Blocks() {
 			n++
 		}
 	}

@@ -22,7 +22,7 @@ type Gate interface {
 	PutNever(list []xdp.Never) error
 	DeleteNever(list []netip.Prefix) error
 	NeverList() ([]xdp.Never, error)
-	SyncLists(ctx context.Context, want []xdp.Listed, keep map[xdp.ListID]bool) (xdp.ListChange, error)
+	SyncLists(ctx context.Context, want *xdp.Listing, counting bool, keep map[xdp.ListID]bool) (xdp.ListChange, error)
 	PauseLists(on bool) error
 	ListStats(list xdp.ListID) (xdp.RuleStat, error)
 	ResetList(list xdp.ListID) error

@@ -177,6 +177,9 @@ func userRule(ctx context.Context, p *policyv1.Rule) (policy.Rule, error) {
 		if r.PerSource {
 			what = append(what, "per source")
 		}
+		if r.Scope != (policy.Scope{}) {
+			what = append(what, r.Scope.String())
+		}
 		r.ID = policy.DerivedID(what...)
 	}
 	if r.Lease < 0 {
@@ -194,6 +197,7 @@ func userRule(ctx context.Context, p *policyv1.Rule) (policy.Rule, error) {
 	if r.Traceparent == "" {
 		r.Traceparent = telemetry.Inject(ctx)
 	}
+	r.Escalated, r.Repeat, r.GoodShare, r.Changed = false, 0, 0, ""
 	r.Host, r.List, r.HostRule = "", "", "" // also when it takes the place of a rule that classify made for a flow
 	return r, nil
 }
@@ -206,7 +210,10 @@ func (s *Service) precheck(r *policy.Rule) (old bus.RuleEntry, no *refusal) {
 	if there := s.rules[r.ID]; there != nil {
 		return bus.RuleEntry{Rule: there.rule, Revision: there.revision}, s.guard.check(r, now)
 	}
-	if no = s.guard.check(r, now); no != nil {
+	if no = s.guard.check(r, now); no == nil {
+		no = s.guard.sparesGood(r, now)
+	}
+	if no != nil {
 		return old, no
 	}
 	s.countLive()
@@ -338,6 +345,12 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 	case r.rule.RateBPS != 0:
 		fmt.Fprintf(&b, " The limit is %d bits a second%s.", r.rule.RateBPS, of)
 	}
+	if r.rule.EscalateAfter > 0 {
+		fmt.Fprintf(&b, " When it is exceeded for %s, all is dropped until less comes.", r.rule.EscalateAfter)
+	}
+	if r.rule.Scope != (policy.Scope{}) {
+		fmt.Fprintf(&b, " It acts on %s only.", r.rule.Scope)
+	}
 	switch {
 	case r.rule.Origin == policy.OriginDetector && r.rule.AttackID != "":
 		fmt.Fprintf(&b, " A detector made it against attack %s.", r.rule.AttackID)
@@ -357,9 +370,12 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 	case active:
 		b.WriteString(" It is in force.")
 	case shadow:
-		if enforcing {
+		switch {
+		case r.rule.Shadow:
+			b.WriteString(" It is in shadow: it only counts what it would keep back.")
+		case enforcing:
 			b.WriteString(" It is in force on a mirror port, where nothing can be stopped: it only counts what it would keep back.")
-		} else {
+		default:
 			b.WriteString(" This node is in shadow mode: it only counts what it would keep back.")
 		}
 	case refused:
@@ -368,6 +384,8 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 			break
 		}
 		fmt.Fprintf(&b, " It was refused (%s): %s.", r.refusal.reason, r.refusal.detail)
+	case elsewhere:
+		b.WriteString(" That is not this node.")
 	case expired:
 		fmt.Fprintf(&b, " It expired %s ago.", now.Sub(r.since).Round(time.Second))
 	}
@@ -380,6 +398,9 @@ func (r *ruleState) explain(enforcing bool, now time.Time) string {
 		default:
 			fmt.Fprintf(&b, " It ends in %s.", r.rule.Expires.Sub(now).Round(time.Second))
 		}
+	}
+	if r.rule.Changed != "" {
+		fmt.Fprintf(&b, " Enforce has changed it, %s.", r.rule.Changed)
 	}
 	if r.stat.Packets > 0 {
 		fmt.Fprintf(&b, " It matched %d packets (%d bytes).", r.stat.Packets, r.stat.Bytes)

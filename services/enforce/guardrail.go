@@ -20,6 +20,7 @@ const (
 	Management     Reason = "management"     // inside the path this node is managed over
 	Infrastructure Reason = "infrastructure" // a resolver or gateway of this node
 	BlastRadius    Reason = "blast_radius"   // blocks more addresses than configured
+	GoodTraffic    Reason = "good_traffic"   // would hit too much of the last hour's good traffic
 	RuleLimit      Reason = "rule_limit"     // too many rules in force
 	MaskLimit      Reason = "mask_limit"     // too many different kinds of match for the kernel's lookup
 	RateOfRules    Reason = "rate"           // too many new rules a second
@@ -60,6 +61,8 @@ type guard struct {
 	limit          int
 	min4, min6     int
 	allowBroadUser bool
+	good           goodTraffic
+	goodLimit      float64
 	rate           *rate.Limiter
 	panic          panicState
 }
@@ -72,7 +75,7 @@ func (g *guard) check(r *policy.Rule, now time.Time) *refusal {
 	if !r.Expires.IsZero() && !r.Expires.After(now) {
 		return &refusal{Expired, fmt.Sprintf("the rule expired %s ago", now.Sub(r.Expires).Round(time.Millisecond))}
 	}
-	if r.Action != policy.Drop && r.Action != policy.RateLimit {
+	if !r.Action.Blocks() || r.Shadow {
 		return nil
 	}
 	for _, list := range g.protected() {

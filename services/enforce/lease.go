@@ -41,6 +41,7 @@ func (s *Service) tick(c *clocks, now time.Time) time.Duration {
 	if now.Sub(c.hits) >= hitsEvery {
 		c.hits = now
 		s.hits(now)
+		s.policies(now)
 		s.modes(now)
 		s.retry(now)
 		s.forget(now)
@@ -68,7 +69,7 @@ func (s *Service) firstDrops(now time.Time) (young bool) {
 	var ids []uint64
 	var rules []*ruleState
 	for _, r := range s.rules {
-		if !r.inForce() || r.dropTold || !blocks(r.rule.Action) || now.Sub(r.applied) > youngFor {
+		if !r.inForce() || r.dropTold || !r.rule.Action.Blocks() || now.Sub(r.applied) > youngFor {
 			continue
 		}
 		if ids, rules = append(ids, r.number), append(rules, r); len(ids) == firstDropMax {
@@ -188,7 +189,10 @@ func (s *Service) end(r *ruleState, now time.Time) {
 	if r.revision > 0 { // 0: the bucket was lost, whatever is under the key now is not this rule
 		s.later(job{kind: jobDelete, rule: r.rule, revision: r.revision})
 	}
-	if r.state != refused {
+	if r.inForce() {
+		s.offenders.note(r, now)
+	}
+	if r.state != refused && r.state != elsewhere {
 		s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_EXPIRED, func(e *eventv1.Enforcement) { e.Detail = "its deadline passed" })
 	}
 	r.state, r.since = expired, now
@@ -268,6 +272,7 @@ type jobKind uint8
 
 const (
 	jobRenew jobKind = iota + 1
+	jobChange
 	jobDelete
 )
 
@@ -308,7 +313,7 @@ func (s *Service) work(ctx context.Context) {
 		limit, cancel := context.WithTimeout(ctx, jobTimeout)
 		r := jobResult{job: j}
 		switch j.kind {
-		case jobRenew:
+		case jobRenew, jobChange:
 			if s.outdated(&j) {
 				r.err = bus.ErrConflict // the bucket would say so too; nodes share the work of a long queue
 				break
@@ -321,7 +326,7 @@ func (s *Service) work(ctx context.Context) {
 			}
 		}
 		cancel()
-		if j.kind != jobRenew {
+		if j.kind == jobDelete {
 			continue
 		}
 		select {
@@ -340,7 +345,7 @@ func (s *Service) outdated(j *job) bool {
 	return r == nil || r.revision != j.revision
 }
 
-// settle takes the result of a renewal.
+// settle takes the result of a renewal or a change.
 func (s *Service) settle(d jobResult) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -355,6 +360,9 @@ func (s *Service) settle(d jobResult) {
 		}
 		r.renewFrom = time.Now().Add(max(unrenewed, r.rule.Lease/16))
 		return
+	}
+	if d.kind == jobChange {
+		return // the watch brings it, as it does to the other nodes
 	}
 	r.leaseHits, r.leaseAt = d.hits, time.Now()
 	if r.revision > d.revision {

@@ -151,39 +151,33 @@ func (s *Service) updateLists(ctx context.Context) error {
 			err = errors.Join(err, t.gate.ResetList(n))
 		}
 	}
-	done := len(targets) > 0
-	for _, t := range targets {
-		want := plan.entries
-		if t.shadow {
-			want = counting(want)
-		}
-		begin := time.Now()
-		c, e := t.gate.SyncLists(ctx, want, plan.keep)
-		if e != nil {
-			err, done = errors.Join(err, e), false
-			continue
-		}
-		if c.Put+c.Deleted > 0 || len(c.LeftOut) > 0 {
-			s.t.Log.Info("address lists are in the maps", "iface", t.name, "entries", len(want)-len(c.LeftOut), "put", c.Put, "deleted", c.Deleted,
-				"left_out", len(c.LeftOut), "took", time.Since(begin).Round(time.Millisecond))
-		}
-		plan.leftOut(c.LeftOut)
+	listing, e := xdp.NewListing(plan.entries)
+	if e != nil {
+		return errors.Join(err, e)
 	}
-	if done {
-		s.listsApplied(plan)
+	changes, errs := make([]xdp.ListChange, len(targets)), make([]error, len(targets))
+	var wait sync.WaitGroup
+	for i, t := range targets {
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			begin := time.Now()
+			changes[i], errs[i] = t.gate.SyncLists(ctx, listing, t.shadow, plan.keep)
+			if c := &changes[i]; errs[i] == nil && c.Put+c.Deleted+len(c.LeftOut) > 0 {
+				s.t.Log.Info("address lists are in the maps", "iface", t.name, "entries", listing.Len()-len(c.LeftOut), "put", c.Put,
+					"deleted", c.Deleted, "left_out", len(c.LeftOut), "took", time.Since(begin).Round(time.Millisecond))
+			}
+		}()
 	}
+	wait.Wait()
+	for i := range targets {
+		plan.leftOut(changes[i].LeftOut)
+	}
+	if e := errors.Join(errs...); e != nil || len(targets) == 0 {
+		return errors.Join(err, e)
+	}
+	s.listsApplied(plan)
 	return err
-}
-
-// counting are entries that would drop as such that count.
-func counting(entries []xdp.Listed) []xdp.Listed {
-	out := slices.Clone(entries)
-	for i := range out {
-		if out[i].Action == policy.Drop {
-			out[i].Action = policy.Count
-		}
-	}
-	return out
 }
 
 // loadLists fetches the entries of lists whose object has changed. A list that cannot be loaded stays as it is.

@@ -29,7 +29,7 @@ func newMetrics(s *Service) (*metrics, error) {
 			Name: "tidegate_enforce_refusals_total", Help: "Rules, and entries of address lists, that a guardrail or the kernel refused.",
 		}, []string{"reason"}),
 	}
-	for _, reason := range []Reason{NeverBlock, Management, Infrastructure, BlastRadius, RuleLimit, MaskLimit, RateOfRules, Invalid, Expired, ApplyFailed, Panic, AllowList, DropList, ListLimit} {
+	for _, reason := range []Reason{NeverBlock, Management, Infrastructure, BlastRadius, GoodTraffic, RuleLimit, MaskLimit, RateOfRules, Invalid, Expired, ApplyFailed, Panic, AllowList, DropList, ListLimit} {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	for _, c := range []prometheus.Collector{m.apply, m.firstDrop, m.refusals, &collector{s}} {

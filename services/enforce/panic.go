@@ -63,7 +63,7 @@ func (p *panicState) String() string {
 
 // stops says whether panic forbids the rule. What a user blocks after it began is deliberate.
 func (p *panicState) stops(r *policy.Rule) bool {
-	return p.on && blocks(r.Action) && (r.Origin != policy.OriginUser || !r.Created.After(p.since))
+	return p.on && r.Action.Blocks() && (r.Origin != policy.OriginUser || !r.Created.After(p.since))
 }
 
 // held reports whether only panic keeps the rule from acting.
@@ -189,7 +189,7 @@ func (s *Service) clearGate(p *port) {
 			}
 		}
 		for i := range there {
-			if e := &there[i]; blocks(e.Action) && !acting[e.ID] {
+			if e := &there[i]; e.Action.Blocks() && !acting[e.ID] {
 				over = append(over, e.ID)
 				delete(p.there, e.ID)
 			}

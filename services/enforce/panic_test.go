@@ -358,7 +358,7 @@ func TestPanicOnTwoLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range list {
-			if blocks(list[i].Action) {
+			if list[i].Action.Blocks() {
 				blocking++
 			}
 		}

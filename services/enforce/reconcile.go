@@ -78,15 +78,18 @@ func (s *Service) stale(revision, known uint64) bool {
 // keep carries over what belongs to the entry, not to the version of the rule.
 func (r *ruleState) keep(old *ruleState) {
 	r.applied, r.stat, r.told, r.leaseHits, r.dropTold = old.applied, old.stat, old.told, old.leaseHits, old.dropTold
-	r.leaseAt = old.leaseAt
+	r.leaseAt, r.seen, r.kept = old.leaseAt, old.seen, old.kept
+	if r.rule.Escalated == old.rule.Escalated {
+		r.turning = old.turning
+	}
 	r.appliedSpan = old.appliedSpan
 	same, before := old.rule, old.rule
-	same.Expires = r.rule.Expires
+	same.Expires, same.Lease, same.Repeat, same.Changed = r.rule.Expires, r.rule.Lease, r.rule.Repeat, r.rule.Changed
 	if same != r.rule {
 		r.before = &before
 		return
 	}
-	if r.rule.Lease == 0 && before != r.rule { // a lease's renewal is told by the node that renews
+	if before.Lease != r.rule.Lease || r.rule.Lease == 0 && before != r.rule { // a lease's renewal is told by the node that renews
 		r.prolonged = &before
 	}
 	r.silent = old.inForce()
@@ -98,7 +101,15 @@ func (r *ruleState) keep(old *ruleState) {
 // decide asks the guardrails; old is the version in the maps, if any.
 func (s *Service) decide(c *changes, r, old *ruleState, now time.Time) {
 	no := s.guard.check(&r.rule, now)
-	if no == nil && (old == nil || old.state == refused) {
+	if (no == nil || no.reason == Panic) && !s.reaches(&r.rule) {
+		s.leave(c, r, old)
+		return
+	}
+	if no == nil && !s.syncing && r.rule.Changed == "" && (old == nil || !old.inForce() || !sameBlock(&old.rule, &r.rule)) {
+		// What a node has changed it has judged, and a repetition brings what was decided before.
+		no = s.guard.sparesGood(&r.rule, now)
+	}
+	if no == nil && (old == nil || old.state == refused || old.state == elsewhere) {
 		if no = s.guard.full(s.live); no == nil && !s.syncing && (old != r || r.refusal.reason == RateOfRules) {
 			// A repetition brings what was decided before: counting it would refuse rules after a restart.
 			no = s.guard.take(now)
@@ -132,7 +143,7 @@ func (s *Service) decide(c *changes, r, old *ruleState, now time.Time) {
 func (s *Service) countLive() {
 	s.live = 0
 	for _, r := range s.rules {
-		if r.state != refused && r.state != expired {
+		if r.state != refused && r.state != expired && r.state != elsewhere {
 			s.live++
 		}
 	}
@@ -268,7 +279,7 @@ func (s *Service) sweepGate(p *port) {
 	}
 	numbers := make(map[uint64]bool, len(s.rules))
 	for _, r := range s.rules {
-		numbers[r.number] = r.inForce()
+		numbers[r.number] = r.inForce() && s.covers(p, &r.rule)
 	}
 	var orphans []uint64
 	for i := range there {
@@ -306,10 +317,15 @@ func (s *Service) pinned(number uint64) bool {
 
 // entry is the rule as the maps have it.
 func (s *Service) entry(p *port, r *ruleState) xdp.Rule {
-	return xdp.Rule{
+	e := xdp.Rule{
 		ID: r.number, Match: r.rule.Match, Action: r.rule.Action, RatePPS: r.rule.RatePPS, RateBPS: r.rule.RateBPS,
-		PerSource: r.rule.PerSource, SYNRetry: r.rule.SYNRetry, Priority: r.rule.Priority, Expires: r.rule.Expires, WouldDrop: blocks(r.rule.Action) && p.shadow,
+		PerSource: r.rule.PerSource, SYNRetry: r.rule.SYNRetry, Priority: r.rule.Priority, Expires: r.rule.Expires,
+		WouldDrop: r.rule.Action.Blocks() && (p.shadow || r.rule.Shadow),
 	}
+	if r.rule.Escalated {
+		e.Action, e.RatePPS, e.RateBPS = policy.Drop, 0, 0
+	}
+	return e
 }
 
 // flush writes a batch's changes into all gates and reports the rules that are in force now.
@@ -366,6 +382,12 @@ func (s *Service) flush(c *changes) {
 func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal) {
 	entries := make([]xdp.Rule, 0, len(batch))
 	for _, r := range batch {
+		if !s.covers(p, &r.rule) {
+			if r.before != nil { // it may have been wider
+				s.take(p, r)
+			}
+			continue
+		}
 		if _, ok := failed[r]; ok || r.rule.Match.Host != "" {
 			continue // a rule by host is classify's, which makes rules of single flows of it
 		}
@@ -425,14 +447,17 @@ func ruleErrors(err error, each map[uint64]error) (whole error) {
 // inForceNow notes and reports that the rule is in the maps.
 func (s *Service) inForceNow(r *ruleState, gates []*port, now time.Time) {
 	by := r.rule.Origin
-	if r.held() {
+	switch {
+	case r.held():
 		by = byPanic
+	case r.rule.Changed != "" && (r.before != nil && r.rule.Changed != r.before.Changed || r.prolonged != nil && r.rule.Changed != r.prolonged.Changed):
+		by = byNode
 	}
 	r.state, r.since = active, now
-	if blocks(r.rule.Action) {
+	if r.rule.Action.Blocks() {
 		r.state = shadow
 		for _, p := range gates {
-			if !p.shadow {
+			if !p.shadow && !r.rule.Shadow && s.covers(p, &r.rule) {
 				r.state = active
 			}
 		}
@@ -447,6 +472,9 @@ func (s *Service) inForceNow(r *ruleState, gates []*port, now time.Time) {
 		before := r.prolonged
 		s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED, func(e *eventv1.Enforcement) {
 			e.By, e.Before, e.Detail = by, policy.ToProto(before), "it was asked for again with another deadline"
+			if by == byNode {
+				e.Detail = r.rule.Changed
+			}
 		})
 	}
 	r.before, r.prolonged = nil, nil
@@ -457,9 +485,9 @@ func (s *Service) reconcileGate(p *port, now time.Time) {
 	s.readEntries(p)
 	c := newChanges()
 	for _, r := range s.rules {
-		if r.state == refused || r.state == expired {
+		if r.state == refused || r.state == expired || !s.covers(p, &r.rule) {
 			if _, ok := p.there[r.number]; ok {
-				c.deletes = append(c.deletes, r.number)
+				s.take(p, r)
 			}
 			continue
 		}

@@ -16,9 +16,10 @@ const (
 	shadow
 	refused
 	expired
+	elsewhere // its scope has nothing of this node
 )
 
-var stateNames = [...]string{"pending", "active", "shadow", "refused", "expired"}
+var stateNames = [...]string{"pending", "active", "shadow", "refused", "expired", "elsewhere"}
 
 func (s state) String() string { return stateNames[s] }
 
@@ -35,14 +36,17 @@ type ruleState struct {
 
 	stat      xdp.RuleStat // last read
 	told      uint64       // packets in the last hits event
+	seen      xdp.RuleStat // when the policies last looked
+	turning   time.Time    // since when a rate limit is exceeded, or less than it comes to an escalated one; zero: it is not so
 	leaseHits uint64       // packets at the last renewal that earned it; see earned
 	leaseAt   time.Time    // of the last renewal
 	renewing  bool
 	renewFrom time.Time // not before, after a failed renewal
+	kept      Reason    // why a change that it had earned was not made, already told
 	revoked   bool      // by panic: its key is being deleted
 	// Traceparent of the span that put the entry into the map; empty if an earlier run did.
 	appliedSpan string
-	// The version that this one replaced, until that is told; prolonged: only the deadline differs, and no lease did it.
+	// The version that this one replaced, until that is told; prolonged: only deadline or lease differ, and no renewal did it.
 	before, prolonged *policy.Rule
 	dropTold          bool // first drop was published
 	silent            bool // only the deadline changes, or the entry was there already: no event
@@ -83,9 +87,6 @@ func (r *ruleState) renews(earned uint64, now time.Time) bool {
 	}
 	return earned > r.leaseHits && float64(earned-r.leaseHits) >= unanswered*now.Sub(since).Seconds()
 }
-
-// blocks says whether the action keeps packets back.
-func blocks(a policy.Action) bool { return a == policy.Drop || a == policy.RateLimit }
 
 // changes are the entries to delete and to put after a batch.
 type changes struct {

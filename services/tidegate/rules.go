@@ -25,7 +25,7 @@ type rulesCmd struct {
 type rulesListCmd struct {
 	remote `embed:""`
 	output `embed:""`
-	State  string `help:"only rules in this state: pending, active, shadow, refused, expired or held" placeholder:"STATE"`
+	State  string `help:"only rules in this state: pending, active, shadow, refused, expired, held or elsewhere" placeholder:"STATE"`
 	Origin string `help:"only a user's rules, or only a detector's" placeholder:"user|detector"`
 }
 
@@ -37,7 +37,7 @@ func (c *rulesListCmd) Run(t *terminal) error {
 			if r.Reason != "" {
 				state += " (" + r.Reason + ")"
 			}
-			return []string{r.ID, r.Action, state, r.MatchText, count(r.Packets), expires(&r.RuleSpec), r.Origin}
+			return []string{r.ID, actionText(&r.RuleSpec), state, r.MatchText, count(r.Packets), expires(&r.RuleSpec), r.Origin}
 		})
 	})
 }
@@ -59,6 +59,9 @@ type ruleFlags struct {
 	PPS        uint64        `name:"pps" help:"packets a second, for rate-limit" placeholder:"N"`
 	BPS        uint64        `name:"bps" help:"bits a second, for rate-limit" placeholder:"N"`
 	PerSource  bool          `name:"per-source" help:"the rate is of each source, not of all together"`
+	Scope      string        `help:"where it acts: all, site:NAME, node:NAME, interface:NAME or interface:NODE/NAME" placeholder:"SCOPE"`
+	Shadow     bool          `help:"only count what it would drop or limit"`
+	Escalate   time.Duration `name:"escalate-after" help:"rate-limit: when it was exceeded for so long, drop all until less comes" placeholder:"TIME"`
 	For        time.Duration `help:"how long; 0 = until revoked" default:"1h"`
 	Priority   int32         `help:"higher wins among equally specific rules" placeholder:"N"`
 	Comment    string        `help:"why" placeholder:"TEXT"`
@@ -68,16 +71,20 @@ type ruleFlags struct {
 var flagOf = map[string]string{
 	"body.action": "--action: ", "body.for": "--for: ", "body.match.host": "--host: ", "body.match.src": "--src: ", "body.match.dst": "--dst: ", "body.match.proto": "--proto: ",
 	"body.match.tcp_flags": "--tcp-flags: ", "body.match.length": "--length: ", "body.match.ttl": "--ttl: ",
+	"body.scope": "--scope: ", "body.escalate_after": "--escalate-after: ",
 }
 
 // input is the rule as the API takes it. What is wrong with it is told by the names of the flags.
 func (f *ruleFlags) input() (api.RuleInput, error) {
 	in := api.RuleInput{
-		Action: f.Action, RatePPS: f.PPS, RateBPS: f.BPS, PerSource: f.PerSource, Priority: f.Priority, Comment: f.Comment, For: f.For.String(),
+		Action: f.Action, RatePPS: f.PPS, RateBPS: f.BPS, PerSource: f.PerSource, Scope: f.Scope, Shadow: f.Shadow, Priority: f.Priority, Comment: f.Comment, For: f.For.String(),
 		Match: api.Match{
 			Host: f.Host, Src: f.Src, Dst: f.Dst, Proto: f.Proto, SrcPort: f.Sport, DstPort: f.Dport, TCPFlags: f.TCPFlags,
 			Length: f.Length, TTL: f.TTL, Fragment: f.Fragment, OutOfState: f.OutOfState,
 		},
+	}
+	if f.Escalate != 0 {
+		in.Escalate = f.Escalate.String()
 	}
 	_, err := in.Rule(time.Now())
 	var p *api.Problem
@@ -139,7 +146,7 @@ func dryRunText(w io.Writer, d api.DryRun) error {
 	case d.Replaces:
 		verb = "would be renewed"
 	}
-	_, _ = fmt.Fprintf(w, "rule %s: %s %s: %s\n", d.Rule.ID, d.Rule.Action, plain(d.Rule.MatchText), verb)
+	_, _ = fmt.Fprintf(w, "rule %s: %s %s: %s\n", d.Rule.ID, actionText(&d.Rule), plain(d.Rule.MatchText), verb)
 	if d.Detail != "" {
 		_, _ = fmt.Fprintln(w, plain(d.Detail))
 	}
@@ -194,11 +201,32 @@ func (c *rulesReplaceCmd) Run(t *terminal) error {
 }
 
 func ruleText(w io.Writer, r api.Rule) error {
-	_, _ = fmt.Fprintf(w, "rule %s: %s %s: %s, expires %s\n", r.ID, r.Action, plain(r.MatchText), r.State, expires(&r.RuleSpec))
+	_, _ = fmt.Fprintf(w, "rule %s: %s %s: %s, expires %s\n", r.ID, actionText(&r.RuleSpec), plain(r.MatchText), r.State, expires(&r.RuleSpec))
 	if r.Detail != "" {
 		_, _ = fmt.Fprintln(w, plain(r.Detail))
 	}
 	return nil
+}
+
+// actionText is what the rule does, at which rate, for whom and where.
+func actionText(r *api.RuleSpec) string {
+	s := r.Action + limitText(r.RatePPS, r.RateBPS)
+	if r.PerSource || r.SYNRetry {
+		s += " of each source"
+	}
+	switch {
+	case r.Escalated:
+		s += ", drops all now"
+	case r.Escalate != "":
+		s += ", drops all after " + r.Escalate
+	}
+	if r.Shadow {
+		s += ", in shadow"
+	}
+	if r.Scope != "" {
+		s += ", on " + plain(r.Scope)
+	}
+	return s
 }
 
 func expires(r *api.RuleSpec) string {

@@ -148,7 +148,7 @@ func (c *demoCmd) stackConfig(ifaces []string, bpffs, victim, data string) (stac
 	s.enforce.Ifaces, s.enforce.Enforce, s.enforce.BPFFS, s.enforce.Node = ifaces, true, bpffs, "demo"
 	s.classify.Engine.Protected = []string{victim}
 	// Attacks come back after half a minute with another seed: by then the one before must have ended.
-	s.classify.Engine.Lease, s.classify.Engine.Quiet = 6*time.Second, 4*time.Second
+	s.classify.Engine.Lease, s.classify.Engine.Quiet, s.enforce.LeaseMax = 6*time.Second, 4*time.Second, 0
 	s.persist.DBType, s.persist.DatabaseURL, s.persist.DataDir = "sqlite", "", data
 	certs := filepath.Join(data, "certs")
 	if err := ensureCerts(certs, c.Listen, c.HTTPS); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -129,27 +130,53 @@ type groupsCmd struct {
 
 func (c *groupsCmd) Run(t *terminal) error {
 	return c.ask(func(ctx context.Context, g *client.Client) error {
-		return list(c.output, t.out, whole(g.Groups(ctx)), "NAME PREFIXES THRESHOLDS LEARNED", func(x api.Group) []string {
-			prefixes := "every address"
-			if len(x.Prefixes) > 0 {
-				prefixes = strings.Join(x.Prefixes, ", ")
-			}
-			var learned []string
-			for _, h := range x.Learned {
-				learned = append(learned, h.Host+": "+numbers(h.Thresholds))
-			}
-			return []string{x.Name, prefixes, orDash(numbers(x.Thresholds)), orDash(strings.Join(learned, "; "))}
-		})
+		groups, err := g.Groups(ctx)
+		if c.JSON || err != nil {
+			return list(c.output, t.out, whole(groups, err), "", nil)
+		}
+		return groupsText(t.out, groups)
 	})
 }
 
-// numbers writes named numbers in the order of their names.
-func numbers(m map[string]float64) string {
-	var out []string
-	for _, name := range sortedKeys(m) {
-		out = append(out, name+" "+number(m[name]))
+// groupsText prints what the groups have, then their thresholds side by side, then the hosts with thresholds of their own.
+func groupsText(w io.Writer, groups []api.Group) error {
+	var rows, learned [][]string
+	thresholds := make(map[string][]string)
+	head := "THRESHOLD"
+	for i, g := range groups {
+		prefixes := "every address"
+		if len(g.Prefixes) > 0 {
+			prefixes = strings.Join(g.Prefixes, ", ")
+		}
+		rows = append(rows, []string{g.Name, prefixes})
+		head += " " + strings.Join(strings.Fields(g.Name), "_")
+		for name, v := range g.Thresholds {
+			if thresholds[name] == nil {
+				thresholds[name] = slices.Repeat([]string{"-"}, len(groups))
+			}
+			thresholds[name][i] = number(v)
+		}
+		for _, h := range g.Learned {
+			for _, name := range sortedKeys(h.Thresholds) {
+				learned = append(learned, []string{h.Host, g.Name, name, number(h.Thresholds[name])})
+			}
+		}
 	}
-	return strings.Join(out, ", ")
+	err := table(w, "NAME PREFIXES", rows)
+	rows = nil
+	for _, name := range sortedKeys(thresholds) {
+		rows = append(rows, append([]string{name}, thresholds[name]...))
+	}
+	for _, t := range []struct {
+		head string
+		rows [][]string
+	}{{head, rows}, {"HOST GROUP LEARNED THRESHOLD", learned}} {
+		if err == nil && len(t.rows) > 0 {
+			_, _ = fmt.Fprintln(w)
+			err = table(w, t.head, t.rows)
+		}
+	}
+	return err
 }
 
 type sensorsCmd struct {

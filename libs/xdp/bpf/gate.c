@@ -27,6 +27,7 @@ inline_always int metered(const struct packet *p)
 {
 	struct flow_key key = {};
 	struct flow_meter *m;
+	__u32 cpu;
 
 	if (!p->family || p->fragment)
 		return 0;
@@ -45,8 +46,16 @@ inline_always int metered(const struct packet *p)
 	m = bpf_map_lookup_elem(&gate_flows, &key);
 	if (!m)
 		return 0;
-	__sync_fetch_and_add(&m->packets, 1);
-	__sync_fetch_and_add(&m->bytes, p->size);
+	cpu = bpf_get_smp_processor_id() + 1;
+	if (unlikely(!m->cpu))
+		__sync_val_compare_and_swap(&m->cpu, 0, cpu);
+	if (likely(m->cpu == cpu)) {
+		m->packets++;
+		m->bytes += p->size;
+	} else {
+		__sync_fetch_and_add(&m->other_packets, 1);
+		__sync_fetch_and_add(&m->other_bytes, p->size);
+	}
 	m->last_ns = bpf_ktime_get_coarse_ns();
 	return 1;
 }
@@ -95,7 +104,8 @@ inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, 
 				remember(&p);
 			return by_mode(ctx, cfg, c, &p);
 		}
-		v = match_rules(&p, cfg->mask_set, cfg->mode);
+		if (any_rules(cfg))
+			v = match_rules(&p, cfg->mask_set, cfg->mode);
 		if (v == UNDECIDED)
 			v = match_lists(cfg, &p);
 		if (p.observed) {

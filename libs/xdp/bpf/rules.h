@@ -158,6 +158,15 @@ checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
 	return best ? apply(p, best) : UNDECIDED;
 }
 
+/* Spares packets the call while there are no rules. */
+inline_always int any_rules(const struct config *cfg)
+{
+	__u32 at = cfg->mask_set;
+	struct mask_set *set = bpf_map_lookup_elem(&gate_masks, &at);
+
+	return set && set->count;
+}
+
 inline_always enum verdict apply_listed(const struct listed *l, struct packet *p, __u32 mode)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();

@@ -196,10 +196,18 @@ struct flow_key {
 	__u8 pad;
 };
 
+/*
+ * Packets of one direction mostly come to one CPU, the first that meets the flow: it counts without a locked instruction.
+ * Those that come to others are counted beside.
+ */
 struct flow_meter {
 	__u64 packets;
 	__u64 bytes;
 	__u64 last_ns;
+	__u32 cpu; /* whose the counters above are, + 1; 0: nobody's yet */
+	__u32 pad;
+	__u64 other_packets;
+	__u64 other_bytes;
 };
 
 /* The first bytes of a frame, for user space. */

@@ -250,11 +250,18 @@ type Rule struct {
 	SynRetry  bool `protobuf:"varint,16,opt,name=syn_retry,json=synRetry,proto3" json:"syn_retry,omitempty"`
 	PerSource bool `protobuf:"varint,17,opt,name=per_source,json=perSource,proto3" json:"per_source,omitempty"` // rate-limit: the rate is of each source (IPv6: each /64) and not of all together
 	// Of a rule that classify made for one flow: what it named, and the list or the user's rule that has it.
-	Host          string `protobuf:"bytes,18,opt,name=host,proto3" json:"host,omitempty"`
-	List          string `protobuf:"bytes,19,opt,name=list,proto3" json:"list,omitempty"`
-	HostRule      string `protobuf:"bytes,20,opt,name=host_rule,json=hostRule,proto3" json:"host_rule,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Host            string  `protobuf:"bytes,18,opt,name=host,proto3" json:"host,omitempty"`
+	List            string  `protobuf:"bytes,19,opt,name=list,proto3" json:"list,omitempty"`
+	HostRule        string  `protobuf:"bytes,20,opt,name=host_rule,json=hostRule,proto3" json:"host_rule,omitempty"`
+	Scope           string  `protobuf:"bytes,21,opt,name=scope,proto3" json:"scope,omitempty"`                                               // where it acts: empty (everywhere), site:NAME, node:NAME, interface:NAME or interface:NODE/NAME
+	Shadow          bool    `protobuf:"varint,22,opt,name=shadow,proto3" json:"shadow,omitempty"`                                            // it counts what it would keep back, also on nodes that enforce
+	EscalateAfterNs int64   `protobuf:"varint,23,opt,name=escalate_after_ns,json=escalateAfterNs,proto3" json:"escalate_after_ns,omitempty"` // rate-limit: drops everything when its limit was exceeded for so long; 0 = never
+	Escalated       bool    `protobuf:"varint,24,opt,name=escalated,proto3" json:"escalated,omitempty"`                                      // it does so now
+	Repeat          uint32  `protobuf:"varint,25,opt,name=repeat,proto3" json:"repeat,omitempty"`                                            // of a detector's rule: how often the same was blocked within a day before; its lease is longer for it
+	GoodShare       float64 `protobuf:"fixed64,26,opt,name=good_share,json=goodShare,proto3" json:"good_share,omitempty"`                    // of a detector's rule: share of the target's good samples that it hits, 0 to 1
+	Changed         string  `protobuf:"bytes,27,opt,name=changed,proto3" json:"changed,omitempty"`                                           // what enforce changed last about it, and why, in a sentence
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
@@ -423,6 +430,55 @@ func (x *Rule) GetList() string {
 func (x *Rule) GetHostRule() string {
 	if x != nil {
 		return x.HostRule
+	}
+	return ""
+}
+
+func (x *Rule) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Rule) GetShadow() bool {
+	if x != nil {
+		return x.Shadow
+	}
+	return false
+}
+
+func (x *Rule) GetEscalateAfterNs() int64 {
+	if x != nil {
+		return x.EscalateAfterNs
+	}
+	return 0
+}
+
+func (x *Rule) GetEscalated() bool {
+	if x != nil {
+		return x.Escalated
+	}
+	return false
+}
+
+func (x *Rule) GetRepeat() uint32 {
+	if x != nil {
+		return x.Repeat
+	}
+	return 0
+}
+
+func (x *Rule) GetGoodShare() float64 {
+	if x != nil {
+		return x.GoodShare
+	}
+	return 0
+}
+
+func (x *Rule) GetChanged() string {
+	if x != nil {
+		return x.Changed
 	}
 	return ""
 }
@@ -713,7 +769,7 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\t_protocolB\v\n" +
 	"\t_src_portB\v\n" +
 	"\t_dst_portB\v\n" +
-	"\t_fragment\"\xdf\x04\n" +
+	"\t_fragment\"\xa8\x06\n" +
 	"\x04Rule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12/\n" +
@@ -739,7 +795,15 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"per_source\x18\x11 \x01(\bR\tperSource\x12\x12\n" +
 	"\x04host\x18\x12 \x01(\tR\x04host\x12\x12\n" +
 	"\x04list\x18\x13 \x01(\tR\x04list\x12\x1b\n" +
-	"\thost_rule\x18\x14 \x01(\tR\bhostRule\"\xd1\x04\n" +
+	"\thost_rule\x18\x14 \x01(\tR\bhostRule\x12\x14\n" +
+	"\x05scope\x18\x15 \x01(\tR\x05scope\x12\x16\n" +
+	"\x06shadow\x18\x16 \x01(\bR\x06shadow\x12*\n" +
+	"\x11escalate_after_ns\x18\x17 \x01(\x03R\x0fescalateAfterNs\x12\x1c\n" +
+	"\tescalated\x18\x18 \x01(\bR\tescalated\x12\x16\n" +
+	"\x06repeat\x18\x19 \x01(\rR\x06repeat\x12\x1d\n" +
+	"\n" +
+	"good_share\x18\x1a \x01(\x01R\tgoodShare\x12\x18\n" +
+	"\achanged\x18\x1b \x01(\tR\achanged\"\xd1\x04\n" +
 	"\vAddressList\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12\x18\n" +

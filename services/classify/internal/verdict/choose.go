@@ -71,6 +71,7 @@ type Choice struct {
 	Rules       []Rule
 	AttackShare float64
 	GoodShare   float64
+	GoodHit     float64 // of GoodShare what the exceptions leave
 	Explanation string
 }
 
@@ -190,6 +191,7 @@ func bySources(in *Input) (Choice, bool) {
 	}
 	if len(in.Good) > 0 {
 		c.GoodShare = float64(hit) / float64(len(in.Good))
+		c.GoodHit = c.GoodShare
 	}
 	c.Explanation = fmt.Sprintf("%d source(s) send %.0f%% of the sampled attack packets to %s, so these sources are blocked toward it.",
 		k, 100*c.AttackShare, TargetName(in.Target))

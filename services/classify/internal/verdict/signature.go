@@ -3,6 +3,7 @@ package verdict
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/tidegate-mesh/tidegate/libs/policy"
@@ -65,8 +66,21 @@ func bySignature(in *Input) Choice {
 	}
 	allows := exceptions(in, &m)
 	c.Rules = append(c.Rules, allows...)
+	c.GoodHit = left(in, &m, allows)
 	c.Explanation = explain(in, &m, used, &c, len(allows))
 	return c
+}
+
+// left is the share of good samples that a match hits and no exception lets through.
+func left(in *Input, m *policy.Match, allows []Rule) float64 {
+	hit := 0
+	for i := range in.Good {
+		f := &in.Good[i]
+		if f.Matched(m) && !slices.ContainsFunc(allows, func(r Rule) bool { return f.Matched(&r.Match) }) {
+			hit++
+		}
+	}
+	return float64(hit) / float64(max(1, len(in.Good)))
 }
 
 func explain(in *Input, m *policy.Match, used []string, c *Choice, allows int) string {

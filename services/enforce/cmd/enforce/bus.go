@@ -43,6 +43,14 @@ func (l lateBus) ListEntries(ctx context.Context, object string) ([]byte, error)
 	return b.ListEntries(ctx, object)
 }
 
+func (l lateBus) SampleFlows(ctx context.Context, limit int, h func(float64, *eventv1.FlowRecords)) error {
+	b, err := l.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	return b.SampleFlows(ctx, limit, h)
+}
+
 func (l lateBus) WatchPanic(ctx context.Context, h func(*eventv1.Panic)) error {
 	b, err := l.Wait(ctx)
 	if err != nil {

@@ -116,7 +116,7 @@ func newNode(n *eventv1.NodeHeartbeat) api.Node {
 }
 
 // strength orders the states of a rule: the strongest is what holds for the mesh.
-var strength = map[string]int{"active": 6, "shadow": 5, "held": 4, "pending": 3, "refused": 2, "expired": 1}
+var strength = map[string]int{"active": 7, "shadow": 6, "held": 5, "pending": 4, "refused": 3, "expired": 2, "elsewhere": 1}
 
 // merge adds what another node says about the same rule. What the rule is comes from the node that knows the newest
 // revision.

@@ -111,14 +111,15 @@ func readRule(w http.ResponseWriter, r *http.Request) (api.RuleInput, error) {
 	f := fields{form: form}
 	in := api.RuleInput{
 		Action: f.text("action"),
+		Scope:  f.text("scope"), Shadow: f.text("shadow") == "true",
 		Match: api.Match{
-			Src: f.text("src"), Dst: f.text("dst"), Proto: f.text("proto"), SrcPort: f.port("sport"), DstPort: f.port("dport"),
+			Host: f.text("host"), Src: f.text("src"), Dst: f.text("dst"), Proto: f.text("proto"), SrcPort: f.port("sport"), DstPort: f.port("dport"),
 			TCPFlags: f.text("tcp_flags"), Length: f.text("length"), TTL: f.text("ttl"), Fragment: f.choice("fragment"), OutOfState: f.text("out_of_state") == "true",
 		},
 		Priority: int32(f.number("priority", math.MinInt32, math.MaxInt32)), Comment: f.text("comment"), For: f.text("for"),
 	}
 	if in.Action == "rate-limit" {
-		in.PerSource = f.text("per_source") == "true"
+		in.PerSource, in.Escalate = f.text("per_source") == "true", f.text("escalate_after")
 		rate := uint64(f.number("rate", 1, math.MaxInt64))
 		if f.text("rate_unit") == "bps" {
 			in.RateBPS = rate

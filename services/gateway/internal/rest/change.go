@@ -17,7 +17,7 @@ import (
 type rulesInput struct {
 	Located
 	Paging
-	State  string `query:"state" enum:"pending,active,shadow,refused,expired,held" doc:"state"`
+	State  string `query:"state" enum:"pending,active,shadow,refused,expired,held,elsewhere" doc:"state"`
 	Origin string `query:"origin" enum:"user,detector" doc:"who made them"`
 }
 

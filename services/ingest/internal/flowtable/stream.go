@@ -5,7 +5,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
 
-// stream follows one direction's payload, so that segments carry their place and retransmits are not sent
+// stream follows one direction's TCP payload, so that segments carry their place and retransmits are not sent
 // twice. One hole is remembered for segments that arrive out of order; with more holes a segment between them
 // may be sent twice, never lost.
 type stream struct {
@@ -89,12 +89,12 @@ func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []b
 			return
 		}
 	}
-	s := &t.streams[i][d]
-	var off uint32
+	off := uint32(e.sentBytes[d]) // of datagrams: all before were sent whole
 	if p.Proto == packet.ProtoTCP {
 		if padding(p, payload) {
 			return
 		}
+		s := &t.streams[i][d]
 		seq := p.Seq
 		if p.TCPFlags&packet.FlagSYN != 0 {
 			seq++
@@ -107,13 +107,6 @@ func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []b
 		if len(payload) == 0 {
 			return
 		}
-	} else {
-		if e.state&(baseFwd<<d) == 0 {
-			e.state |= baseFwd << d
-			*s = stream{}
-		}
-		off = s.next
-		s.next += uint32(len(payload)) //nolint:gosec // at most 65,535
 	}
 	if left := MaxSegmentBytes - int(e.sentBytes[d]); len(payload) > left {
 		payload = payload[:left]
