@@ -21,6 +21,7 @@ import (
 // site is a link with a sensor and an enforce node of its own.
 type site struct {
 	name   string
+	ingest *rig.Process
 	link   *loadgen.Link
 	client *loadgen.Client
 	sender *loadgen.Sender
@@ -84,7 +85,7 @@ func newWide(t *testing.T) *wide {
 		s := &site{name: fmt.Sprintf("site-%d", i+1), link: rig.Link(t, loadgen.LinkOptions{Prefix: "tgsit" + string(rune('a'+i))})}
 		ports := []string{"--iface", s.link.PortA, "--iface", s.link.PortB, "--bpffs", s.link.BPFFS, "--instance", s.name}
 		start("enforce", append(ports, "--enforce", "--node", s.name)...)
-		start("ingest", append(append(ports, "--sensor", s.name), flags...)...)
+		s.ingest, _ = start("ingest", append(append(ports, "--sensor", s.name), flags...)...)
 		var err error
 		if s.sender, err = s.link.Sender(); err != nil {
 			t.Fatal(err)
@@ -225,7 +226,15 @@ func TestFullTwoClassifiersTwoNodes(t *testing.T) {
 	_, ids := m.owner(t, victim)
 	id := ids[len(ids)-1]
 	m.classify[home].Signal(syscall.SIGSTOP)
-	t.Logf("the networks moved within %v", m.shares(t, home, "they move", func(share float64) bool { return share == 0 }).Round(time.Millisecond))
+	m.shares(t, home, "they move", func(share float64) bool { return share == 0 })
+	for _, s := range m.sites {
+		for line := range strings.SplitSeq(s.ingest.Log(), "\n") {
+			var l struct{ Msg, Silent string }
+			if json.Unmarshal([]byte(line), &l) == nil && l.Silent != "" {
+				t.Logf("%s moved the networks after %s without an acknowledgement", s.name, l.Silent)
+			}
+		}
+	}
 	time.Sleep(2 * time.Second)               // the other meets the clients of the victim
 	m.attack(t, loadgen.UDPFlood, victim, 12) // other sources, which no rule stops so far
 	if got := started(m.classify[other], victim); len(got) != 1 || got[0] != id {
