@@ -106,7 +106,7 @@ gen: ## generate protobuf and BPF code again
 	@tools/check.sh generate
 
 .PHONY: bench
-bench: build ## measure: throughput, time to first drop, the gateway, hot-path functions (root, about 20 minutes)
+bench: build ## measure: throughput, time to first drop, the gateway, hot-path functions (root, about 25 minutes)
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 40m -run '^TestBench' -v ./bench/
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 10m -run '^TestFullTracesInJaeger$$' -v .
 	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
@@ -119,8 +119,9 @@ bench: build ## measure: throughput, time to first drop, the gateway, hot-path f
 
 .PHONY: soak
 soak: export TIDEGATE_NATS_SERVER := $(TOOLS)/nats-server
-soak: build tools ## hours-long run under load with restarts: SOAK=4h; before it an hour of fuzzing
+soak: build tools ## an hour of fuzzing, 2 h of good traffic, 4 h under load with restarts; SOAK=20m for both
 	@tools/fuzz.sh 3600s all
+	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),2h) $(GO) test -count=1 -timeout 0 -run '^TestFullBenignMix$$' -v .
 	@cd e2e && TIDEGATE_SOAK=$(or $(SOAK),4h) $(GO) test -count=1 -timeout 0 -run '^TestFull(RestartsUnderLoad|GaleraNodesLost)$$' -v .
 
 .PHONY: clean

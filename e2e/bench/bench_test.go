@@ -38,9 +38,16 @@ const (
 type system struct {
 	link    *loadgen.Link
 	gateway *rig.Gateway
+	process *rig.Process
 }
 
 func start(t *testing.T, mode string, args ...string) *system {
+	t.Helper()
+	return startOn(t, fmt.Sprintf("0-%d", runtime.NumCPU()-1), mode, args...)
+}
+
+// startOn starts it on CPUs, as taskset names them.
+func startOn(t *testing.T, cpus, mode string, args ...string) *system {
 	t.Helper()
 	data := t.TempDir()
 	s := &system{
@@ -48,13 +55,13 @@ func start(t *testing.T, mode string, args ...string) *system {
 		gateway: rig.NewGateway(t, data, filepath.Join(data, "certs", "ca.pem")),
 	}
 	args = append([]string{
-		"run", "--mode", mode, "--iface", s.link.PortA, "--bpffs", s.link.BPFFS, "--data", data,
+		"-c", cpus, rig.Binary(t, "tidegate"), "run", "--mode", mode, "--iface", s.link.PortA, "--bpffs", s.link.BPFFS, "--data", data,
 		"--listen", "", "--metrics-listen", rig.FreeAddr(t), "--gateway-listen", s.gateway.Addr, "--local-credentials", "", "--log-level", "error", "--ingest-sensor", "bench", "--ingest-cpus", "0",
 	}, args...)
 	if mode == "inline" {
 		args = append(args, "--iface", s.link.PortB)
 	}
-	rig.Start(t, rig.Binary(t, "tidegate"), nil, args...)
+	s.process = rig.Start(t, "/usr/bin/taskset", nil, args...)
 	s.gateway.WaitReady(t, 4, 30*time.Second)
 	return s
 }
@@ -65,12 +72,12 @@ func (s *system) stream(t *testing.T, pps float64, d time.Duration) (sent uint64
 	share := uint32(1024)
 	run := func(d time.Duration) (uint64, float64) {
 		began := time.Now()
-		n, err := s.link.Stream(benchFlows, benchHosts, share, frameSize, runtime.NumCPU()-1).Run(t.Context(), d)
+		streamed, err := s.link.Stream(benchFlows, benchHosts, share, frameSize, runtime.NumCPU()-1).Run(t.Context(), d)
 		if err != nil {
 			t.Fatal(err)
 		}
-		sent += n
-		return n, float64(n) / time.Since(began).Seconds()
+		sent += streamed.Frames
+		return streamed.Frames, float64(streamed.Frames) / time.Since(began).Seconds()
 	}
 	if pps > 0 {
 		share = 8

@@ -171,8 +171,12 @@ func (row *captureRow) run(t *testing.T) (run captureRun) {
 	began, used, sent := time.Now(), cpuSeconds(t, pid), uint64(0)
 	if row.pps == idle {
 		time.Sleep(seconds(4))
-	} else if sent, err = stream.Run(t.Context(), seconds(4)); err != nil {
-		t.Fatal(err)
+	} else {
+		streamed, err := stream.Run(t.Context(), seconds(4))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent = streamed.Frames
 	}
 	run.seconds = time.Since(began).Seconds()
 	run.offered = float64(sent) / run.seconds
@@ -243,7 +247,7 @@ func shareOf(t *testing.T, s loadgen.Stream, pps float64) uint32 {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.Share = uint32(min(1024, max(1, float64(s.Share)*pps*time.Since(began).Seconds()/float64(n)+0.5)))
+		s.Share = uint32(min(1024, max(1, float64(s.Share)*pps*time.Since(began).Seconds()/float64(n.Frames)+0.5)))
 	}
 	return s.Share
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,8 +17,10 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/afpacket"
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
 
 const (
@@ -119,14 +122,16 @@ func readPackets(j readerJob, stop *atomic.Bool) (received uint64, err error) {
 	}
 }
 
-// acknowledge is a classifier at an address that only acknowledges, and has enough of each flow at once, until its standard input ends.
+// acknowledge is a classifier at an address that only acknowledges, and has enough of each flow at once, until its standard
+// input ends. Then it prints how old stamped packets were when it had them, as loadgen.Delays.
 func acknowledge(address string) error {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return err
 	}
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(4<<20), grpc.Creds(insecure.NewCredentials()))
-	classifyv1.RegisterClassifyServiceServer(srv, &acknowledger{})
+	a := &acknowledger{delays: loadgen.NewDelays()}
+	classifyv1.RegisterClassifyServiceServer(srv, a)
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		srv.Stop()
@@ -134,14 +139,36 @@ func acknowledge(address string) error {
 	if _, err := fmt.Println("ready"); err != nil {
 		return err
 	}
-	return srv.Serve(l)
+	if err := srv.Serve(l); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return json.NewEncoder(os.Stdout).Encode(a.delays)
 }
 
 type acknowledger struct {
 	classifyv1.UnimplementedClassifyServiceServer
+
+	mu     sync.Mutex
+	delays loadgen.Delays
 }
 
-func (*acknowledger) Stream(s grpc.BidiStreamingServer[classifyv1.StreamRequest, classifyv1.StreamResponse]) error {
+// note counts the delays of a batch's packets with payload.
+func (a *acknowledger) note(s *flowv1.FlowSegments) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	data := s.GetData()
+	for i := range int(s.GetCount()) {
+		n := int(flow.Column(s.GetLength()).U16(i))
+		if age, ok := loadgen.Age(data[:n]); ok {
+			a.delays.Add(age)
+		}
+		data = data[n:]
+	}
+}
+
+func (a *acknowledger) Stream(s grpc.BidiStreamingServer[classifyv1.StreamRequest, classifyv1.StreamResponse]) error {
 	for {
 		r, err := s.Recv()
 		if errors.Is(err, io.EOF) {
@@ -152,6 +179,7 @@ func (*acknowledger) Stream(s grpc.BidiStreamingServer[classifyv1.StreamRequest,
 		}
 		answer := &classifyv1.StreamResponse{Batch: r.GetBatch().GetBatch(), Window: r.GetWindow().GetSequence()}
 		if b := r.GetBatch(); b != nil {
+			a.note(b.GetSegments())
 			answer.Published = uint64(flow.Records(b)) //nolint:gosec // not negative
 			answer.Enough = b.GetOpens().GetFlowId()
 		}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	mrand "math/rand/v2"
 	"net"
@@ -77,7 +78,10 @@ func StartServers(ns *netlab.NS, addr netip.Addr) (*Servers, error) {
 }
 
 func (s *Servers) serve(l net.Listener, h http.Handler) {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: benignTimeout, IdleTimeout: benignTimeout}
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: benignTimeout, IdleTimeout: benignTimeout,
+		ErrorLog: log.New(io.Discard, "", 0), // scanners do not finish their handshakes
+	}
 	srv.SetKeepAlivesEnabled(false)
 	s.web = append(s.web, srv)
 	s.wg.Add(1)

@@ -32,21 +32,35 @@ type Stream struct {
 	// Scatter, 1 to 32, takes one of 2^Scatter sources from Source on for each frame, in no order and each as often as
 	// the others, towards Target alone. 0: see above.
 	Scatter uint32
+	// SYN makes the frames SYNs to TCP port 443, with an MSS and nothing else: 58 bytes.
+	SYN bool
+	// Renew, at least 2, makes the oldest flow give way to a new one each time so many frames were sent; sources then run
+	// on, 64 flows each, through as many addresses as that takes. 0: flows stay.
+	Renew uint32
+	// Opening is the UDP payload of the first frame of flows that Renew begins, at most 512 bytes; nil: as all others.
+	Opening []byte
+	// Stamped puts the time into each frame as Link.Stamped does, but for an Opening; Size must be at least 16. Age reads it.
+	Stamped bool
 	Size    int // IP payload bytes after UDP header; at least 18 makes 60-byte frames
 	// Share of the machine's top rate, in 1,024ths: 1,024 sends without pause.
 	Share uint32
 	CPU   int // the CPU that sends; the receiver's NAPI runs there too
 }
 
-// Run sends until ctx ends or d passed and returns how many frames were handed to the interface.
-// d must be positive: load ends by itself.
-func (s Stream) Run(ctx context.Context, d time.Duration) (uint64, error) {
+// Streamed is what a Stream sent.
+type Streamed struct {
+	Frames  uint64 // handed to the interface
+	Renewed uint64 // flows begun in place of others
+}
+
+// Run sends until ctx ends or d passed. d must be positive: load ends by itself.
+func (s Stream) Run(ctx context.Context, d time.Duration) (out Streamed, err error) {
 	var objs loadgenObjects
 	if err := loadLoadgenObjects(&objs, nil); err != nil {
-		return 0, fmt.Errorf("load the sending program: %w", err)
+		return out, fmt.Errorf("load the sending program: %w", err)
 	}
 	defer func() { _ = objs.Close() }()
-	err := s.NS.Do(func() error {
+	err = s.NS.Do(func() error {
 		frame, err := s.configure(&objs)
 		if err != nil {
 			return err
@@ -78,17 +92,17 @@ func (s Stream) Run(ctx context.Context, d time.Duration) (uint64, error) {
 		return nil
 	})
 	if err != nil {
-		return 0, err
+		return out, err
 	}
 	var states []loadgenSendState
 	if err := objs.SendState.Lookup(uint32(0), &states); err != nil {
-		return 0, fmt.Errorf("read the sent frames: %w", err)
+		return out, fmt.Errorf("read the sent frames: %w", err)
 	}
-	var n uint64
 	for _, st := range states {
-		n += st.Sent
+		out.Frames += st.Sent
+		out.Renewed += st.Renewed
 	}
-	return n, nil
+	return out, nil
 }
 
 // configure tells the program what to send and returns the frame whose addresses and source port it replaces. It must be
@@ -100,14 +114,32 @@ func (s Stream) configure(objs *loadgenObjects) (frame []byte, err error) {
 	}
 	src, dst := s.Source.As4(), s.Target.As4()
 	cfg := loadgenSendConfig{
-		Share: s.Share, Flows: s.Flows, Hosts: s.Hosts, Scatter: s.Scatter,
+		Share: s.Share, Hosts: s.Hosts, Scatter: s.Scatter, Renew: s.Renew, Opening: uint32(len(s.Opening)), //nolint:gosec // see below
 		SourceBase: binary.BigEndian.Uint32(src[:]), TargetBase: binary.BigEndian.Uint32(dst[:]),
 	}
+	switch {
+	case s.Flows == 0 || s.Hosts == 0:
+		return nil, errors.New("a stream of no flows, or to no host: it has at least one of each")
+	case s.Renew == 1:
+		return nil, errors.New("a stream cannot begin a flow with every frame: renew after 2 or more, or scatter")
+	case len(s.Opening) > len(cfg.First):
+		return nil, fmt.Errorf("an opening of %d bytes: give at most %d", len(s.Opening), len(cfg.First))
+	case s.SYN && (s.Stamped || s.Opening != nil):
+		return nil, errors.New("SYNs carry neither stamp nor opening: those are UDP's")
+	}
+	copy(cfg.First[:], s.Opening)
+	if s.Stamped {
+		cfg.Stamped = 1
+	}
 	frame = s.template()
-	for at := 14; at < 26; at += 2 { // of the IP header, what stays as it is
-		if at != 24 {
+	cfg.Length = uint32(len(frame) - ethernetBytes) //nolint:gosec // a frame
+	for at := ethernetBytes; at < ethernetBytes+12; at += 2 {
+		if at != ethernetBytes+2 && at != ethernetBytes+10 { // what stays as it is: neither length nor checksum
 			cfg.FixedSum += uint32(binary.BigEndian.Uint16(frame[at:]))
 		}
+	}
+	if s.SYN {
+		cfg.TcpSum = uint32(^binary.BigEndian.Uint16(frame[ethernetBytes+20+16:]))
 	}
 	if err := objs.SendPort.Put(uint32(0), uint32(iface.Index)); err != nil { //nolint:gosec // the kernel's, positive
 		return nil, fmt.Errorf("name the sending program's interface: %w", err)
@@ -115,14 +147,26 @@ func (s Stream) configure(objs *loadgenObjects) (frame []byte, err error) {
 	if err := objs.SendConfig.Put(uint32(0), cfg); err != nil {
 		return nil, fmt.Errorf("configure the sending program: %w", err)
 	}
+	states := make([]loadgenSendState, ebpf.MustPossibleCPU())
+	for i := range states {
+		states[i].Newest.Flow, states[i].Newest.Host, states[i].Until = s.Flows, s.Flows/64%s.Hosts, s.Renew
+	}
+	if err := objs.SendState.Put(uint32(0), states); err != nil {
+		return nil, fmt.Errorf("number the sending program's flows: %w", err)
+	}
 	return frame, nil
 }
 
-// template is the frame before that.
+const ethernetBytes = 14
+
+// template is the frame before that. A SYN's has no addresses and no source port: its checksum is of all else.
 func (s Stream) template() []byte {
-	const checksum = 14 + 20 + 6
-	h := packet.Header{SrcMAC: s.SrcMAC, DstMAC: s.DstMAC, Src: s.Source, Dst: s.Target}
+	h := packet.Header{SrcMAC: s.SrcMAC, DstMAC: s.DstMAC, Src: netip.IPv4Unspecified(), Dst: netip.IPv4Unspecified()}
+	if s.SYN {
+		return h.AppendTCP(nil, &packet.TCP{DstPort: 443, Seq: 1, Flags: packet.FlagSYN, Window: 64240, Options: packet.AppendMSS(nil, 1460)}, nil)
+	}
 	frame := h.AppendUDP(nil, 10000, 27015, make([]byte, s.Size))
+	const checksum = ethernetBytes + 20 + 6
 	frame[checksum], frame[checksum+1] = 0, 0 // none (RFC 768)
 	return frame
 }

@@ -30,8 +30,23 @@ func (l *Link) Stamped(flows int) func([]byte) []byte {
 	}
 }
 
+// Age is how long ago the frame with this UDP payload was stamped; ok is false without a stamp.
+func Age(payload []byte) (age time.Duration, ok bool) {
+	if len(payload) < 16 || binary.NativeEndian.Uint64(payload) != stamp {
+		return 0, false
+	}
+	now, at := monotonic(), binary.NativeEndian.Uint64(payload[8:])
+	return time.Duration(now - min(now, at)), true //nolint:gosec // centuries fit
+}
+
 // Delays are how long stamped frames took to the Counter, a count for each microsecond; the last has all longer ones.
 type Delays []uint64
+
+// Add counts one frame.
+func (d Delays) Add(age time.Duration) { d[min(max(age.Microseconds(), 0), delaySteps-1)]++ }
+
+// NewDelays has none yet.
+func NewDelays() Delays { return make(Delays, delaySteps) }
 
 // At is a percentile, 0 … 1, to a microsecond.
 func (d Delays) At(share float64) time.Duration {
@@ -51,7 +66,7 @@ func (d Delays) At(share float64) time.Duration {
 func (c *Counter) Delays() (Delays, error) {
 	var step uint32
 	var perCPU []uint64
-	out := make(Delays, delaySteps)
+	out := NewDelays()
 	for it := c.objs.Delays.Iterate(); it.Next(&step, &perCPU); {
 		for _, n := range perCPU {
 			out[step] += n

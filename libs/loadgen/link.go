@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -40,6 +41,8 @@ type Link struct {
 	Counter      *Counter
 
 	lab     *netlab.Lab
+	gen     netlab.End // the generator's end of the pair with PortA
+	queues  int
 	unmount func() error
 	claims  []net.Listener // of fixed ports
 }
@@ -105,13 +108,12 @@ func NewLink(o LinkOptions) (_ *Link, err error) {
 		l.Clients = append(l.Clients, client)
 		addrs = append(addrs, netip.PrefixFrom(client, 32))
 	}
-	queues := max(1, o.Queues)
-	err = lab.Veth(netlab.End{NS: l.Gen, Name: generatorIface, Addrs: addrs, MAC: GeneratorMAC}, netlab.End{Name: l.PortA}, queues)
-	if err != nil {
+	l.gen, l.queues = netlab.End{NS: l.Gen, Name: generatorIface, Addrs: addrs, MAC: GeneratorMAC}, max(1, o.Queues)
+	if err := l.plug(); err != nil {
 		return nil, err
 	}
 	err = lab.Veth(netlab.End{Name: l.PortB},
-		netlab.End{NS: l.Victim, Name: victimIface, Addrs: []netip.Prefix{netip.PrefixFrom(VictimAddr, 24)}, MAC: VictimMAC}, queues)
+		netlab.End{NS: l.Victim, Name: victimIface, Addrs: []netip.Prefix{netip.PrefixFrom(VictimAddr, 24)}, MAC: VictimMAC}, l.queues)
 	if err != nil {
 		return nil, err
 	}
@@ -121,10 +123,6 @@ func NewLink(o LinkOptions) (_ *Link, err error) {
 				return nil, err
 			}
 		}
-	}
-	// Static neighbours: answers to a flood must find their way without ARP for every random source.
-	if err := l.Gen.Neigh(generatorIface, VictimAddr, VictimMAC); err != nil {
-		return nil, err
 	}
 	if err := l.Victim.Neigh(victimIface, GeneratorAddr, GeneratorMAC); err != nil {
 		return nil, err
@@ -139,6 +137,29 @@ func NewLink(o LinkOptions) (_ *Link, err error) {
 	}
 	l.Counter, err = NewCounter(l.Victim, victimIface, BenignPrefix, o.Sink)
 	return l, err
+}
+
+// plug makes the pair of the generator and PortA. Neighbours are static: answers to a flood must find their way without ARP
+// for every random source.
+func (l *Link) plug() error {
+	if err := l.lab.Veth(l.gen, netlab.End{Name: l.PortA}, l.queues); err != nil {
+		return err
+	}
+	return l.Gen.Neigh(generatorIface, VictimAddr, VictimMAC)
+}
+
+// Replug takes PortA away for the given time and makes it anew under its name, with another index. What was opened on
+// the generator's side ends.
+func (l *Link) Replug(away time.Duration) error {
+	port, err := netlink.LinkByName(l.PortA)
+	if err == nil {
+		err = netlink.LinkDel(port)
+	}
+	if err != nil {
+		return fmt.Errorf("take %s away: %w", l.PortA, err)
+	}
+	time.Sleep(away)
+	return l.plug()
 }
 
 // Sender opens a sender on the generator's side.

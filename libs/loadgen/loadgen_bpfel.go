@@ -29,20 +29,41 @@ type loadgenCountValue struct {
 type loadgenSendConfig struct {
 	_          structs.HostLayout
 	Share      uint32
-	Flows      uint32
 	Hosts      uint32
 	SourceBase uint32
 	TargetBase uint32
 	Scatter    uint32
 	FixedSum   uint32
+	TcpSum     uint32
+	Length     uint32
+	Renew      uint32
+	Opening    uint32
+	Stamped    uint32
+	First      [512]uint8
 }
 
 type loadgenSendState struct {
-	_     structs.HostLayout
-	Calls uint64
-	Sent  uint64
-	Flow  uint32
-	Host  uint32
+	_       structs.HostLayout
+	Calls   uint64
+	Sent    uint64
+	Renewed uint64
+	Next    struct {
+		_    structs.HostLayout
+		Flow uint32
+		Host uint32
+	}
+	Oldest struct {
+		_    structs.HostLayout
+		Flow uint32
+		Host uint32
+	}
+	Newest struct {
+		_    structs.HostLayout
+		Flow uint32
+		Host uint32
+	}
+	Until uint32
+	_     [4]byte
 }
 
 // loadLoadgen returns the embedded CollectionSpec for loadgen.

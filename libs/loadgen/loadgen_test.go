@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,8 +149,8 @@ func TestStreamArrives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n < 10000 || got.Benign != n {
-		t.Errorf("sent %d, %d arrived: want all", n, got.Benign)
+	if n.Frames < 10000 || got.Benign != n.Frames {
+		t.Errorf("sent %d, %d arrived: want all", n.Frames, got.Benign)
 	}
 }
 
@@ -188,12 +189,63 @@ func TestStreamFrames(t *testing.T) {
 	}
 }
 
-type streamedFrame struct {
-	source netip.AddrPort
-	target netip.Addr
+// TestStreamRenews: each seventh frame begins a flow, with the opening, in place of the oldest one.
+func TestStreamRenews(t *testing.T) {
+	l := newTestLink(t, LinkOptions{Sink: true})
+	s := l.Stream(130, 2, 1024, 18, 1)
+	s.Renew, s.Opening, s.Stamped = 7, []byte("a question of more bytes than the frames of the rest have"), true
+	seen := map[netip.AddrPort]int{}
+	fresh := 0
+	for i, f := range streamed(t, s, 7*300) {
+		_, stamped := Age(f.payload)
+		if i%7 == 6 {
+			fresh++
+			if !bytes.HasPrefix(f.payload, s.Opening) || stamped || seen[f.source] != 0 {
+				t.Fatalf("frame %d of %v, seen %d times, has %q: want a new flow with the opening", i, f.source, seen[f.source], f.payload)
+			}
+		} else if !stamped || len(f.payload) != 18 {
+			t.Fatalf("frame %d has % x: want a stamp in 18 bytes", i, f.payload)
+		}
+		seen[f.source]++
+	}
+	if len(seen) != 130+fresh {
+		t.Errorf("%d flows, want 130 and %d more", len(seen), fresh)
+	}
+	first := netip.AddrPortFrom(s.Source, 10000)
+	if n := seen[first]; n == 0 || n > 2 {
+		t.Errorf("the oldest flow got %d frames: it gives way after 7", n)
+	}
+	s.Renew = 1
+	if _, err := s.Run(t.Context(), time.Second); err == nil || !strings.Contains(err.Error(), "every frame") {
+		t.Errorf("a new flow with every frame: %v", err)
+	}
 }
 
-// streamed makes n frames and checks their IP checksums.
+func TestStreamOfSYNs(t *testing.T) {
+	l := newTestLink(t, LinkOptions{Sink: true})
+	s := l.Stream(1, 1, 1024, 0, 1)
+	s.Source, s.Scatter, s.SYN = netip.MustParseAddr("32.0.0.0"), 20, true
+	sources := map[netip.Addr]bool{}
+	for _, f := range streamed(t, s, 1000) {
+		if f.flags != packet.FlagSYN || f.port != 443 || f.target != s.Target || len(f.payload) != 0 {
+			t.Fatalf("%+v: want a SYN to port 443 of %v", f, s.Target)
+		}
+		sources[f.source.Addr()] = true
+	}
+	if len(sources) != 1000 {
+		t.Errorf("%d sources of 1,000 frames", len(sources))
+	}
+}
+
+type streamedFrame struct {
+	source  netip.AddrPort
+	target  netip.Addr
+	port    uint16
+	flags   uint8
+	payload []byte
+}
+
+// streamed makes n frames and checks their checksums.
 func streamed(t *testing.T, s Stream, n int) (all []streamedFrame) {
 	t.Helper()
 	var objs loadgenObjects
@@ -224,8 +276,12 @@ func streamed(t *testing.T, s Stream, n int) (all []streamedFrame) {
 		if r := p.Decode(f); r != packet.OK {
 			t.Fatalf("% x: %v", f, r)
 		}
+		if segment := f[34:]; p.Proto == packet.ProtoTCP && packet.Checksum(uint32(packet.ProtoTCP)+uint32(len(segment)), append(bytes.Clone(f[26:34]), segment...)) != 0 { //nolint:gosec // a frame
+			t.Fatalf("the TCP checksum of % x is off", segment)
+		}
 		all = append(all, streamedFrame{
 			source: netip.AddrPortFrom(netip.AddrFrom16(p.Src).Unmap(), p.SrcPort), target: netip.AddrFrom16(p.Dst).Unmap(),
+			port: p.DstPort, flags: p.TCPFlags, payload: f[p.Payload : p.Payload+p.PayloadLen],
 		})
 	}
 	return all

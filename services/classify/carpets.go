@@ -69,6 +69,7 @@ func (e *Engine) network(w *flowv1.Window, wt *flowv1.Target, out *WindowResult)
 	times := detect.CarpetTimes(region, &limits)
 	sums := detect.FromTarget(wt)
 	sums.TakeSamples(e.facts, e.standing(w))
+	e.leaveAllowed()
 	n.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
 	second, slot := n.series.Sum(detect.Slots), n.series.Sum(1)
 	a, calm := e.bombed[p], true

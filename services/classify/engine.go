@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/app"
@@ -72,6 +73,7 @@ type Engine struct {
 		number uint32
 	}
 
+	allowed  policy.Cover // sources that nothing is found of
 	peers    *verdict.Peers
 	targets  map[netip.Addr]*target
 	usual    *usual.Set
@@ -240,6 +242,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	limits := e.limits(addr, g)
 	sums := detect.FromTarget(wt)
 	sums.TakeSamples(e.facts, e.standing(w))
+	e.leaveAllowed()
 	sums.Samples.Overlaps = detect.Overlaps(e.facts, e.raw)
 	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())
 	second, short, slot := t.series.Sum(detect.Slots), t.series.Sum(steepSlots), t.series.Sum(1)
@@ -307,6 +310,8 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 func (e *Engine) standing(w *flowv1.Window) func(f *header.Facts) detect.Standing {
 	return func(f *header.Facts) detect.Standing {
 		switch {
+		case e.allows(flow.Addr(f.Src)):
+			return detect.Allowed
 		case !e.peers.Trusted(f.Dst, f.Src, f.Protocol, f.SrcPort, w.GetStartNs()):
 			return detect.Stranger
 		case e.settled(f.Dst, f.Src, w.GetStartNs()):

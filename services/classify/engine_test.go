@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
@@ -202,6 +203,72 @@ func TestShadow(t *testing.T) {
 	}
 	if n != 1 {
 		t.Errorf("%d verdicts, want 1", n)
+	}
+}
+
+// TestShadowedTypes: rules against the types that the configuration names only count, others act; both tell what they hit
+// of good traffic.
+func TestShadowedTypes(t *testing.T) {
+	for list, want := range map[string]bool{"syn_flood": true, "all": true, "udp_flood": false} {
+		l := newLab(t, func(c *EngineConfig) { c.Shadow = []string{list} })
+		f, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.SYNFlood, Seed: 3, Target: victim})
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := clients(20)
+		for range 30 {
+			l.benign(known, 10)
+			l.close()
+		}
+		l.attack(f, 1000)
+		out := *l.close()
+		if len(out.Verdicts) != 1 {
+			t.Fatalf("%d verdicts", len(out.Verdicts))
+		}
+		blocking := 0
+		for _, r := range rulesOf(t, &out) {
+			if !r.Action.Blocks() {
+				if r.Shadow {
+					t.Errorf("%s: an exception is in shadow", list)
+				}
+				continue
+			}
+			blocking++
+			if good := out.Verdicts[0].GetEvidence().GetGoodShare(); r.Shadow != want || r.GoodShare > good {
+				t.Errorf("%s: shadow %v, hits %v of the good traffic, the verdict says %v", list, r.Shadow, r.GoodShare, good)
+			}
+		}
+		if blocking == 0 {
+			t.Errorf("%s: no rule blocks", list)
+		}
+	}
+}
+
+// TestLongerLease: an attack whose rule enforce keeps for longer is on for as long as that hides its return.
+func TestLongerLease(t *testing.T) {
+	l := newLab(t)
+	f, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.SYNFlood, Seed: 3, Target: victim})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.attack(f, 1000)
+	out := *l.close()
+	rules := rulesOf(t, &out)
+	for _, state := range []eventv1.EnforcementState{eventv1.EnforcementState_ENFORCEMENT_STATE_RENEWED, eventv1.EnforcementState_ENFORCEMENT_STATE_FIRST_DROP} {
+		longer := rules[0]
+		longer.Lease = 40 * time.Second
+		l.e.Enforcement(&eventv1.Enforcement{RuleId: longer.ID, Node: "n", State: state, Rule: policy.ToProto(&longer), Packets: 10, Bytes: 400, Dropped: 10, TimeNs: l.now})
+	}
+	ended := 0
+	for i := range 600 { // of 100 ms
+		for _, a := range l.close().Attacks {
+			if a.GetState() == eventv1.AttackState_ATTACK_STATE_ENDED {
+				ended = i
+			}
+		}
+	}
+	if ended < 390 || ended > 420 {
+		t.Errorf("it ended after window %d", ended)
 	}
 }
 

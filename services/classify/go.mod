@@ -10,6 +10,7 @@ require (
 	github.com/tidegate-mesh/tidegate/proto v0.0.0
 	go.opentelemetry.io/otel v1.41.0
 	go.opentelemetry.io/otel/trace v1.41.0
+	go.uber.org/goleak v1.3.0
 	google.golang.org/grpc v1.80.0
 )
 

@@ -76,7 +76,7 @@ func namedBy(t *testing.T, e *Engine, b *flowv1.FlowBatch) (out []string) {
 // resolvers.
 func TestNamedFlows(t *testing.T) {
 	s := newHostService(t, nil)
-	s.set(t, map[string]*domainList{"bad": list(policy.Drop, "example.org\nexample.net\n")}, nil)
+	s.set(t, map[string]*watchedList{"bad": list(policy.Drop, "example.org\nexample.net\n")}, nil)
 	e := s.engine
 	if got := namedBy(t, e, hello(1, hostKey(40001), clientHello(t, "WWW.example.org"))); !slices.Equal(got, []string{"www.example.org drop bad example.org"}) {
 		t.Errorf("TLS: %q", got)
@@ -125,14 +125,14 @@ func newHostService(t *testing.T, edit func(*Config)) hostService {
 	return hostService{r.svc, b}
 }
 
-func list(a policy.Action, text string) *domainList {
-	return &domainList{
+func list(a policy.Action, text string) *watchedList {
+	return &watchedList{
 		list: &policyv1.AddressList{Kind: policy.KindDomain, Action: policyv1.Action(a), RatePps: map[policy.Action]uint64{policy.RateLimit: 9}[a], Object: "o"}, text: []byte(text),
 		loaded: "o", ready: true, counts: &hostCounts{},
 	}
 }
 
-func (s hostService) set(t *testing.T, lists map[string]*domainList, rules map[string]policy.Rule) {
+func (s hostService) set(t *testing.T, lists map[string]*watchedList, rules map[string]policy.Rule) {
 	t.Helper()
 	s.hosts.lists, s.hosts.users = lists, rules
 	if err := s.updateTable(t.Context()); err != nil {
@@ -160,7 +160,7 @@ func (s hostService) store(t *testing.T) {
 
 func TestFlowRules(t *testing.T) {
 	s := newHostService(t, nil)
-	s.set(t, map[string]*domainList{
+	s.set(t, map[string]*watchedList{
 		"bad": list(policy.Drop, "bad.example\n"), "good": list(policy.Allow, "fine.bad.example\n"), "slow": list(policy.RateLimit, "slow.example\n"),
 	}, nil)
 	s.see(t, 1, "www.bad.example")
@@ -227,7 +227,7 @@ func TestBounds(t *testing.T) {
 		return out
 	}
 	many := func(s hostService, n int) {
-		s.set(t, map[string]*domainList{"bad": list(policy.Drop, "bad.example\n")}, nil)
+		s.set(t, map[string]*watchedList{"bad": list(policy.Drop, "bad.example\n")}, nil)
 		for i := range n {
 			s.judgeNamed("s", []NamedFlow{{Key: hostKey(uint16(i + 1)), Host: "bad.example", Found: s.find("bad.example")}}) //nolint:gosec // few
 		}
@@ -271,6 +271,11 @@ func TestListChanges(t *testing.T) {
 	l := func(name, kind string) bus.ListUpdate {
 		return bus.ListUpdate{Name: name, List: &policyv1.AddressList{Name: name, Kind: kind, Action: policyv1.Action_ACTION_DROP}}
 	}
+	allow := func(name string) bus.ListUpdate {
+		u := l(name, "cidr")
+		u.List.Action = policyv1.Action_ACTION_ALLOW
+		return u
+	}
 	names := func() string { return strings.Join(slices.Sorted(maps.Keys(h.lists)), " ") }
 	for i, step := range []struct {
 		updates []bus.ListUpdate
@@ -281,6 +286,8 @@ func TestListChanges(t *testing.T) {
 		{[]bus.ListUpdate{{Restarted: true}, l("d", "cidr"), l("b", "domain"), {Synced: true}}, "b"},
 		{[]bus.ListUpdate{{Restarted: true}, {Name: "b", Err: io.ErrUnexpectedEOF}, {Synced: true}}, "b"},
 		{[]bus.ListUpdate{{Name: "b"}}, ""},
+		{[]bus.ListUpdate{allow("d"), allow("e")}, "d e"},
+		{[]bus.ListUpdate{l("d", "cidr")}, "e"}, // it drops now
 	} {
 		for _, u := range step.updates {
 			h.takeList(u)

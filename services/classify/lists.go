@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,13 +24,13 @@ const (
 	listRetryMax = 30 * time.Second
 )
 
-// hostState is what this classifier knows of lists of domains, of users' rules by host, and of the rules that classifiers
+// hostState is what this classifier knows of lists of domains and of allowed addresses, of users' rules by host, and of the rules that classifiers
 // have made for single flows because of either.
 type hostState struct {
 	wake chan struct{} // lists or users' rules have changed
 
 	mu       sync.Mutex
-	lists    map[string]*domainList
+	lists    map[string]*watchedList
 	listSync repetition
 	users    map[string]policy.Rule // users' rules by host, by id
 	made     map[string]madeRule    // rules for single flows that are in force anywhere, by id
@@ -59,8 +60,8 @@ func (r *repetition) end() (seen map[string]bool, complete bool) {
 	return seen, complete
 }
 
-// domainList is one list. Its text is replaced, never changed.
-type domainList struct {
+// watchedList is a list of domains, or one of addresses that allows. Its text is replaced, never changed.
+type watchedList struct {
 	list    *policyv1.AddressList
 	text    []byte
 	loaded  string // object that text is from
@@ -83,7 +84,7 @@ type madeRule struct {
 
 func newHostState() *hostState {
 	return &hostState{
-		wake: make(chan struct{}, 1), lists: make(map[string]*domainList), users: make(map[string]policy.Rule), made: make(map[string]madeRule),
+		wake: make(chan struct{}, 1), lists: make(map[string]*watchedList), users: make(map[string]policy.Rule), made: make(map[string]madeRule),
 	}
 }
 
@@ -104,14 +105,14 @@ func (h *hostState) takeList(u bus.ListUpdate) {
 		return
 	case u.Synced:
 		if seen, complete := h.listSync.end(); complete {
-			maps.DeleteFunc(h.lists, func(name string, _ *domainList) bool { return !seen[name] })
+			maps.DeleteFunc(h.lists, func(name string, _ *watchedList) bool { return !seen[name] })
 		}
 	case u.Err != nil:
 		h.listSync.see(u.Name)
 		if l := h.lists[u.Name]; l != nil {
 			l.err = u.Err
 		}
-	case u.List == nil || u.List.GetKind() != policy.KindDomain:
+	case u.List == nil || !concerns(u.List):
 		if u.List != nil {
 			h.listSync.see(u.Name)
 		}
@@ -120,12 +121,17 @@ func (h *hostState) takeList(u bus.ListUpdate) {
 		h.listSync.see(u.Name)
 		l := h.lists[u.Name]
 		if l == nil {
-			l = &domainList{counts: &hostCounts{}}
+			l = &watchedList{counts: &hostCounts{}}
 			h.lists[u.Name] = l
 		}
 		l.list = u.List
 	}
 	h.poke()
+}
+
+// concerns: classifiers compare names with lists of domains, and find nothing of sources that a list allows.
+func concerns(l *policyv1.AddressList) bool {
+	return l.GetKind() == policy.KindDomain || l.GetAction() == policyv1.Action_ACTION_ALLOW
 }
 
 // takeRule notes a change of the rules.
@@ -178,9 +184,18 @@ func (s *Service) updateTable(ctx context.Context) error {
 	h := s.hosts
 	h.mu.Lock()
 	var lists []hostlist.List
+	var allowed [][]netip.Prefix
 	objects := make(map[string]string)
 	for name, l := range h.lists {
 		if !l.ready {
+			continue
+		}
+		if l.list.GetKind() != policy.KindDomain {
+			if read, e := policy.ParseList(l.text, len(l.text)); e != nil { // no text has more entries than bytes
+				err = errors.Join(err, fmt.Errorf("list %s: %w", name, e))
+			} else {
+				allowed = append(allowed, read.Entries)
+			}
 			continue
 		}
 		action := policy.Action(l.list.GetAction()) //nolint:gosec // an enumeration of five
@@ -200,6 +215,7 @@ func (s *Service) updateTable(ctx context.Context) error {
 		table = nil
 	}
 	s.engine.hosts.Store(table)
+	s.engine.Allow(policy.NewCover(allowed...))
 	entries := table.Entries()
 	s.metrics.hostEntries.Set(float64(entries))
 	h.mu.Lock()
@@ -275,6 +291,9 @@ func (s *Service) DomainLists(context.Context, *classifyv1.DomainListsRequest) (
 	out := &classifyv1.DomainListsResponse{}
 	for _, name := range slices.Sorted(maps.Keys(h.lists)) {
 		l := h.lists[name]
+		if l.list.GetKind() != policy.KindDomain {
+			continue // enforce nodes tell of it
+		}
 		x := &classifyv1.DomainListState{
 			Name: name, State: "active", Object: l.applied, Entries: uint64(l.outcome.Taken), Refused: make(map[string]uint64), //nolint:gosec // positive
 			Flows: l.counts.flows.Load(), Stopped: l.counts.ruled.Load(),

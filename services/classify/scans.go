@@ -56,6 +56,9 @@ func (e *Engine) sources(w *flowv1.Window, out *WindowResult) {
 			continue
 		}
 		addr := flow.AddrBytes(ws.GetAddr())
+		if e.allows(addr) {
+			continue
+		}
 		s := e.scanner(addr, w)
 		s.Add(ws, w.GetStartNs(), w.GetEndNs())
 		g := e.scanned(s)
@@ -186,12 +189,15 @@ func (e *Engine) protocolProbes(w *flowv1.Window, out *WindowResult) {
 }
 
 // report begins or continues the attacks that findings belong to, and blocks sources that are new to them: one
-// verdict an attack and window.
+// verdict an attack and window. Nothing is found of allowed sources.
 func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
 	fresh := make(map[*attack][]finding)
 	begun := make(map[*attack]bool)
 	var order []*attack
 	for _, f := range found {
+		if e.allows(f.source) {
+			continue
+		}
 		a := e.scanOf(&f)
 		if a == nil {
 			start := min(f.firstNs, w.GetStartNs())

@@ -180,3 +180,19 @@ func refusalsBut(reason string, n int) string {
 	}
 	return b.String()
 }
+
+func BenchmarkGoodShare(b *testing.B) {
+	var g goodTraffic
+	now := time.Now()
+	for minute := range goodMinutes {
+		for i := range goodPerMinute {
+			g.add(goodRecord(i, now.Add(-time.Duration(minute)*time.Minute)), 1)
+		}
+	}
+	m := policy.Match{Src: netip.MustParsePrefix("192.0.2.0/24"), Protocol: 6, HasProtocol: true}
+	for b.Loop() {
+		if s, told := g.share(&m, 0, now); s == 0 || told == 0 {
+			b.Fatal(s, told)
+		}
+	}
+}

@@ -105,20 +105,21 @@ func (s *Service) decide(c *changes, r, old *ruleState, now time.Time) {
 		s.leave(c, r, old)
 		return
 	}
-	if no == nil && !s.syncing && r.rule.Changed == "" && (old == nil || !old.inForce() || !sameBlock(&old.rule, &r.rule)) {
-		// What a node has changed it has judged, and a repetition brings what was decided before.
-		no = s.guard.sparesGood(&r.rule, now)
-	}
-	if no == nil && (old == nil || old.state == refused || old.state == elsewhere) {
+	fresh := old == nil || old.state == refused || old.state == elsewhere
+	if no == nil && fresh {
 		if no = s.guard.full(s.live); no == nil && !s.syncing && (old != r || r.refusal.reason == RateOfRules) {
 			// A repetition brings what was decided before: counting it would refuse rules after a restart.
 			no = s.guard.take(now)
 		}
-		if no == nil {
-			s.live++
-		}
+	}
+	if no == nil && !s.syncing && r.rule.Changed == "" && (old == nil || !old.inForce() || !sameBlock(&old.rule, &r.rule)) {
+		// What a node has changed it has judged, and a repetition brings what was decided before. Last, as it costs most.
+		no = s.guard.sparesGood(&r.rule, now)
 	}
 	if no == nil {
+		if fresh {
+			s.live++
+		}
 		c.add(r)
 		return
 	}

@@ -49,11 +49,11 @@ func flood(t *testing.T, mode, capture string, queues int) {
 	const span = time.Second
 	before := s.Ledger()["received"]
 	begun := time.Now()
-	sent, err := l.Stream(1000, 16, 1024, 18, 1).Run(context.Background(), span)
+	streamed, err := l.Stream(1000, 16, 1024, 18, 1).Run(context.Background(), span)
 	if err != nil {
 		t.Fatal(err)
 	}
-	took := time.Since(begun)
+	took, sent := time.Since(begun), streamed.Frames
 	eventually(t, "ledger", func() error {
 		if mode == ModeTap {
 			l := s.Ledger()

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/tidegate-mesh/tidegate/libs/packet"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/sketch"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
@@ -292,6 +293,20 @@ func TestScanAmongClients(t *testing.T) {
 	second := s.Sum(Slots)
 	if m := synFlood.Measure(&second, &th); m.Level > 0.1 {
 		t.Errorf("the scan counts as SYN flood: %+v", m)
+	}
+	// Beside a download none of the scan's SYNs is sampled any more, soon for a whole second.
+	for slot := int64(Slots); slot < 2*Slots+2; slot++ {
+		facts := make([]header.Facts, 64)
+		for i := range facts {
+			facts[i] = header.Facts{Protocol: 6, Flags: policy.ACK, DstPort: 443}
+		}
+		sums := Sums{SYN: 50, Packets: 15_000}
+		sums.TakeSamples(facts, standing(Peer))
+		s.Add(1_700_000_000_000_000_000+slot*int64(Slot), &sums, nil)
+		second := s.Sum(Slots)
+		if m := synFlood.Measure(&second, &th); m.Level >= 1 {
+			t.Errorf("slot %d: the scan counts as SYN flood: %+v", slot, m)
+		}
 	}
 }
 

@@ -2,7 +2,7 @@ package detect
 
 import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 
-// dnsFlood: queries = packets · share of DNS queries among the samples ≥ DNSQueries, or those for ever new names of one
+// dnsFlood: queries = packets · share of DNS queries among the samples, of which there must be 8, ≥ DNSQueries, or those for ever new names of one
 // zone (random subdomains) ≥ DNSNames while they are four fifths of all.
 var dnsFlood = Flood{
 	Type: DNSFlood,
@@ -11,15 +11,14 @@ var dnsFlood = Flood{
 		if c.DNS == 0 {
 			return Measure{}
 		}
-		n := float64(s.Packets) * ratio(c.DNS, c.All, 0)
-		fresh := ratio(c.DNSNew, c.DNS, 0)
+		n, fresh := s.of(c.DNS), ratio(c.DNSNew, c.DNS-c.DNSFirst, 0)
 		level := n / t.DNSQueries
 		if fresh >= 0.8 {
-			level = max(level, n*fresh/t.DNSNames)
+			level = max(level, s.of(c.DNSNew)/t.DNSNames)
 		}
 		return Measure{
 			Level: level, Packets: uint64(n), Bytes: scaled(s.Bytes, ratio(c.DNS, c.All, 0)),
-			Features: map[string]float64{"dns_queries": n, "new_names": n * fresh, "sources": s.Sources},
+			Features: map[string]float64{"dns_queries": n, "new_names": s.of(c.DNSNew), "sources": s.Sources},
 			Limits:   map[string]float64{"dns_queries": t.DNSQueries, "new_names": t.DNSNames},
 		}
 	},

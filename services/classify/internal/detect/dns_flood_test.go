@@ -14,6 +14,7 @@ func TestDNSFlood(t *testing.T) {
 		"at":                {Sums{Packets: 5000, Samples: Shares{All: 64, DNS: 64, DNSNew: 2}}, 1},
 		"random subdomains": {Sums{Packets: 200, Samples: Shares{All: 64, DNS: 64, DNSNew: 64}}, 1},
 		"a resolver's day":  {Sums{Packets: 2000, Samples: Shares{All: 64, DNS: 64, DNSNew: 20}}, 0.4},
+		"few among many":    {Sums{Packets: 64_000, Samples: Shares{All: 640, DNS: 7, DNSNew: 7}}, 0},
 		"other UDP":         {Sums{Packets: 90_000, Samples: Shares{All: 64}}, 0},
 	}.check(t, &dnsFlood)
 }

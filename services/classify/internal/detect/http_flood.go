@@ -2,7 +2,7 @@ package detect
 
 import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 
-// httpFlood: requests = packets · share of HTTP/1 requests among the samples. Requests of one source for one resource
+// httpFlood: requests = packets · share of HTTP/1 requests among the samples, of which there must be 8. Requests of one source for one resource
 // (a path without its query) ≥ HTTPSource; or requests of one source ≥ HTTP; or requests of all for one resource ≥ HTTP
 // while they are four fifths of all requests. A browser and a crawler ask for many resources.
 //
@@ -15,17 +15,16 @@ var httpFlood = Flood{
 		if c.HTTP+c.HTTPSettled == 0 {
 			return Measure{}
 		}
-		of := func(n uint32) float64 { return float64(s.Packets) * ratio(n, c.All, 0) }
-		pair, source, same, settled := of(c.HTTPPair), of(c.HTTPSource), of(c.HTTPSame), of(c.HTTPSettled)
+		pair, source, same, settled := s.of(c.HTTPPair), s.of(c.HTTPSource), s.of(c.HTTPSame), s.of(c.HTTPSettled)
 		level := max(pair/t.HTTPPair, source/t.HTTP, settled/(known*t.HTTP))
-		if c.HTTPSame*5 >= c.HTTP*4 {
+		if c.HTTPSame*5 >= (c.HTTP-c.HTTPFirst)*4 {
 			level = max(level, same/t.HTTP)
 		}
 		all := c.HTTP + c.HTTPSettled
 		return Measure{
-			Level: level, Packets: uint64(of(all)), Bytes: scaled(s.Bytes, ratio(all, c.All, 0)),
+			Level: level, Packets: uint64(s.of(all)), Bytes: scaled(s.Bytes, ratio(all, c.All, 0)),
 			Features: map[string]float64{"requests_of_a_source_for_a_resource": pair, "requests_of_a_source": source,
-				"requests_for_a_resource": same, "requests_of_a_settled_peer": settled, "http_requests": of(all), "sources": s.Sources},
+				"requests_for_a_resource": same, "requests_of_a_settled_peer": settled, "http_requests": s.of(all), "sources": s.Sources},
 			Limits: map[string]float64{"requests_of_a_source_for_a_resource": t.HTTPPair, "requests_of_a_source": t.HTTP,
 				"requests_for_a_resource": t.HTTP, "requests_of_a_settled_peer": known * t.HTTP},
 		}

@@ -5,7 +5,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 )
 
-// invalidFlags: packets · share of impossible TCP flags among the samples ≥ Invalid. Single ones count for port_scan.
+// invalidFlags: packets · share of impossible TCP flags among the samples, of which there must be 8, ≥ Invalid. Single ones count for port_scan.
 var invalidFlags = Flood{
 	Type: InvalidFlags,
 	Measure: func(s *Sums, t *Thresholds) Measure {
@@ -13,7 +13,7 @@ var invalidFlags = Flood{
 			return Measure{}
 		}
 		share := ratio(s.Samples.Invalid, s.Samples.All, 0)
-		n := float64(s.Packets) * share
+		n := s.of(s.Samples.Invalid)
 		return Measure{
 			Level: n / t.Invalid, Packets: uint64(n), Bytes: scaled(s.Bytes, share),
 			Features: map[string]float64{"invalid_flags": n, "share": share, "sources": s.Sources},

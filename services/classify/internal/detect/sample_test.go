@@ -3,6 +3,7 @@ package detect
 import (
 	"math"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/tidegate-mesh/tidegate/libs/packet"
@@ -71,6 +72,44 @@ func kinds(t *testing.T, f *Flood, of, not [][]byte) {
 	for i := range no {
 		if f.Kind(&no[i]) {
 			t.Errorf("packet %d is of the kind: %+v", i, no[i])
+		}
+	}
+}
+
+// TestLoneSamples: in a window of which only some packets are sampled, one query or request has no share of those that were not,
+// however many windows have one; of a window that is sampled whole every one counts.
+func TestLoneSamples(t *testing.T) {
+	h := packet.Header{Src: stranger, Dst: host}
+	frames := map[string][]byte{
+		"dns":  h.AppendUDP(nil, 4000, 53, query("www.example.net", 1)),
+		"http": tcpFrame(stranger, 80, packet.FlagACK|packet.FlagPSH, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+	}
+	th := DefaultThresholds()
+	for _, tt := range []struct {
+		packets   uint64 // of a window
+		samples   int    // of it, of the kind
+		dns, http bool   // found
+	}{{3000, 1, false, false}, {20, 20, false, true}, {3000, 40, true, true}} {
+		for flood, want := range map[*Flood]bool{&dnsFlood: tt.dns, &httpFlood: tt.http} {
+			frame := frames["dns"]
+			if flood == &httpFlood {
+				frame = frames["http"]
+			}
+			list := slices.Repeat([][]byte{frame}, tt.samples)
+			for len(list) < min(64, int(tt.packets)) { //nolint:gosec // few
+				list = append(list, tcpFrame(stranger, 443, packet.FlagACK, "x"))
+			}
+			facts, _ := sampled(t, list...)
+			var s Series
+			for i := range int64(Slots) {
+				sums := Sums{Packets: tt.packets}
+				sums.TakeSamples(facts, standing(Stranger))
+				s.Add(i*int64(Slot), &sums, nil)
+			}
+			second := s.Sum(Slots)
+			if m := flood.Measure(&second, &th); m.Level >= 1 != want {
+				t.Errorf("%s: %d of %d packets: level %v, %v", flood.Type, tt.samples, tt.packets, m.Level, m.Features)
+			}
 		}
 	}
 }

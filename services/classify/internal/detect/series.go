@@ -20,7 +20,8 @@ type Sums struct {
 	Packets, Bytes            uint64
 	TCP, UDP, ICMP            uint64
 	SYN, Handshakes           uint64
-	SYNScan                   uint64 // of SYN, what a lone source sends that walks over ports, as each window's samples tell
+	SYNScan                   uint64 // of SYN, what a lone source sends that walks over ports, or an allowed one, as each window's samples tell
+	SYNUnseen                 uint64 // of SYN, those of windows whose samples have none: beside much other traffic
 	Fragments                 uint64
 	OutOfState                uint64 // TCP packets that begin a flow and are no SYN
 	DNS, DNSBytes             uint64 // unsolicited answers from port 53
@@ -46,11 +47,13 @@ type Shares struct {
 	HTTPSource       uint32 // those of the source with the most
 	HTTPPair         uint32 // those of one source for one resource
 	HTTPSettled      uint32 // HTTP requests of the settled peer with the most
+	HTTPFirst        uint32 // of HTTP, those that the counts after it are without; see alone
 	DNS, DNSNew      uint32 // DNS queries; of them, those for different names of one zone
-	SYN, SYNScan     uint32 // SYN; of them, those of a lone source that walks over ports
+	DNSFirst         uint32 // of DNS, those that DNSNew is without; see alone
+	SYN, SYNScan     uint32 // SYN; of them, those of a lone source that walks over ports, and of allowed ones
 	ACKScan          uint32 // of ACK, the same
 	UDP, UDPGood     uint32 // UDP; of them, those of peers that the destination talks with
-	ICMP, ICMPFlood  uint32 // ICMP; of them, echo requests and unreachables
+	ICMP, ICMPFlood  uint32 // ICMP; of them, echo requests and unreachables, but not of allowed sources
 	Length, UDPBytes uint64 // IP bytes of all samples, and of the UDP ones
 }
 
@@ -69,8 +72,10 @@ func (a *Shares) add(b *Shares) {
 	a.HTTPPair += b.HTTPPair
 	a.HTTPSettled += b.HTTPSettled
 	a.HTTPSame += b.HTTPSame
+	a.HTTPFirst += b.HTTPFirst
 	a.DNS += b.DNS
 	a.DNSNew += b.DNSNew
+	a.DNSFirst += b.DNSFirst
 	a.SYN += b.SYN
 	a.SYNScan += b.SYNScan
 	a.ACKScan += b.ACKScan
@@ -99,6 +104,7 @@ func (s *Sums) add(o *Sums) {
 	s.ICMP += o.ICMP
 	s.SYN += o.SYN
 	s.SYNScan += o.SYNScan
+	s.SYNUnseen += o.SYNUnseen
 	s.Handshakes += o.Handshakes
 	s.Fragments += o.Fragments
 	s.DNS += o.DNS
@@ -148,17 +154,51 @@ func FromTarget(t *flowv1.Target) Sums {
 // few quiet packets as of a burst, so what a share says of packets is worked out here, before windows are added up.
 func (s *Sums) TakeSamples(samples []header.Facts, of func(f *header.Facts) Standing) {
 	s.Samples = CountSamples(samples, of)
+	if s.Packets > uint64(s.Samples.All) {
+		s.Samples.alone()
+	}
+	if s.Samples.SYN == 0 {
+		s.SYNUnseen = s.SYN
+	}
 	s.SYNScan = scaled(s.SYN, ratio(s.Samples.SYNScan, s.Samples.SYN, 0))
+}
+
+// alone takes one sample out of each count of samples that have something in common, a source or a zone: a sample has that with
+// itself, and in a window in which it is the only one of its kind, it says nothing of the packets that were not sampled.
+func (c *Shares) alone() {
+	less := func(n *uint32) uint32 {
+		first := min(*n, 1)
+		*n -= first
+		return first
+	}
+	c.HTTPFirst, c.DNSFirst = less(&c.HTTPSame), less(&c.DNSNew)
+	less(&c.HTTPSource)
+	less(&c.HTTPPair)
+	less(&c.HTTPSettled)
+}
+
+// evidence is how many samples of a kind it takes to say how many packets there are of it, unless every packet was
+// sampled: with so many the standard error is a third. One sample of a busy host's stands for more than a threshold.
+const evidence = 8
+
+// of is how many packets n of the samples stand for, 0 when n is too few to say.
+func (s *Sums) of(n uint32) float64 {
+	if n < evidence && s.Packets > uint64(s.Samples.All) {
+		return 0
+	}
+	return float64(s.Packets) * ratio(n, s.Samples.All, 0)
 }
 
 // Standing is what a destination has to do with a source.
 type Standing uint8
 
-// A peer exchanged payload with the destination; a settled one did so a minute ago already.
+// A peer exchanged payload with the destination; a settled one did so a minute ago already; an allowed one is on an allow list,
+// so that nothing it sends counts.
 const (
 	Stranger Standing = iota
 	Peer
 	Settled
+	Allowed
 )
 
 // CountSamples says what kinds the samples are of; of tells where their sources stand.
@@ -166,6 +206,7 @@ func CountSamples(samples []header.Facts, of func(f *header.Facts) Standing) Sha
 	c := Shares{All: uint32(len(samples))} //nolint:gosec // at most the samples of a window
 	good := func(f *header.Facts) bool { return of(f) != Stranger }
 	var syn, ack, http, dns []*header.Facts
+	allowedSYN := uint32(0)
 	for i := range samples {
 		f := &samples[i]
 		c.Length += uint64(f.Length)
@@ -178,10 +219,13 @@ func CountSamples(samples []header.Facts, of func(f *header.Facts) Standing) Sha
 		}
 		switch {
 		case isSYN(f):
-			c.SYN++
-			syn = append(syn, f)
+			if c.SYN++; of(f) == Allowed {
+				allowedSYN++
+			} else {
+				syn = append(syn, f)
+			}
 		case f.Protocol == 6 && !f.Later:
-			if f.Asks == header.HTTP {
+			if f.Asks == header.HTTP && of(f) != Allowed {
 				http = append(http, f)
 			}
 			if isACK(f) && !good(f) {
@@ -194,17 +238,17 @@ func CountSamples(samples []header.Facts, of func(f *header.Facts) Standing) Sha
 			if good(f) {
 				c.UDPGood++
 			}
-			if f.Asks == header.DNS {
+			if f.Asks == header.DNS && of(f) != Allowed {
 				dns = append(dns, f)
 			}
 		case f.Protocol == 1 || f.Protocol == 58:
 			c.ICMP++
-			if isICMPFlood(f) {
+			if isICMPFlood(f) && of(f) != Allowed {
 				c.ICMPFlood++
 			}
 		}
 	}
-	c.SYNScan, c.ACKScan = loneScanner(syn), loneScanner(ack)
+	c.SYNScan, c.ACKScan = loneScanner(syn)+allowedSYN, loneScanner(ack)
 	c.requests(http, of)
 	c.queries(dns)
 	return c

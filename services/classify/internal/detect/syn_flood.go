@@ -7,24 +7,32 @@ import (
 
 // synFlood: syn − 2·handshakes ≥ SYN. A completed handshake pays for its own SYN and for one retransmission,
 // so a busy server stays below zero while SYNs that lead nowhere add up. SYNs of a lone source that walks
-// over ports are taken out: they are a port scan.
+// over ports are taken out: they are a port scan. Of windows that have no SYN among their samples the same share is.
 var synFlood = Flood{
 	Type: SYNFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
 		if s.SYN == 0 {
 			return Measure{}
 		}
-		excess := max(0, float64(s.SYN)-float64(s.SYNScan)-2*float64(s.Handshakes))
+		scan := float64(s.SYNScan)
+		if seen := s.SYN - s.SYNUnseen; seen > 0 {
+			scan *= float64(s.SYN) / float64(seen)
+		}
+		excess := max(0, float64(s.SYN)-scan-2*float64(s.Handshakes))
 		size := 60.0
 		if s.Packets > 0 {
 			size = min(size, float64(s.Bytes)/float64(s.Packets))
 		}
-		return Measure{
+		m := Measure{
 			Level: excess / t.SYN, Packets: uint64(excess), Bytes: uint64(excess * size),
 			Features: map[string]float64{"syn": float64(s.SYN), "handshakes": float64(s.Handshakes), "excess_syn": excess,
-				"sources": s.Sources, "scan_share": float64(s.SYNScan) / float64(s.SYN)},
+				"sources": s.Sources, "scan_share": scan / float64(s.SYN)},
 			Limits: map[string]float64{"excess_syn": t.SYN},
 		}
+		if s.SYNUnseen == s.SYN && s.Packets > uint64(s.Samples.All) {
+			m.Level = min(m.Level, 0.99) // enough to go on, not to start: nobody knows whose they are
+		}
+		return m
 	},
 	Kind: isSYN,
 }

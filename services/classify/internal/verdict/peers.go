@@ -170,7 +170,8 @@ func (e *Peer) trusted(protocol uint8, sport uint16, firstNs int64) bool {
 		if e.AskedPort(sport) {
 			return true
 		}
-		return sport == 0 && e.asked > 0 || e.UDP && settled
+		// A connection proves its address at once, as a speed test's does that controls one by UDP.
+		return sport == 0 && e.asked > 0 || e.UDP && (settled || e.TCP)
 	default:
 		return e.Other && settled
 	}

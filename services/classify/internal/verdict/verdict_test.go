@@ -204,6 +204,16 @@ func TestPeersAreBounded(t *testing.T) {
 	if p.Trusted(target.As16(), late, 17, 5000, began) {
 		t.Error("a peer of the last second is trusted")
 	}
+	// Unless it has proved its address by a connection, which alone is not enough either.
+	proved := [16]byte{15: 9}
+	p.Observe(flow.Key{Src: proved, Dst: target.As16(), Protocol: 6}, began-1e9)
+	if p.Trusted(target.As16(), proved, 17, 5000, began) {
+		t.Error("UDP is trusted that the target never answered")
+	}
+	p.Observe(flow.Key{Src: proved, Dst: target.As16(), Protocol: 17}, began-1e9)
+	if !p.Trusted(target.As16(), proved, 17, 5000, began) {
+		t.Error("UDP of a peer with a connection is not trusted")
+	}
 }
 
 func TestBaseline(t *testing.T) {

@@ -75,9 +75,6 @@ func (t *Table) begin(tag uint32, k *flow.Key, p *packet.Packet, payload []byte,
 	if !ok {
 		return 0, nil, false
 	}
-	if 2*(t.stats.Active+1) > uint64(len(t.index)) {
-		t.grow()
-	}
 	gen := e.gen + 1
 	if gen == 0 {
 		gen = 1

@@ -55,10 +55,11 @@ type Table struct {
 	queue uint64
 	k     [4]uint64
 
-	// index is an open-addressing hash table with linear probing: tag in the high half, entry number + 1 in
-	// the low half, 0 = empty. At most half of it is in use.
-	index []uint64
-	mask  uint32
+	// At most half of index is in use. When it has to grow, what the smaller one holds moves over a little with each new
+	// flow: all at once it would take milliseconds, in which the receive ring overflows.
+	index index
+	old   index
+	moved uint32 // slots of old that are empty
 
 	memory  *memory
 	entries []entry // MaxFlows of them
@@ -94,8 +95,7 @@ func New(cfg Config, queue uint8) *Table {
 		t.k[i] = sketch.Mix(cfg.Seed+uint64(i+1)*0x9e3779b97f4a7c15) | 1 //nolint:gosec // i is small
 	}
 	size := 1 << bits.Len(uint(2*cfg.InitialFlows-1)) //nolint:gosec // positive after normalise
-	t.index = reserve[uint64](t.memory, size)
-	t.mask = uint32(size - 1) //nolint:gosec // at most 2^26
+	t.index = newIndex(t.memory, size)
 	t.sums.init()
 	return t
 }
@@ -139,7 +139,7 @@ func (t *Table) Warm(hashes []uint32) {
 	var slots [WarmMax]uint64
 	n := min(len(hashes), WarmMax)
 	for i, h := range hashes[:n] {
-		slots[i] = t.index[h&t.mask]
+		slots[i] = t.index.slots[h&t.index.mask]
 	}
 	x := uint64(0)
 	for _, s := range slots[:n] {
@@ -152,7 +152,7 @@ func (t *Table) Warm(hashes []uint32) {
 		// Each new flow evicts one: where those that may be are in the index.
 		for i := range n {
 			if at := int(t.hand) + i; at < len(t.entries) {
-				x += t.index[t.entries[at].tag&t.mask]
+				x += t.index.slots[t.entries[at].tag&t.index.mask]
 			}
 		}
 	}
@@ -161,8 +161,16 @@ func (t *Table) Warm(hashes []uint32) {
 
 // find returns the entry number of k's flow and whether k is its reverse.
 func (t *Table) find(tag uint32, k *flow.Key) (i uint32, e *entry, reverse, ok bool) {
-	for pos := tag & t.mask; ; pos = (pos + 1) & t.mask {
-		s := t.index[pos]
+	i, e, reverse, ok = t.findIn(&t.index, tag, k)
+	if !ok && t.old.slots != nil {
+		i, e, reverse, ok = t.findIn(&t.old, tag, k)
+	}
+	return i, e, reverse, ok
+}
+
+func (t *Table) findIn(x *index, tag uint32, k *flow.Key) (i uint32, e *entry, reverse, ok bool) {
+	for pos := tag & x.mask; ; pos = (pos + 1) & x.mask {
+		s := x.slots[pos]
 		if s == 0 {
 			return 0, nil, false, false
 		}
@@ -185,76 +193,82 @@ func (t *Table) find(tag uint32, k *flow.Key) (i uint32, e *entry, reverse, ok b
 
 // insert puts an entry into the index.
 func (t *Table) insert(tag, i uint32) {
-	pos := tag & t.mask
-	for t.index[pos] != 0 {
-		pos = (pos + 1) & t.mask
+	if 2*t.stats.Active >= uint64(len(t.index.slots)) && t.old.slots == nil {
+		t.old, t.moved = t.index, 0
+		t.index = newIndex(t.memory, 2*len(t.old.slots))
 	}
-	t.index[pos] = uint64(tag)<<32 | uint64(i+1)
+	if t.old.slots != nil {
+		t.move()
+	}
+	t.index.insert(tag, i)
 }
 
-// remove takes an entry out of the index and closes the gap, so that no tombstones build up.
-func (t *Table) remove(tag, i uint32) {
-	pos := tag & t.mask
-	for uint32(t.index[pos]) != i+1 { //nolint:gosec // the low half is wanted
-		pos = (pos + 1) & t.mask
-	}
-	for gap := pos; ; {
-		pos = (pos + 1) & t.mask
-		s := t.index[pos]
-		if s == 0 {
-			t.index[gap] = 0
+// movedSlots of the old index are emptied for each new flow: 2 would do to be through before the new one is half full.
+const movedSlots = 8
+
+func (t *Table) move() {
+	for range movedSlots {
+		// Closing the gap may put another entry here.
+		for s := t.old.slots[t.moved]; s != 0; s = t.old.slots[t.moved] {
+			tag, i := uint32(s>>32), uint32(s)-1 //nolint:gosec // the halves are wanted
+			t.old.close(t.moved)
+			t.index.insert(tag, i)
+		}
+		if t.moved++; int(t.moved) == len(t.old.slots) {
+			free(t.memory, t.old.slots)
+			t.old = index{}
 			return
 		}
-		home := uint32(s>>32) & t.mask //nolint:gosec // the high half is wanted
-		if (pos-home)&t.mask >= (pos-gap)&t.mask {
-			t.index[gap] = s
-			gap = pos
-		}
 	}
 }
 
-// grow doubles the index.
-func (t *Table) grow() {
-	old := t.index
-	t.index = reserve[uint64](t.memory, 2*len(old))
-	t.mask = uint32(len(t.index) - 1) //nolint:gosec // at most 2^26
-	for _, s := range old {
-		if s != 0 {
-			t.insert(uint32(s>>32), uint32(s)-1) //nolint:gosec // the halves are wanted
-		}
+// remove takes an entry out of the index.
+func (t *Table) remove(tag, i uint32) {
+	if !t.index.remove(tag, i) {
+		t.old.remove(tag, i)
 	}
-	free(t.memory, old)
 }
 
-// take returns a free entry, evicting one if need be; ok is false when none may be evicted.
+// take returns a free entry, evicting one if need be; ok is false when none of those at hand may be evicted.
 func (t *Table) take(evicted func(i uint32, e *entry)) (i uint32, e *entry, ok bool) {
-	if t.free != 0 {
-		i = t.free - 1
-		e = &t.entries[i]
-		t.free = e.next
-		e.next = 0
-		return i, e, true
-	}
-	if int(t.high) < t.cfg.MaxFlows {
+	if t.free == 0 && int(t.high) < t.cfg.MaxFlows {
 		i = t.high
 		t.high++
 		return i, &t.entries[i], true
 	}
-	// Flows that went past their first packet are worth more than those that never did.
+	if t.free == 0 {
+		i, ok = t.leastValuable()
+		if !ok {
+			return 0, nil, false
+		}
+		evicted(i, &t.entries[i])
+	}
+	i = t.free - 1
+	e = &t.entries[i]
+	t.free = e.next
+	e.next = 0
+	return i, e, true
+}
+
+// leastValuable looks at a few flows: one that never went past its first packet is worth the least. Then comes the one that
+// has been silent the longest, when that is as long as one packet is kept; but connections stay.
+func (t *Table) leastValuable() (i uint32, ok bool) {
+	var silent uint32
+	oldest := t.now - int64(t.cfg.IdleSingle)
 	for range 16 {
 		i = t.hand
 		if t.hand++; t.hand == t.high {
 			t.hand = 0
 		}
-		if e = &t.entries[i]; e.state&used != 0 && e.part == 0 && e.packets[0]+e.packets[1] == 1 {
-			evicted(i, e)
-			i = t.free - 1
-			t.free = e.next
-			e.next = 0
-			return i, e, true
+		switch e := &t.entries[i]; {
+		case e.state&used == 0:
+		case e.part == 0 && e.packets[0]+e.packets[1] == 1:
+			return i, true
+		case e.state&handshake == 0 && e.last <= oldest:
+			silent, oldest, ok = i, e.last, true
 		}
 	}
-	return 0, nil, false
+	return silent, ok
 }
 
 // Enough says that a flow's label is final: no more payload is sent. It returns the flow's key in the direction
