@@ -88,7 +88,10 @@ func (s *storing) publish(ctx context.Context) {
 			})
 		}
 		v := &eventv1.Verdict{Id: fmt.Sprintf("v-%d", i), AttackId: "a", Type: "syn_flood", Target: "192.0.2.1", Sensor: "e2e", DecidedNs: begin + i*1e6}
-		for s.bus.PublishFlows(context.Background(), m) != nil && ctx.Err() == nil {
+		for ctx.Err() == nil {
+			if _, err := s.bus.PublishFlows(context.Background(), m); err == nil {
+				break
+			}
 			time.Sleep(100 * time.Millisecond)
 		}
 		if err := s.bus.PublishVerdict(context.Background(), v); err != nil {

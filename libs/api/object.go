@@ -409,11 +409,22 @@ type Status struct {
 	Services   []Service         `json:"services" nullable:"false"`
 	Missing    []Missing         `json:"missing" nullable:"false" doc:"services that did not answer"`
 	Interfaces []Interface       `json:"interfaces" nullable:"false"`
+	Streams    []ClassifyStream  `json:"streams" nullable:"false" doc:"of each sensor to its classifiers"`
 	Enforcing  bool              `json:"enforcing" doc:"false: rules only count what they would drop"`
 	Panic      Panic             `json:"panic"`
 	Database   string            `json:"database,omitempty"`
 	Rows       map[string]uint64 `json:"rows,omitempty" doc:"by table"`
 	Ledger     Ledger            `json:"ledger"`
+}
+
+// ClassifyStream is what a sensor has to do with one of its classifiers.
+type ClassifyStream struct {
+	Sensor         string  `json:"sensor"`
+	Address        string  `json:"address" doc:"of the classifier, as the sensor is configured"`
+	Connected      bool    `json:"connected"`
+	Share          float64 `json:"share" doc:"of the networks that the classifier judges now, 0 to 1; 0 while it does not answer and others judge for it"`
+	BatchesPending uint64  `json:"batches_pending" doc:"that it has not acknowledged"`
+	Problem        string  `json:"problem,omitempty" doc:"why there is no stream"`
 }
 
 // Missing is a service that did not answer.

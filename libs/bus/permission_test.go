@@ -235,7 +235,8 @@ func jobs(t *testing.T, s secured) {
 	if err != nil || day.GetDay() != 2 {
 		t.Errorf("classify reads what is usual: %v, %v", day, err)
 	}
-	good("classify publishes flows", classify.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "s", Epoch: 1, Batch: 1}))
+	_, err = classify.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "s", Epoch: 1, Batch: 1})
+	good("classify publishes flows", err)
 	good("classify publishes an attack", classify.PublishAttack(ctx, &eventv1.Attack{Id: "a", Revision: 1, Sensor: "s"}))
 	good("classify publishes a verdict", classify.PublishVerdict(ctx, &eventv1.Verdict{Id: "v", Sensor: "s"}))
 	good("classify writes a rule", classify.PutRule(ctx, bustest.Rule("r")))

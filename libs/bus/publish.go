@@ -27,19 +27,19 @@ const (
 )
 
 // PublishFlows stores a batch and returns after the stream has acknowledged it. The message id is
-// sensor/epoch/batch/part. An error wraps ErrUnavailable when there was no acknowledgement (the batch may be
+// sensor/epoch/batch/part; already tells that the stream had it, from an attempt before or another classifier. An error wraps ErrUnavailable when there was no acknowledgement (the batch may be
 // stored nevertheless; publish it again) or ErrTooLarge when it must be split into more parts.
-func (b *Bus) PublishFlows(ctx context.Context, f *eventv1.FlowRecords) error {
+func (b *Bus) PublishFlows(ctx context.Context, f *eventv1.FlowRecords) (already bool, err error) {
 	data, err := proto.Marshal(f)
 	if err != nil {
-		return fmt.Errorf("encode flow records: %w", err)
+		return false, fmt.Errorf("encode flow records: %w", err)
 	}
 	id := f.GetSensor() + "/" + strconv.FormatUint(f.GetEpoch(), 10) + "/" + strconv.FormatUint(f.GetBatch(), 10) + "/" +
 		strconv.FormatUint(uint64(f.GetPart()), 10)
-	if err := b.store(ctx, SubjectFlows+Token(f.GetSensor()), id, telemetry.Inject(ctx), data); err != nil {
-		return fmt.Errorf("publish flows %s: %w", id, err)
+	if already, err = b.store(ctx, SubjectFlows+Token(f.GetSensor()), id, telemetry.Inject(ctx), data); err != nil {
+		return false, fmt.Errorf("publish flows %s: %w", id, err)
 	}
-	return nil
+	return already, nil
 }
 
 // PublishAttack stores a state of an attack; the message id is the attack's id and revision. It retries until it
@@ -85,7 +85,7 @@ func (b *Bus) publishEvent(ctx context.Context, subject, id, traceparent string,
 	}
 	wait := retryMin
 	for {
-		err = b.store(ctx, subject, id, traceparent, data)
+		_, err = b.store(ctx, subject, id, traceparent, data)
 		if err == nil {
 			return nil
 		}
@@ -110,19 +110,19 @@ func (b *Bus) Raw(ctx context.Context, subject string, data []byte) error {
 	return nil
 }
 
-// store is one attempt, acknowledged.
-func (b *Bus) store(ctx context.Context, subject, id, traceparent string, data []byte) error {
+// store is one attempt, acknowledged. already tells that the stream had the id.
+func (b *Bus) store(ctx context.Context, subject, id, traceparent string, data []byte) (already bool, err error) {
 	m := &nats.Msg{Subject: subject, Data: data, Header: nats.Header{jetstream.MsgIDHeader: []string{id}}}
 	if traceparent != "" {
 		m.Header.Set(headerTrace, traceparent)
 	}
 	if limit := b.nc.MaxPayload(); limit > 0 && int64(len(data)+len(id)+256) > limit {
-		return fmt.Errorf("%w: %d of %d bytes", ErrTooLarge, len(data), limit)
+		return false, fmt.Errorf("%w: %d of %d bytes", ErrTooLarge, len(data), limit)
 	}
 	attempt, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
-	_, err := b.js.PublishMsg(attempt, m)
-	return unavailable(err)
+	ack, err := b.js.PublishMsg(attempt, m)
+	return err == nil && ack.Duplicate, unavailable(err)
 }
 
 // recover does what may help the next attempt: room in a full stream, or the stream itself after a server lost it.

@@ -27,7 +27,7 @@ func TestSampleFlows(t *testing.T) {
 	batch := uint64(0)
 	publish := func() {
 		batch++
-		if err := b.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "s", Epoch: 1, Batch: batch}); err != nil {
+		if _, err := b.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "s", Epoch: 1, Batch: batch}); err != nil {
 			t.Fatal(err)
 		}
 	}

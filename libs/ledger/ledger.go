@@ -26,7 +26,7 @@ var Equations = []Equation{
 	{"decode", "ingest.received", []string{"ingest.accounted", "ingest.undecodable"}},
 	{"flows", "ingest.flows_created", []string{"ingest.flows_ended", "ingest.flows_active", "ingest.flows_summarised", "ingest.flows_evicted"}},
 	{"batches", "ingest.batches_made", []string{"ingest.batches_acked", "ingest.batches_dropped", "ingest.batches_pending"}},
-	{"publish", "classify.records_received", []string{"classify.published", "classify.unpublished"}},
+	{"publish", "classify.records_received", []string{"classify.published", "classify.already_published", "classify.unpublished"}},
 	{"persist", "classify.published", []string{"persist.records_committed", "persist.records_duplicate", "persist.records_rejected"}},
 }
 

@@ -16,7 +16,7 @@ func status(service string, terms map[string]uint64) *statusv1.ServiceStatus {
 func capture(received uint64) []*statusv1.ServiceStatus {
 	return []*statusv1.ServiceStatus{
 		status("ingest", map[string]uint64{"raised": 10, "received": received, "ring_drops": 2, "lost_at_restart": 0, "accounted": 7, "undecodable": 1}),
-		status("classify", map[string]uint64{"records_received": 5, "published": 6, "unpublished": 0}),
+		status("classify", map[string]uint64{"records_received": 5, "published": 6, "already_published": 0, "unpublished": 0}),
 	}
 }
 

@@ -71,20 +71,18 @@ const (
 	reviseAfter  = 300 * time.Millisecond
 )
 
-// begin makes an attack, or continues the one that rules of an earlier run name.
+// begin makes an attack, or continues the one that an earlier run or another classifier had begun.
 func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64) *attack {
 	now := e.now(w)
 	a := &attack{
 		key: attackKey{typ, target}, sensor: w.GetSensor(), firstNs: startNs, detectedNs: now, updatedNs: now,
 		lastOver: w.GetEndNs(), scanners: make(map[netip.Addr]bool),
 	}
-	if id, first := e.earlier(typ, target, a.firstNs); id != "" {
+	if id, k := e.earlier(typ, target, a.firstNs, now); id != "" {
 		a.id = id
-		if first > 0 {
-			a.firstNs = first
-		}
+		k.tell(a)
 		// One update a second at most came before, so this revision is new.
-		a.revision = uint32(max(0, (now-a.firstNs)/int64(updateEvery))) + 120 //nolint:gosec // a day of seconds
+		a.revision = max(a.revision, uint32(max(0, (now-a.firstNs)/int64(updateEvery)))+120) //nolint:gosec // a day of seconds
 	} else {
 		a.id = e.freshID(typ, target, a.firstNs)
 	}
@@ -114,23 +112,6 @@ func (e *Engine) freshID(typ, target string, firstNs int64) string {
 	}
 }
 
-// earlier finds the attack that rules of an earlier run name, and when it began.
-func (e *Engine) earlier(typ, target string, firstNs int64) (id string, began int64) {
-	if len(e.known) == 0 {
-		return "", 0
-	}
-	for back := int64(0); back <= int64(adopt/bucket); back++ {
-		for n := range adoptNumbers {
-			id := attackID(typ, target, firstNs-back*int64(bucket), n)
-			if began, ok := e.known[id]; ok {
-				delete(e.known, id)
-				return id, began
-			}
-		}
-	}
-	return "", 0
-}
-
 // noteEnd notes the id of an attack that is over. Ids are of a minute, so old ones may be forgotten.
 func (e *Engine) noteEnd(a *attack) {
 	if len(e.ended) >= maxEnded {
@@ -157,9 +138,15 @@ func (e *Engine) forgetOldest() {
 	e.remove(oldest)
 }
 
+// remove forgets an attack that is over.
 func (e *Engine) remove(a *attack) {
-	delete(e.attacks, a.key)
+	e.letGo(a)
 	e.noteEnd(a)
+}
+
+// letGo forgets an attack without an end.
+func (e *Engine) letGo(a *attack) {
+	delete(e.attacks, a.key)
 	for id, r := range e.rules {
 		if r.attack == a {
 			delete(e.rules, id)
@@ -241,7 +228,7 @@ func (e *Engine) publish(a *attack, state eventv1.AttackState, now int64, out *W
 	a.updatedNs = now
 	m := &eventv1.Attack{
 		Id: a.id, Type: a.key.typ, Target: a.key.target, State: state, Sensor: a.sensor, FirstNs: a.firstNs,
-		DetectedNs: a.detectedNs, UpdatedNs: now, Packets: a.packets, Bytes: a.bytes, Pps: a.pps, Bps: a.bps,
+		DetectedNs: a.detectedNs, UpdatedNs: now, SeenNs: a.lastOver, Packets: a.packets, Bytes: a.bytes, Pps: a.pps, Bps: a.bps,
 		Sources: a.sourceEstimate(), TopSources: slices.Clone(a.top), Revision: a.revision,
 	}
 	if state == eventv1.AttackState_ATTACK_STATE_ENDED {
@@ -315,18 +302,6 @@ func (e *Engine) synLimit(a *attack) float64 {
 		return e.limits(a.target.Addr(), g).SYN
 	}
 	return 0
-}
-
-// Adopt tells the engine of rules that are in force when it starts: an attack that one of them names is
-// continued under its id when it shows again.
-func (e *Engine) Adopt(rules []policy.Rule) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for i := range rules {
-		if r := &rules[i]; r.Origin == policy.OriginDetector && r.AttackID != "" {
-			e.known[r.AttackID] = r.AttackFirstNs
-		}
-	}
 }
 
 // matchIDs writes matches as one string.

@@ -24,7 +24,7 @@ import (
 // Bus is what classify needs of NATS. Publish and put calls return after the server acknowledged.
 type Bus interface {
 	EnsureStreams(ctx context.Context) error
-	PublishFlows(ctx context.Context, f *eventv1.FlowRecords) error
+	PublishFlows(ctx context.Context, f *eventv1.FlowRecords) (already bool, err error)
 	PublishAttack(ctx context.Context, a *eventv1.Attack) error
 	PublishVerdict(ctx context.Context, v *eventv1.Verdict) error
 	PublishWindow(ctx context.Context, sensor string, w *flowv1.Window) error
@@ -99,7 +99,7 @@ type Service struct {
 	problem  atomic.Pointer[string] // why NATS cannot be used, nil when it can
 	ready    atomic.Bool            // streams exist and rules were read
 
-	batches, windows, received, published, unpublished, summarised atomic.Uint64
+	batches, windows, received, published, already, unpublished, summarised atomic.Uint64
 }
 
 const (
@@ -176,7 +176,13 @@ func (s *Service) Run(ctx context.Context) error {
 	wg.Add(7)
 	// The errors of the watches are that of the context.
 	go func() { defer wg.Done(); _ = s.bus.WatchLists(ctx, s.hosts.takeList) }()
-	go func() { defer wg.Done(); _ = s.bus.WatchRules(ctx, s.hosts.takeRule) }()
+	go func() {
+		defer wg.Done()
+		_ = s.bus.WatchRules(ctx, func(u bus.RuleUpdate) {
+			s.engine.Rule(u)
+			s.hosts.takeRule(u)
+		})
+	}()
 	go func() { defer wg.Done(); s.keepLists(ctx) }()
 	go func() { defer wg.Done(); s.storeNamed(ctx) }()
 	go func() {
@@ -185,14 +191,17 @@ func (s *Service) Run(ctx context.Context) error {
 	}()
 	go func() {
 		defer wg.Done()
-		err := s.bus.ConsumeEventsEphemeral(ctx, []string{bus.AllEnforcements}, func(m bus.EventMsg) {
-			if m.Enforcement != nil {
+		err := s.bus.ConsumeEventsEphemeral(ctx, []string{bus.AllEnforcements, bus.AllAttacks}, func(m bus.EventMsg) {
+			switch {
+			case m.Enforcement != nil:
 				s.engine.Enforcement(m.Enforcement)
+			case m.Attack != nil:
+				s.elsewhere(m.Attack)
 			}
 		})
 		if err != nil && ctx.Err() == nil {
 			s.t.CountError("consume_enforcement")
-			s.t.Log.Error("enforcement events are not followed any more: attacks that are dropped will look ended", "error", err)
+			s.t.Log.Error("events are not followed any more: attacks that are dropped will look ended", "error", err)
 		}
 	}()
 	go func() {
@@ -202,6 +211,18 @@ func (s *Service) Run(ctx context.Context) error {
 	<-ctx.Done()
 	wg.Wait()
 	return nil
+}
+
+// elsewhere takes in what another classifier says of an attack: there is one that tells of it, whatever the sensors moved.
+func (s *Service) elsewhere(a *eventv1.Attack) {
+	own := s.t.Instance()
+	if a.GetClassifier() == "" || a.GetClassifier() == own {
+		return
+	}
+	if s.engine.Elsewhere(a, own) {
+		s.traces.Delete(a.GetId())
+		s.t.Log.Info("an attack is another classifier's from now on", "attack", a.GetId(), "target", a.GetTarget(), "classifier", a.GetClassifier())
+	}
 }
 
 // stop ends the streams; what they hold has drain to be published.
@@ -232,12 +253,13 @@ func (s *Service) prepare(ctx context.Context) error {
 	return nil
 }
 
-// Ledger returns this run's terms; once traffic has stopped records_received = published + unpublished.
+// Ledger returns this run's terms; once traffic has stopped records_received = published + already_published +
+// unpublished. Another classifier had published the second, before the sensor moved the batch here.
 func (s *Service) Ledger() map[string]uint64 {
 	published, unpublished := s.published.Load(), s.unpublished.Load()
 	return map[string]uint64{
 		"batches_received": s.batches.Load(), "windows_received": s.windows.Load(), "records_received": s.received.Load(),
-		"published": published, "unpublished": unpublished, "flows_summarised": s.summarised.Load(),
+		"published": published, "already_published": s.already.Load(), "unpublished": unpublished, "flows_summarised": s.summarised.Load(),
 	}
 }
 

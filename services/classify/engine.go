@@ -90,6 +90,7 @@ type Engine struct {
 	pending  []finding // of batches, told with the next window
 	checked  int64     // when the stallers were last looked at
 	firstNs  int64     // start of the first window
+	parts    bool      // sensors have other classifiers too
 	lastEnd  int64     // end of the newest window
 	sensor   string    // of the newest window
 
@@ -98,8 +99,8 @@ type Engine struct {
 	blocked map[netip.Addr]*attack // sources that scans made blocked → the attack whose rule it is
 	flooded map[[16]byte]int       // destinations under flood → how many kinds
 	bombed  map[netip.Prefix]*attack
-	ended   map[string]int64 // ids of attacks that are over → when they began
-	known   map[string]int64 // ids of attacks that rules of an earlier run name → when they began
+	ended   map[string]int64  // ids of attacks that are over → when they began
+	known   map[string]*known // ids of attacks that an earlier run or another classifier has begun
 
 	facts []header.Facts // of the window's target at hand
 	raw   [][]byte
@@ -114,7 +115,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), apps: app.NewEngine()}
 	e.usual = usual.New(usual.Config{Days: cfg.UsualDays, Factor: cfg.UsualFactor}, e.thresholdsOf)
 	e.reset()
-	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]int64), make(map[string]int64)
+	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]*known), make(map[string]int64)
 	return e, nil
 }
 
@@ -192,6 +193,7 @@ func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	if e.firstNs == 0 || w.GetStartNs() < e.firstNs {
 		e.firstNs = w.GetStartNs()
 	}
+	e.parts = e.parts || w.GetPart()
 	e.networks(w, out)
 	for _, t := range w.GetTargets() {
 		if t.GetPrefixLen() == 128 && len(t.GetAddr()) == 16 {

@@ -22,10 +22,18 @@ const crowd = 4
 const settledNs = int64(60e9)
 
 // settled: the source exchanged payload with the host a minute ago already. A live engine that is younger itself cannot
-// know, and takes everyone who did so at all for settled.
+// know, and takes everyone who did so at all for settled; so does one of several that knows the host for less, because it may
+// have got it from another.
 func (e *Engine) settled(host, src [16]byte, nowNs int64) bool {
 	p := e.peers.Known(host, src)
-	return p != nil && (nowNs-p.FirstNs > settledNs || e.cfg.Now != nil && nowNs-e.firstNs < settledNs)
+	if p == nil || e.cfg.Now == nil {
+		return p != nil && nowNs-p.FirstNs > settledNs
+	}
+	began := e.firstNs
+	if e.parts {
+		began = max(began, e.peers.Since(host))
+	}
+	return nowNs-p.FirstNs > settledNs || nowNs-began < settledNs
 }
 
 // finding is a scan that a source was caught at.

@@ -161,13 +161,15 @@ func (x *stream) batch(b *flowv1.FlowBatch) error {
 	go func() {
 		defer x.wg.Done()
 		defer func() { <-x.slots }()
-		published, unpublished, ok := x.records(b, res.Records)
+		published, already, unpublished, ok := x.records(b, res.Records)
 		x.s.published.Add(published)
+		x.s.already.Add(already)
 		x.s.unpublished.Add(unpublished)
-		if !ok {
-			return // ingest sends the batch again
+		if !ok { // ingest sends the batch again, here or to another classifier
+			x.s.received.Add(published + already + unpublished - uint64(len(res.Records))) // less than before: it wraps
+			return
 		}
-		ack.Published, ack.Unpublished = published, unpublished
+		ack.Published, ack.Unpublished = published+already, unpublished
 		if err := x.send(ack); err == nil {
 			x.s.metrics.latency.Observe(time.Since(received).Seconds())
 		}
@@ -175,8 +177,9 @@ func (x *stream) batch(b *flowv1.FlowBatch) error {
 	return nil
 }
 
-// records publishes flow records in parts. ok is false when the stream ended before all were acknowledged.
-func (x *stream) records(b *flowv1.FlowBatch, records []*eventv1.FlowRecord) (published, unpublished uint64, ok bool) {
+// records publishes flow records in parts. ok is false when the stream ended before all were acknowledged. already are those
+// that another classifier had published.
+func (x *stream) records(b *flowv1.FlowBatch, records []*eventv1.FlowRecord) (published, already, unpublished uint64, ok bool) {
 	ctx, span := x.s.batchSpan(x.ctx, b)
 	defer span.End()
 	part := uint32(0)
@@ -184,9 +187,11 @@ func (x *stream) records(b *flowv1.FlowBatch, records []*eventv1.FlowRecord) (pu
 	for len(records) > 0 {
 		n := min(size, len(records))
 		m := &eventv1.FlowRecords{Sensor: b.GetSensor(), Epoch: b.GetEpoch(), Batch: b.GetBatch(), Part: part, Records: records[:n]}
-		tooLarge := false
+		tooLarge, stored, tries := false, false, 0
 		err := lifecycle.Retry(ctx, retryMin, retryMax, func(ctx context.Context) error {
-			err := x.s.bus.PublishFlows(ctx, m)
+			tries++
+			var err error
+			stored, err = x.s.bus.PublishFlows(ctx, m)
 			if errors.Is(err, bus.ErrTooLarge) {
 				tooLarge = true
 				return nil
@@ -198,12 +203,15 @@ func (x *stream) records(b *flowv1.FlowBatch, records []*eventv1.FlowRecord) (pu
 		})
 		switch {
 		case err != nil:
-			return published, unpublished, false
+			return published, already, unpublished, false
 		case tooLarge && n > 1:
 			size = n / 2
 			continue
 		case tooLarge:
 			unpublished++
+		case stored && tries == 1: // else it was an attempt of our own whose acknowledgement was lost
+			x.s.well()
+			already += uint64(n) //nolint:gosec // at most partRecords
 		default:
 			x.s.well()
 			published += uint64(n) //nolint:gosec // at most partRecords
@@ -211,7 +219,7 @@ func (x *stream) records(b *flowv1.FlowBatch, records []*eventv1.FlowRecord) (pu
 		records = records[n:]
 		part++
 	}
-	return published, unpublished, true
+	return published, already, unpublished, true
 }
 
 // well clears a problem after a success.
@@ -253,6 +261,7 @@ func (x *stream) publish(j *job) {
 		d.end()
 	}
 	for _, a := range j.result.Attacks {
+		a.Classifier = x.s.t.Instance()
 		if err := x.s.bus.PublishAttack(x.s.traceAttack(a), a); err != nil {
 			x.s.t.CountError("publish_attack")
 			x.s.t.Log.Error("an attack's state is not recorded", "attack", a.GetId(), "state", a.GetState().String(), "error", err)

@@ -35,7 +35,7 @@ func (r *rig) publishGood(clients int, at time.Time) {
 		f.Records = append(f.Records, goodRecord(i, at))
 	}
 	bustest.Wait(r.t, "the node knows the good flows", func() bool {
-		if err := r.bus.PublishFlows(context.Background(), f); err != nil {
+		if _, err := r.bus.PublishFlows(context.Background(), f); err != nil {
 			r.t.Fatal(err)
 		}
 		f.Batch++

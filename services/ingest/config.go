@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/afpacket"
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/shard"
 )
 
 // Modes of the sensor; see the XDP program's modes in libs/xdp.
@@ -16,6 +18,9 @@ const (
 	ModeTap    = "tap"
 	ModeHost   = "host"
 )
+
+// minBuffer is what every classifier's batches may take at least.
+const minBuffer = 1 << 20
 
 // maxForwarded is half of the gate's flow map: a flow takes an entry for each direction.
 const maxForwarded = 65536
@@ -27,7 +32,8 @@ type Config struct {
 	BPFFS  string   `name:"bpffs" env:"TIDEGATE_INGEST_BPFFS" default:"/sys/fs/bpf" help:"BPF file system with the pins of the XDP program."`
 	Sensor string   `name:"sensor" env:"TIDEGATE_INGEST_SENSOR" help:"Name of this sensor in subjects and rows; the host name by default."`
 
-	Classify string `name:"classify" env:"TIDEGATE_INGEST_CLASSIFY" default:"127.0.0.1:50051" help:"Address of the classify service."`
+	Classify  []string `name:"classify" env:"TIDEGATE_INGEST_CLASSIFY" default:"127.0.0.1:50051" help:"Address of the classify service (repeatable). Of several each judges its part of the networks, and for the others while they do not answer."`
+	Protected []string `name:"protected" env:"TIDEGATE_INGEST_PROTECTED" help:"Prefix whose hosts are protected (repeatable), as classify has them: with several classifiers, the one of a flow is that of its protected side. One classifier needs none."`
 
 	Capture       string `name:"capture" env:"TIDEGATE_INGEST_CAPTURE" default:"auto" enum:"auto,af_xdp,af_packet" help:"How frames come from a mirror port (tap): by af_xdp, by af_packet, or auto, which takes AF_PACKET where AF_XDP cannot be had. Inline and host need XDP."`
 	PacketWorkers int    `name:"packet-workers" env:"TIDEGATE_INGEST_PACKET_WORKERS" default:"0" help:"AF_PACKET: workers that share an interface's frames; 0 is one for each CPU, 8 at most."`
@@ -60,7 +66,7 @@ type Config struct {
 // DefaultConfig is the configuration of a command line without flags; it names no interface.
 func DefaultConfig() Config {
 	return Config{
-		Mode: ModeInline, BPFFS: "/sys/fs/bpf", Classify: "127.0.0.1:50051",
+		Mode: ModeInline, BPFFS: "/sys/fs/bpf", Classify: []string{"127.0.0.1:50051"},
 		Capture: CaptureAuto, PacketFanout: afpacket.FanoutHash, PacketRing: 32 << 20,
 		Backend: afxdp.Native, Frames: 16384, RxRing: 16384, TxRing: 2048, Nice: -10, Spin: 37 * time.Microsecond,
 		BatchInterval: 5 * time.Millisecond, WindowInterval: 100 * time.Millisecond, BufferBytes: 64 << 20,
@@ -92,8 +98,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("ingest: batch interval %v: use more than 0 and at most 1s", c.BatchInterval)
 	case c.WindowInterval < 10*time.Millisecond || c.WindowInterval > 10*time.Second:
 		return fmt.Errorf("ingest: window interval %v: use 10ms to 10s", c.WindowInterval)
-	case c.BufferBytes < 1<<20:
-		return fmt.Errorf("ingest: buffer of %d bytes: use at least 1048576, the size of one batch", c.BufferBytes)
+	case c.BufferBytes < minBuffer:
+		return fmt.Errorf("ingest: buffer of %d bytes: use at least %d, the size of one batch", c.BufferBytes, minBuffer)
 	case c.MaxFlows < 1024:
 		return fmt.Errorf("ingest: at most %d flows: use at least 1024", c.MaxFlows)
 	case c.Nice < -20 || c.Nice > 19:
@@ -102,6 +108,9 @@ func (c *Config) validate() error {
 		return fmt.Errorf("ingest: spin of %v: use 0 to 1s", c.Spin)
 	case c.MaxForwarded < 0 || c.MaxForwarded > maxForwarded:
 		return fmt.Errorf("ingest: at most %d forwarded flows: use 0 to %d", c.MaxForwarded, maxForwarded)
+	}
+	if err := c.validateClassifiers(); err != nil {
+		return err
 	}
 	sockets := c.sockets("", 0, 2048)
 	if err := sockets.Validate(); err != nil {
@@ -117,6 +126,24 @@ func (c *Config) validate() error {
 			return fmt.Errorf("ingest: no sensor name, and the host name cannot be read: %w", err)
 		}
 		c.Sensor = host
+	}
+	return nil
+}
+
+// validateClassifiers looks at what says which classifier gets what.
+func (c *Config) validateClassifiers() error {
+	switch n := len(c.Classify); {
+	case n == 0 || slices.Contains(c.Classify, ""):
+		return errors.New("ingest: no classifier: give its address with --classify, for example classify.example:50051")
+	case n > shard.MaxOwners:
+		return fmt.Errorf("ingest: %d classifiers: a sensor streams to at most %d", n, shard.MaxOwners)
+	case n > 1 && len(c.Protected) == 0:
+		return errors.New("ingest: several classifiers, and no protected prefix: name those of classify with --protected, because the protected side of a flow says which classifier gets it")
+	}
+	for i, name := range c.Classify {
+		if slices.Contains(c.Classify[:i], name) {
+			return fmt.Errorf("ingest: classifier %s is named twice: name each once", name)
+		}
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
+	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 )
 
 // sendFrames sends raw frames from the client's end of port a.
@@ -164,7 +165,7 @@ func TestFallback(t *testing.T) {
 
 	refused := func(c Config, want ...string) {
 		t.Helper()
-		s, err := New(c, Deps{Telemetry: telemetry.Discard("ingest"), Classify: f.client})
+		s, err := New(c, Deps{Telemetry: telemetry.Discard("ingest"), Classify: []classifyv1.ClassifyServiceClient{f.client}})
 		if err == nil {
 			err = s.Run(context.Background())
 		}

@@ -2,8 +2,9 @@
 // AF_PACKET), passes it on in inline mode, keeps flows and windows, and streams both to classify.
 //
 // One worker goroutine owns queue n of all interfaces; per packet there are only function calls within it.
-// A batch leaves the worker through the outbox, which never blocks: a sender goroutine streams it, and what
-// classify does not acknowledge is sent again until memory's bound makes room for newer.
+// A batch leaves the worker through a classifier's outbox, which never blocks: a sender goroutine streams it, and what
+// the classifier does not acknowledge is sent again until memory's bound makes room for newer. Of several classifiers
+// each gets what concerns its networks (shards).
 package ingest
 
 import (
@@ -36,8 +37,8 @@ const (
 // Deps are what the sensor is given.
 type Deps struct {
 	Telemetry *telemetry.Telemetry
-	Registrar grpc.ServiceRegistrar // takes IngestService; nil: none
-	Classify  classifyv1.ClassifyServiceClient
+	Registrar grpc.ServiceRegistrar              // takes IngestService; nil: none
+	Classify  []classifyv1.ClassifyServiceClient // of Config.Classify, in its order
 }
 
 // Service is a sensor.
@@ -47,8 +48,7 @@ type Service struct {
 	cfg        Config
 	tel        *telemetry.Telemetry
 	started    time.Time
-	box        *outbox
-	send       *sender
+	shards     *shards
 	windows    *windows
 	offload    *offload // nil in tap mode and without kernel forwarding
 	counts     []*portCounts
@@ -67,14 +67,16 @@ func New(cfg Config, d Deps) (*Service, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	if d.Telemetry == nil || d.Classify == nil {
-		return nil, errors.New("ingest: Deps.Telemetry and Deps.Classify are required")
+	if d.Telemetry == nil || len(d.Classify) != len(cfg.Classify) {
+		return nil, errors.New("ingest: Deps.Telemetry and a Deps.Classify for each Config.Classify are required")
 	}
 	now := time.Now()
 	s := &Service{cfg: cfg, tel: d.Telemetry, started: now, recordings: newRecordings(), problem: errors.New("not started yet")}
-	s.box = newOutbox(cfg.Sensor, uint64(now.UnixNano()), cfg.BufferBytes) //nolint:gosec // after 1970
-	s.send = &sender{box: s.box, client: d.Classify, tel: d.Telemetry, enough: s.enough}
-	s.windows = newWindows(d.Telemetry, s.box, func() int { return int(s.running.Load()) })
+	var err error
+	if s.shards, err = newShards(&cfg, uint64(now.UnixNano()), d.Telemetry, d.Classify, s.enough); err != nil { //nolint:gosec // after 1970
+		return nil, err
+	}
+	s.windows = newWindows(d.Telemetry, s.shards.putWindow, func() int { return int(s.running.Load()) })
 	if cfg.Mode != ModeTap && cfg.KernelForwarding && cfg.MaxForwarded > 0 {
 		s.offload = newOffload(d.Telemetry, cfg.MaxForwarded, func(queue int, r []meterReading) bool {
 			return s.post(queue, mail{meters: r})
@@ -90,7 +92,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 		return nil, fmt.Errorf("ingest: register metrics: %w", err)
 	}
 	d.Telemetry.Check("capture", s.captureCheck)
-	d.Telemetry.Check("classify", s.send.check)
+	d.Telemetry.Check("classify", s.shards.check)
 	if d.Registrar != nil {
 		ingestv1.RegisterIngestServiceServer(d.Registrar, s)
 	}
@@ -111,7 +113,7 @@ func (s *Service) Run(ctx context.Context) error {
 	merging, stopMerging := context.WithCancel(context.WithoutCancel(ctx))
 	var streams, merges sync.WaitGroup
 	streams.Add(1)
-	go func() { defer streams.Done(); s.send.run(streaming) }()
+	go func() { defer streams.Done(); s.shards.run(streaming) }()
 	merges.Add(1)
 	go func() { defer merges.Done(); s.windows.run(merging) }()
 
@@ -134,10 +136,10 @@ func (s *Service) Run(ctx context.Context) error {
 
 // awaitAcknowledgements waits until classify has everything, or for drainLimit.
 func (s *Service) awaitAcknowledgements() {
-	for deadline := time.Now().Add(drainLimit); !s.box.idle() && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(drainLimit); !s.shards.idle() && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 	}
-	if c := s.box.stats(); c.BatchesPending > 0 {
+	if c := s.shards.stats(); c.BatchesPending > 0 {
 		s.tel.Log.Warn("batches were not acknowledged before the end", "batches", c.BatchesPending, "bytes", c.BytesPending)
 	}
 }
@@ -314,7 +316,7 @@ func (s *Service) staff(p *plane) []*worker {
 
 func (s *Service) newWorker(n, of int) *worker {
 	w := &worker{
-		n: n, mail: make(chan mail, mailboxSize), allowed: make(map[uint64]struct{}), offload: s.offload, box: s.box, tel: s.tel,
+		n: n, mail: make(chan mail, mailboxSize), allowed: make(map[uint64]struct{}), offload: s.offload, shards: s.shards, tel: s.tel,
 		recordings: s.recordings,
 	}
 	f := flowtable.DefaultConfig()
@@ -326,7 +328,7 @@ func (s *Service) newWorker(n, of int) *worker {
 	age := max(s.cfg.BatchInterval-nap, time.Millisecond)
 	cfg := pipeline.Config{
 		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval,
-		OnBatch: w.onBatch, OnWindow: s.windows.take,
+		Classifiers: len(s.shards.list), Choose: s.shards.choose, OnBatch: w.onBatch, OnWindow: s.windows.take,
 	}
 	if s.cfg.Mode == ModeHost {
 		cfg.OnSpent = w.enough

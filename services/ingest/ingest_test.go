@@ -14,6 +14,7 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
+	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
 )
 
@@ -79,7 +80,7 @@ func TestStartFailsInOneSentence(t *testing.T) {
 	} {
 		cfg := r.config()
 		cfg.Ifaces[1] = c.second
-		s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: f.client})
+		s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: []classifyv1.ClassifyServiceClient{f.client}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +251,7 @@ func TestSilentClassifierIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "a new stream", func() error {
-		if s.send.reconnects.Load() == 0 {
+		if s.shards.list[0].send.reconnects.Load() == 0 {
 			return fmt.Errorf("the stream is the same")
 		}
 		return nil

@@ -4,6 +4,8 @@ import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/shard"
 )
 
 // collector reads the metrics from the service's own counts when they are scraped, so the hot loops keep one
@@ -11,7 +13,7 @@ import (
 type collector struct {
 	s *Service
 
-	packets, bytes, drops, capture, active, batches *prometheus.Desc
+	packets, bytes, drops, capture, active, batches, connected, share *prometheus.Desc
 }
 
 func newCollector(s *Service) *collector {
@@ -30,12 +32,16 @@ func newCollector(s *Service) *collector {
 			"Flows in the tables of all queues.", nil, nil),
 		batches: prometheus.NewDesc("tidegate_ingest_batches_total",
 			"Batches by what became of them.", []string{"result"}, nil),
+		connected: prometheus.NewDesc("tidegate_ingest_classifier_connected",
+			"1 while there is a stream to the classifier, which is one of those configured.", []string{"classifier"}, nil),
+		share: prometheus.NewDesc("tidegate_ingest_classifier_share",
+			"Share of the networks that the classifier judges now, 0 while it does not answer and others judge for it.", []string{"classifier"}, nil),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.packets, c.bytes, c.drops, c.capture, c.active, c.batches} {
+	for _, d := range []*prometheus.Desc{c.packets, c.bytes, c.drops, c.capture, c.active, c.batches, c.connected, c.share} {
 		ch <- d
 	}
 }
@@ -68,11 +74,20 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	ch <- prometheus.MustNewConstMetric(c.active, prometheus.GaugeValue, float64(c.s.flowTotals().Active))
-	o := c.s.box.stats()
+	o := c.s.shards.stats()
 	counter(c.batches, o.BatchesAcked, "acked")
 	counter(c.batches, o.BatchesDropped, "dropped")
 	counter(c.batches, o.Resent, "resent")
+	counter(c.batches, o.Moved, "moved")
 	counter(c.batches, o.WindowsDropped, "window_dropped")
+	for _, x := range c.s.shards.list {
+		connected := 0.0
+		if x.send.connected.Load() {
+			connected = 1
+		}
+		ch <- prometheus.MustNewConstMetric(c.connected, prometheus.GaugeValue, connected, x.name)
+		ch <- prometheus.MustNewConstMetric(c.share, prometheus.GaugeValue, float64(x.slots.Load())/shard.Slots, x.name)
+	}
 }
 
 type drop struct {

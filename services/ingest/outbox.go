@@ -1,8 +1,10 @@
 package ingest
 
 import (
+	"cmp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -22,28 +24,32 @@ const (
 	batchPayload = 1 << 17
 )
 
-// outbox keeps batches and windows from when a queue hands them over until classify acknowledges them. It is
-// bounded in bytes of batches: Put never blocks, it drops the oldest batch. All methods may be called by
-// several goroutines; take and sent belong to the one that sends.
-//
-// Batches are numbered without gaps in the order of Put and leave at the front only, so a number finds its
-// parcel by subtraction.
-type outbox struct {
-	sensor string
-	epoch  uint64
-	limit  int64
-	wake   chan struct{} // holds one token while there may be something to send
+// stock is what a sensor's outboxes share: numbers, and empty batches. Its methods may be called by several goroutines.
+type stock struct {
+	sensor           string
+	epoch            uint64
+	number, sequence atomic.Uint64 // of the last batch and window made
 
 	readyMu sync.Mutex
 	ready   []*flowv1.FlowBatch // empty ones
+}
 
-	mu       sync.Mutex
-	parcels  []*parcel // oldest first; acknowledged ones in the middle stay until the front moves on
-	next     int       // index of the first that is not sent
-	number   uint64    // of the last batch made
-	bytes    int64     // of batches not acknowledged
-	windows  []*parcel
-	sequence uint64
+// outbox keeps batches and windows for a classifier from when a queue hands them over until it acknowledges them. It is
+// bounded in bytes of batches: Put never blocks, it drops the oldest batch. All methods may be called by
+// several goroutines; take and sent belong to the one that sends.
+//
+// Numbers are the sensor's, because what a batch leads to is stored under its number: those of one outbox have gaps and
+// ascend. Batches leave at the front only.
+type outbox struct {
+	*stock
+	limit int64
+	wake  chan struct{} // holds one token while there may be something to send
+
+	mu      sync.Mutex
+	parcels []*parcel // by number; acknowledged ones in the middle stay until the front moves on
+	next    int       // index of the first that may not be sent
+	bytes   int64     // of batches not acknowledged
+	windows []*parcel
 	// When the oldest batch or window was last acknowledged or dropped, so that another became the oldest.
 	batchMoved, windowMoved time.Time
 	counts                  outboxCounts
@@ -55,7 +61,16 @@ type outboxCounts struct {
 	BatchesMade, BatchesAcked, BatchesDropped, BatchesPending uint64
 	RecordsAcked, RecordsDropped, Published, Unpublished      uint64
 	WindowsMade, WindowsAcked, WindowsDropped, WindowsPending uint64
-	Resent, BytesPending                                      uint64
+	Resent, Moved, BytesPending                               uint64
+}
+
+func (c *outboxCounts) add(o outboxCounts) {
+	c.BatchesMade, c.BatchesAcked, c.BatchesDropped = c.BatchesMade+o.BatchesMade, c.BatchesAcked+o.BatchesAcked, c.BatchesDropped+o.BatchesDropped
+	c.BatchesPending, c.Resent, c.Moved, c.BytesPending = c.BatchesPending+o.BatchesPending, c.Resent+o.Resent, c.Moved+o.Moved, c.BytesPending+o.BytesPending
+	c.RecordsAcked, c.RecordsDropped = c.RecordsAcked+o.RecordsAcked, c.RecordsDropped+o.RecordsDropped
+	c.Published, c.Unpublished = c.Published+o.Published, c.Unpublished+o.Unpublished
+	c.WindowsMade, c.WindowsAcked, c.WindowsDropped = c.WindowsMade+o.WindowsMade, c.WindowsAcked+o.WindowsAcked, c.WindowsDropped+o.WindowsDropped
+	c.WindowsPending += o.WindowsPending
 }
 
 // parcel is one batch or one window on its way.
@@ -69,41 +84,50 @@ type parcel struct {
 	sentAt  time.Time // zero: waiting
 	again   bool      // was sent before
 	busy    bool      // being marshalled by the sender
-	gone    bool      // acknowledged or dropped
+	gone    bool      // acknowledged, dropped or moved
+	moved   bool      // it was in two outboxes: its memory is not reused, because either sender may have it
 }
 
-func newOutbox(sensor string, epoch uint64, limit int64) *outbox {
-	o := &outbox{
-		sensor: sensor, epoch: epoch, limit: limit, wake: make(chan struct{}, 1),
-	}
+func newStock(sensor string, epoch uint64) *stock {
+	s := &stock{sensor: sensor, epoch: epoch}
 	for range readyBatches {
 		data := make([]byte, batchPayload)
 		clear(data) // written, so that the memory is there
-		o.ready = append(o.ready, &flowv1.FlowBatch{Segments: &flowv1.FlowSegments{Data: data[:0]}})
+		s.ready = append(s.ready, &flowv1.FlowBatch{Segments: &flowv1.FlowSegments{Data: data[:0]}})
 	}
-	return o
+	return s
 }
 
 // empty returns a batch to fill, the one given back last: its columns have grown to what traffic takes.
-func (o *outbox) empty() *flowv1.FlowBatch {
-	o.readyMu.Lock()
-	defer o.readyMu.Unlock()
-	last := len(o.ready) - 1
+func (s *stock) empty() *flowv1.FlowBatch {
+	s.readyMu.Lock()
+	defer s.readyMu.Unlock()
+	last := len(s.ready) - 1
 	if last < 0 {
 		return &flowv1.FlowBatch{}
 	}
-	b := o.ready[last]
-	o.ready = o.ready[:last]
+	b := s.ready[last]
+	s.ready = s.ready[:last]
 	return b
 }
 
-func (o *outbox) recycle(b *flowv1.FlowBatch) {
+func (s *stock) recycle(b *flowv1.FlowBatch) {
 	flow.Reset(b)
-	o.readyMu.Lock()
-	defer o.readyMu.Unlock()
-	if len(o.ready) < readyBatches {
-		o.ready = append(o.ready, b)
+	s.readyMu.Lock()
+	defer s.readyMu.Unlock()
+	if len(s.ready) < readyBatches {
+		s.ready = append(s.ready, b)
 	}
+}
+
+// stamp says whose window it is and numbers it; the parts that it is split into have the same number.
+func (s *stock) stamp(w *flowv1.Window) *flowv1.Window {
+	w.Sensor, w.Epoch, w.Sequence = s.sensor, s.epoch, s.sequence.Add(1)
+	return w
+}
+
+func newOutbox(s *stock, limit int64) *outbox {
+	return &outbox{stock: s, limit: limit, wake: make(chan struct{}, 1)}
 }
 
 // put takes a batch over, numbers it, and drops the oldest batches that no longer fit.
@@ -112,8 +136,8 @@ func (o *outbox) put(b *flowv1.FlowBatch, now time.Time) {
 	size := int64(proto.Size(b))
 	p := &parcel{batch: b, records: flow.Records(b), bytes: size, made: now}
 	o.mu.Lock()
-	o.number++
-	p.number, b.Batch = o.number, o.number
+	p.number = o.number.Add(1)
+	b.Batch = p.number
 	o.parcels = append(o.parcels, p)
 	o.bytes += size
 	o.counts.BatchesMade++
@@ -150,13 +174,10 @@ func (o *outbox) advance(now time.Time) {
 	o.next = max(o.next-n, 0)
 }
 
-// putWindow takes a window over and numbers it.
+// putWindow takes a stamped window over.
 func (o *outbox) putWindow(w *flowv1.Window, now time.Time) {
-	w.Sensor, w.Epoch = o.sensor, o.epoch
 	o.mu.Lock()
-	o.sequence++
-	w.Sequence = o.sequence
-	o.windows = append(o.windows, &parcel{window: w, number: o.sequence, made: now})
+	o.windows = append(o.windows, &parcel{window: w, number: w.GetSequence(), made: now})
 	o.counts.WindowsMade++
 	o.expireWindows(now)
 	o.mu.Unlock()
@@ -202,7 +223,7 @@ func (o *outbox) take(now time.Time) *parcel {
 	}
 	for ; o.next < len(o.parcels); o.next++ {
 		p := o.parcels[o.next]
-		if p.gone {
+		if p.gone || !p.sentAt.IsZero() {
 			continue
 		}
 		o.next++
@@ -219,25 +240,22 @@ func (o *outbox) take(now time.Time) *parcel {
 func (o *outbox) sent(p *parcel) {
 	o.mu.Lock()
 	p.busy = false
-	reuse := p.gone && p.batch != nil
+	reuse := p.gone && p.batch != nil && !p.moved
 	o.mu.Unlock()
 	if reuse {
 		o.recycle(p.batch)
 	}
 }
 
-// ackBatch takes an acknowledged batch out. An unknown number (dropped meanwhile, acknowledged twice) is false.
+// ackBatch takes an acknowledged batch out. An unknown number (dropped or moved meanwhile, acknowledged twice) is false.
 func (o *outbox) ackBatch(number, published, unpublished uint64, now time.Time) bool {
 	o.mu.Lock()
-	if len(o.parcels) == 0 || number < o.parcels[0].number || number > o.number {
+	i, ok := slices.BinarySearchFunc(o.parcels, number, func(p *parcel, n uint64) int { return cmp.Compare(p.number, n) })
+	if !ok || o.parcels[i].gone {
 		o.mu.Unlock()
 		return false
 	}
-	p := o.parcels[number-o.parcels[0].number]
-	if p.gone {
-		o.mu.Unlock()
-		return false
-	}
+	p := o.parcels[i]
 	p.gone = true
 	o.bytes -= p.bytes
 	o.counts.BatchesAcked++
@@ -245,7 +263,7 @@ func (o *outbox) ackBatch(number, published, unpublished uint64, now time.Time) 
 	o.counts.Published += published
 	o.counts.Unpublished += unpublished
 	o.advance(now)
-	reuse := !p.busy
+	reuse := !p.busy && !p.moved
 	o.mu.Unlock()
 	if reuse {
 		o.recycle(p.batch)
@@ -282,6 +300,48 @@ func (o *outbox) rewind(now time.Time) {
 	}
 	o.next = 0
 	o.expireWindows(now)
+	o.mu.Unlock()
+	o.signal()
+}
+
+// leave takes every batch out that is not acknowledged, for the outbox of another classifier. Windows stay: they are about
+// now, and too old by the time a classifier is given up.
+func (o *outbox) leave() []*parcel {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var list []*parcel
+	for _, p := range o.parcels {
+		if p.gone {
+			continue
+		}
+		list = append(list, &parcel{
+			batch: p.batch, number: p.number, records: p.records, bytes: p.bytes, made: p.made, again: p.again || !p.sentAt.IsZero(), moved: true,
+		})
+		p.gone, p.moved = true, true
+		o.bytes -= p.bytes
+	}
+	o.counts.BatchesMade -= uint64(len(list)) // they count where they are now
+	o.parcels, o.next = nil, 0
+	return list
+}
+
+// takeOver takes the batches in that left another outbox, and drops the oldest batches that no longer fit.
+func (o *outbox) takeOver(list []*parcel, now time.Time) {
+	if len(list) == 0 {
+		return
+	}
+	o.mu.Lock()
+	for _, p := range list {
+		o.bytes += p.bytes
+	}
+	o.counts.BatchesMade += uint64(len(list))
+	o.counts.Moved += uint64(len(list))
+	o.parcels = append(o.parcels, list...)
+	slices.SortFunc(o.parcels, func(a, b *parcel) int { return cmp.Compare(a.number, b.number) })
+	o.next = 0
+	for o.bytes > o.limit && len(o.parcels) > 1 {
+		o.dropOldest(now)
+	}
 	o.mu.Unlock()
 	o.signal()
 }

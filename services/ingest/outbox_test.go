@@ -38,7 +38,7 @@ func checkCounts(t *testing.T, o *outbox, want outboxCounts) {
 }
 
 func TestOutboxAcknowledges(t *testing.T) {
-	o := newOutbox("s", 7, 1<<20)
+	o := newOutbox(newStock("s", 7), 1<<20)
 	for range 3 {
 		o.put(batchOf(o, 2, 0), t0)
 	}
@@ -66,7 +66,7 @@ func TestOutboxAcknowledges(t *testing.T) {
 }
 
 func TestOutboxDropsTheOldest(t *testing.T) {
-	o := newOutbox("s", 1, 10_000)
+	o := newOutbox(newStock("s", 1), 10_000)
 	for range 5 {
 		o.put(batchOf(o, 1, 3000), t0) // three fit
 	}
@@ -86,13 +86,13 @@ func TestOutboxDropsTheOldest(t *testing.T) {
 		t.Errorf("next is %d, want 4", p.number)
 	}
 	// A batch larger than the bound alone is kept: dropping it would drop everything forever.
-	o = newOutbox("s", 1, 10)
+	o = newOutbox(newStock("s", 1), 10)
 	o.put(batchOf(o, 1, 100), t0)
 	checkCounts(t, o, outboxCounts{BatchesMade: 1, BatchesPending: 1})
 }
 
 func TestOutboxSendsAgain(t *testing.T) {
-	o := newOutbox("s", 1, 1<<20)
+	o := newOutbox(newStock("s", 1), 1<<20)
 	for range 4 {
 		o.put(batchOf(o, 1, 0), t0)
 	}
@@ -113,7 +113,7 @@ func TestOutboxSendsAgain(t *testing.T) {
 }
 
 func TestOutboxReusesMemoryOnlyWhenFree(t *testing.T) {
-	o := newOutbox("s", 1, 1<<20)
+	o := newOutbox(newStock("s", 1), 1<<20)
 	o.put(batchOf(o, 1, 0), t0)
 	p := o.take(t0)
 	o.ackBatch(1, 1, 0, t0) // the answer overtakes the end of Send
@@ -127,9 +127,9 @@ func TestOutboxReusesMemoryOnlyWhenFree(t *testing.T) {
 }
 
 func TestOutboxWindows(t *testing.T) {
-	o := newOutbox("s", 1, 1<<20)
+	o := newOutbox(newStock("s", 1), 1<<20)
 	o.put(batchOf(o, 1, 0), t0)
-	o.putWindow(&flowv1.Window{}, t0)
+	o.putWindow(o.stamp(&flowv1.Window{}), t0)
 	p := o.take(t0)
 	if p.window == nil || p.window.Sequence != 1 || p.window.Sensor != "s" {
 		t.Fatalf("a window goes first; got %+v", p)
@@ -139,9 +139,9 @@ func TestOutboxWindows(t *testing.T) {
 		t.Error("a window is acknowledged once")
 	}
 	// Too old to be sent, whether it never was or has to be again.
-	o.putWindow(&flowv1.Window{}, t0)
+	o.putWindow(o.stamp(&flowv1.Window{}), t0)
 	o.sent(o.take(t0))
-	o.putWindow(&flowv1.Window{}, t0.Add(900*time.Millisecond))
+	o.putWindow(o.stamp(&flowv1.Window{}), t0.Add(900*time.Millisecond))
 	o.rewind(t0.Add(1500 * time.Millisecond))
 	if p := o.take(t0.Add(1500 * time.Millisecond)); p.number != 3 {
 		t.Errorf("window %d is next, want 3", p.number)
@@ -150,7 +150,7 @@ func TestOutboxWindows(t *testing.T) {
 		WindowsMade: 3, WindowsAcked: 1, WindowsDropped: 1, WindowsPending: 1})
 	// The number of windows is bounded even if they are fresh.
 	for range 3 * windowLimit {
-		o.putWindow(&flowv1.Window{}, t0.Add(1600*time.Millisecond))
+		o.putWindow(o.stamp(&flowv1.Window{}), t0.Add(1600*time.Millisecond))
 	}
 	if n := o.stats().WindowsPending; n != windowLimit {
 		t.Errorf("%d windows wait, want %d", n, windowLimit)
@@ -158,7 +158,7 @@ func TestOutboxWindows(t *testing.T) {
 }
 
 func TestOutboxSilence(t *testing.T) {
-	o := newOutbox("s", 1, 1<<20)
+	o := newOutbox(newStock("s", 1), 1<<20)
 	at := func(d time.Duration) time.Time { return t0.Add(d) }
 	if d := o.silence(at(time.Hour)); d != 0 {
 		t.Errorf("nothing was sent, silence is %v", d)
@@ -174,7 +174,7 @@ func TestOutboxSilence(t *testing.T) {
 		t.Errorf("silence is %v, want 3s", d)
 	}
 	// Only the oldest counts: an answer that is missing among others is missing.
-	o.putWindow(&flowv1.Window{}, at(2*time.Second))
+	o.putWindow(o.stamp(&flowv1.Window{}), at(2*time.Second))
 	o.sent(o.take(at(2 * time.Second)))
 	o.ackWindow(1, at(2500*time.Millisecond))
 	o.ackBatch(2, 1, 0, at(2500*time.Millisecond))
@@ -195,7 +195,7 @@ func TestOutboxSilence(t *testing.T) {
 }
 
 func TestOutboxAllocations(t *testing.T) {
-	o := newOutbox("s", 1, 1<<20)
+	o := newOutbox(newStock("s", 1), 1<<20)
 	n := testing.AllocsPerRun(100, func() {
 		o.put(batchOf(o, 10, 100), t0)
 		p := o.take(t0)

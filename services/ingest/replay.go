@@ -121,7 +121,7 @@ func newReplay(cfg ReplayConfig, sink Sink) *replay {
 	return r
 }
 
-func (r *replay) onBatch(b *flowv1.FlowBatch) *flowv1.FlowBatch {
+func (r *replay) onBatch(_ int, b *flowv1.FlowBatch) *flowv1.FlowBatch {
 	r.batch++
 	b.Sensor, b.Epoch, b.Batch = r.cfg.Sensor, r.epoch, r.batch
 	if r.err == nil {

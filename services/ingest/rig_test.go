@@ -241,7 +241,7 @@ func eventually(t *testing.T, what string, f func() error) {
 func start(t *testing.T, cfg Config, client classifyv1.ClassifyServiceClient) (s *Service, tel *telemetry.Telemetry, stop func()) {
 	t.Helper()
 	tel = telemetry.Discard("ingest")
-	s, err := New(cfg, Deps{Telemetry: tel, Classify: client})
+	s, err := New(cfg, Deps{Telemetry: tel, Classify: []classifyv1.ClassifyServiceClient{client}})
 	if err != nil {
 		t.Fatal(err)
 	}

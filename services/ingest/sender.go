@@ -26,8 +26,9 @@ const (
 
 var errAckMissing = errors.New("classify has acknowledged nothing for 2 s")
 
-// sender moves the outbox to classify over one stream, and makes a new stream when it breaks or goes silent.
+// sender moves an outbox to its classifier over one stream, and makes a new stream when it breaks or goes silent.
 type sender struct {
+	name   string // the classifier's address
 	box    *outbox
 	client classifyv1.ClassifyServiceClient
 	tel    *telemetry.Telemetry
@@ -35,6 +36,7 @@ type sender struct {
 
 	connected  atomic.Bool
 	reconnects atomic.Uint64
+	answered   atomic.Int64 // Unix ns of the last acknowledgement
 	mu         sync.Mutex
 	last       error // why there is no stream
 }
@@ -59,7 +61,7 @@ func (s *sender) run(ctx context.Context) {
 		}
 		if why := rpc.Sentence(err); why != told {
 			told = why
-			s.tel.Log.Warn("there is no stream to classify; batches wait in memory until there is", "error", why)
+			s.tel.Log.Warn("there is no stream to classify; batches wait in memory until there is", "classify", s.name, "error", why)
 		}
 		jitter := time.Duration(rand.Int64N(int64(wait)/2 + 1)) //nolint:gosec // spreads retries, no secret
 		select {
@@ -86,9 +88,9 @@ func (s *sender) check() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.last != nil {
-		return errors.New("no stream to classify: " + rpc.Sentence(s.last))
+		return fmt.Errorf("no stream to classify at %s: %s", s.name, rpc.Sentence(s.last))
 	}
-	return errors.New("no stream to classify yet")
+	return fmt.Errorf("no stream to classify at %s yet", s.name)
 }
 
 // session runs one stream until it fails.
@@ -101,7 +103,7 @@ func (s *sender) session(parent context.Context) error {
 	}
 	s.box.rewind(time.Now())
 	s.connected.Store(true)
-	s.tel.Log.Info("the stream to classify is open")
+	s.tel.Log.Info("the stream to classify is open", "classify", s.name)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
@@ -169,6 +171,7 @@ func (s *sender) transmit(ctx context.Context, stream classifyv1.ClassifyService
 
 func (s *sender) acknowledged(r *classifyv1.StreamResponse) {
 	now := time.Now()
+	s.answered.Store(now.UnixNano())
 	if r.GetBatch() != 0 {
 		s.box.ackBatch(r.GetBatch(), r.GetPublished(), r.GetUnpublished(), now)
 	}

@@ -13,7 +13,7 @@ import (
 func TestSender(t *testing.T) {
 	f := newFakeClassify(t)
 	f.enough = true
-	box := newOutbox("test-sensor", 1, 1<<20)
+	box := newOutbox(newStock("test-sensor", 1), 1<<20)
 	decided := make(chan int, 100)
 	s := &sender{box: box, client: f.client, tel: telemetry.Discard("ingest"), enough: func(ids []byte) { decided <- len(ids) / 8 }}
 	if s.check() == nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
 	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/shard"
 )
 
 // Status implements IngestService.
@@ -38,6 +39,15 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 			},
 			Received: l.received, RingDrops: l.lost(), Transmitted: c.transmitted.Load(),
 		})
+	}
+	for _, c := range s.shards.list {
+		m := &ingestv1.Classifier{
+			Address: c.name, Connected: c.send.connected.Load(), Share: float64(c.slots.Load()) / shard.Slots, BatchesPending: c.box.stats().BatchesPending,
+		}
+		if err := c.send.check(); err != nil {
+			m.Problem = err.Error()
+		}
+		r.Classifiers = append(r.Classifiers, m)
 	}
 	r.TopDestinations, r.TopSources = s.windows.recent.talkers(now)
 	return r, nil
@@ -71,11 +81,11 @@ func (s *Service) queuesOf(name string) uint32 {
 // mode copies of what passed. While it runs, later terms are read before earlier
 // ones, so differences are what is in flight.
 func (s *Service) Ledger() map[string]uint64 {
-	o := s.box.stats()
+	o := s.shards.stats()
 	flows := s.flowTotals()
 	t := map[string]uint64{
 		"batches_made": o.BatchesMade, "batches_acked": o.BatchesAcked, "batches_dropped": o.BatchesDropped,
-		"batches_pending": o.BatchesPending, "batches_resent": o.Resent, "bytes_pending": o.BytesPending,
+		"batches_pending": o.BatchesPending, "batches_resent": o.Resent, "batches_moved": o.Moved, "bytes_pending": o.BytesPending,
 		"records_acked": o.RecordsAcked, "records_dropped": o.RecordsDropped,
 		"records_published": o.Published, "records_unpublished": o.Unpublished,
 		"windows_made": o.WindowsMade, "windows_acked": o.WindowsAcked, "windows_dropped": o.WindowsDropped,

@@ -21,20 +21,20 @@ const mergePatience = 15 * time.Millisecond
 // builderPool bounds the empty builders kept for reuse.
 const builderPool = 64
 
-// windows merges the queues' windows, encodes them and puts them into the outbox. Queues call take; run is one
+// windows merges the queues' windows, encodes them and hands them on. Queues call take; run is one
 // goroutine.
 type windows struct {
 	tel    *telemetry.Telemetry
-	box    *outbox
+	put    func(*flowv1.Window, time.Time)
 	in     chan *window.Builder
 	spare  chan *window.Builder
 	queues func() int // that hand over windows now
 	recent recentWindows
 }
 
-func newWindows(tel *telemetry.Telemetry, box *outbox, queues func() int) *windows {
+func newWindows(tel *telemetry.Telemetry, put func(*flowv1.Window, time.Time), queues func() int) *windows {
 	return &windows{
-		tel: tel, box: box, queues: queues,
+		tel: tel, put: put, queues: queues,
 		in: make(chan *window.Builder, builderPool), spare: make(chan *window.Builder, builderPool),
 	}
 }
@@ -125,7 +125,7 @@ func (w *windows) emit(builders []*window.Builder) {
 		w.giveBack(b)
 	}
 	w.recent.add(m)
-	w.box.putWindow(m, time.Now())
+	w.put(m, time.Now())
 }
 
 // talkerSpan is how much of the past the top talkers cover.

@@ -50,7 +50,7 @@ type worker struct {
 	mail       chan mail
 	allowed    map[uint64]struct{} // flows that were handed to offload
 	offload    *offload            // nil without kernel forwarding
-	box        *outbox
+	shards     *shards
 	tel        *telemetry.Telemetry
 	recordings *recordings
 
@@ -319,14 +319,14 @@ func forwardable(k *flow.Key) bool {
 	return k.Protocol == unix.IPPROTO_TCP || k.Protocol == unix.IPPROTO_UDP
 }
 
-// onBatch takes a batch over from the pipeline.
-func (w *worker) onBatch(b *flowv1.FlowBatch) *flowv1.FlowBatch {
+// onBatch takes a classifier's batch over from the pipeline.
+func (w *worker) onBatch(to int, b *flowv1.FlowBatch) *flowv1.FlowBatch {
 	if len(w.allowed) > 0 {
 		w.findEnded(b.GetEnds())
 	}
 	b.Traceparent = sampled(w.tel, "ingest.batch")
-	w.box.put(b, time.Now())
-	return w.box.empty()
+	w.shards.put(to, b, time.Now())
+	return w.shards.empty()
 }
 
 // findEnded makes the kernel forget flows that ended, before their ports are used again.

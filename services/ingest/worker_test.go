@@ -10,6 +10,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/window"
 )
@@ -91,8 +92,12 @@ func testService(t *testing.T) *Service {
 	cfg := DefaultConfig()
 	cfg.Ifaces, cfg.Sensor, cfg.MaxFlows = []string{"a", "b"}, "test-sensor", 4096
 	tel := telemetry.Discard("ingest")
-	s := &Service{cfg: cfg, tel: tel, box: newOutbox(cfg.Sensor, 1, cfg.BufferBytes), recordings: newRecordings()}
-	s.windows = newWindows(tel, s.box, func() int { return 1 })
+	s := &Service{cfg: cfg, tel: tel, recordings: newRecordings()}
+	var err error
+	if s.shards, err = newShards(&cfg, 1, tel, make([]classifyv1.ClassifyServiceClient, 1), s.enough); err != nil {
+		t.Fatal(err)
+	}
+	s.windows = newWindows(tel, s.shards.putWindow, func() int { return 1 })
 	s.offload = newOffload(tel, 10, func(int, []meterReading) bool { return true })
 	s.offload.start([]flowGate{newFakeGate()})
 	s.workers = []*worker{s.newWorker(0, 1)}
@@ -111,7 +116,8 @@ func TestWorkerHandsFlowsToTheKernelAndBack(t *testing.T) {
 	now := time.Now()
 	w.pipe.Poll(now.Add(time.Second).UnixNano())
 	var batch *flowv1.FlowBatch
-	for p := s.box.take(now); p != nil && batch == nil; p = s.box.take(now) {
+	box := s.shards.list[0].box
+	for p := box.take(now); p != nil && batch == nil; p = box.take(now) {
 		batch = p.batch
 	}
 	if batch.GetOpens().GetCount() != 1 {
@@ -178,8 +184,8 @@ func TestMailboxNeverBlocks(t *testing.T) {
 
 func TestWindowsMerge(t *testing.T) {
 	tel := telemetry.Discard("ingest")
-	box := newOutbox("s", 1, 1<<20)
-	w := newWindows(tel, box, func() int { return 2 })
+	box := newOutbox(newStock("s", 1), 1<<20)
+	w := newWindows(tel, func(m *flowv1.Window, now time.Time) { box.putWindow(box.stamp(m), now) }, func() int { return 2 })
 	a, b := w.take(emptyBuilder(100)), w.take(emptyBuilder(100))
 	w.take(emptyBuilder(200))
 	if a == nil || b == nil {

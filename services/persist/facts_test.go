@@ -25,7 +25,7 @@ func TestFacts(t *testing.T) {
 		dns.DnsType, dns.DnsRcode, dns.DnsAnswers = "A", "NOERROR", []string{"www.example.org", "192.0.2.1"}
 		dns.Confidence, dns.Risks = "port", []string{"malformed"}
 		plain.UserAgent, plain.HttpMethod, plain.Hassh, plain.Confidence = "curl/8\x00", "GET", "b12d2871a1189eff20364cf5333619ee", "payload"
-		if err := r.bus.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "edge-1", Epoch: 42, Batch: 1, Records: []*eventv1.FlowRecord{tls, dns, plain}}); err != nil {
+		if _, err := r.bus.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "edge-1", Epoch: 42, Batch: 1, Records: []*eventv1.FlowRecord{tls, dns, plain}}); err != nil {
 			t.Fatal(err)
 		}
 		r.until("the flows", func(st *queryv1.StatusResponse) bool { return ledger(st)["records_committed"] == 3 })

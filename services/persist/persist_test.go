@@ -74,7 +74,7 @@ func TestFromBusToQuery(t *testing.T) {
 		broken.SrcIp = []byte{1, 2, 3}
 		huge := record(30, 2)
 		huge.BytesFwd = 1 << 63
-		if err := r.bus.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "edge-1", Epoch: 42, Batch: 30, Records: []*eventv1.FlowRecord{hostile, broken, huge}}); err != nil {
+		if _, err := r.bus.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "edge-1", Epoch: 42, Batch: 30, Records: []*eventv1.FlowRecord{hostile, broken, huge}}); err != nil {
 			t.Fatal(err)
 		}
 
@@ -326,7 +326,7 @@ func TestRedelivery(t *testing.T) {
 		for j := range 20 {
 			m.Records = append(m.Records, record(5, j))
 		}
-		if err := r.bus.PublishFlows(context.Background(), m); err != nil {
+		if _, err := r.bus.PublishFlows(context.Background(), m); err != nil {
 			t.Fatal(err)
 		}
 		st = r.until("the duplicate", func(st *queryv1.StatusResponse) bool { return ledger(st)["duplicate"] == 1 })

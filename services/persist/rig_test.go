@@ -152,7 +152,7 @@ func (r *rig) publish(first, n, records int) {
 		for j := range records {
 			m.Records = append(m.Records, record(i, j))
 		}
-		if err := r.bus.PublishFlows(ctx, m); err != nil {
+		if _, err := r.bus.PublishFlows(ctx, m); err != nil {
 			r.t.Fatal(err)
 		}
 	}

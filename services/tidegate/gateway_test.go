@@ -185,6 +185,9 @@ var (
 			Name: "eth1", Mode: "inline", Capture: "af_xdp native copy", Queues: 2, XDPPackets: map[string]uint64{"drop": 9}, XDPBytes: map[string]uint64{"drop": 540},
 			Received: 1200000, RingDrops: 3,
 		}},
+		Streams: []api.ClassifyStream{
+			{Sensor: "edge1", Address: "c1:50051", Connected: true, Share: 1, BatchesPending: 2}, {Sensor: "edge1", Address: "c2:50051", Problem: "is away"},
+		},
 		Panic: api.Panic{On: true, SinceNs: t0, By: "ada", Reason: "wrong rules"}, Ledger: ledgerOne,
 	}
 	sensorOne = api.Sensor{

@@ -121,7 +121,10 @@ func newStack(ctx context.Context, c stackConfig) (_ *stack, err error) {
 	if err != nil {
 		return nil, err
 	}
-	in, err := ingest.New(c.ingest, ingest.Deps{Telemetry: tel.For("ingest"), Registrar: both, Classify: classifyv1.NewClassifyServiceClient(s.conn)})
+	c.ingest.Classify = []string{"this process"}
+	in, err := ingest.New(c.ingest, ingest.Deps{
+		Telemetry: tel.For("ingest"), Registrar: both, Classify: []classifyv1.ClassifyServiceClient{classifyv1.NewClassifyServiceClient(s.conn)},
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -64,6 +64,13 @@ func statusText(w io.Writer, s api.Status) error {
 	for _, i := range s.Interfaces {
 		_, _ = fmt.Fprintf(w, "%s: %s, %s, %d queues, %s received, %s ring drops\n", i.Name, i.Mode, i.Capture, i.Queues, count(i.Received), count(i.RingDrops))
 	}
+	for _, c := range s.Streams {
+		state := "connected"
+		if !c.Connected {
+			state = "no stream"
+		}
+		_, _ = fmt.Fprintf(w, "%s to classify at %s: %s, judges %.0f%% of the networks, %s batches pending\n", c.Sensor, c.Address, state, 100*c.Share, count(c.BatchesPending))
+	}
 	if !s.Enforcing {
 		_, _ = fmt.Fprintln(w, "shadow: rules only count what they would drop")
 	}

@@ -113,11 +113,11 @@ func flowsOnce(t *testing.T, s Server) {
 	ctx, span := telemetry.Discard("t").Tracer.Start(telemetry.AlwaysSample(context.Background()), "batch")
 	defer span.End()
 	for range 3 { // the same message three times, as a publisher does that lost the acknowledgement
-		if err := b.PublishFlows(ctx, records(1, 10)); err != nil {
+		if _, err := b.PublishFlows(ctx, records(1, 10)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := b.PublishFlows(ctx, records(2, 5)); err != nil {
+	if _, err := b.PublishFlows(ctx, records(2, 5)); err != nil {
 		t.Fatal(err)
 	}
 	st, err := b.State(ctx, bus.StreamFlows)
@@ -144,7 +144,7 @@ func flowsOnce(t *testing.T, s Server) {
 		return err == nil && n == 0
 	})
 	stop()
-	if err := b.PublishFlows(ctx, records(3, 1)); err != nil {
+	if _, err := b.PublishFlows(ctx, records(3, 1)); err != nil {
 		t.Fatal(err)
 	}
 	Wait(t, "a backlog of 1", func() bool {
@@ -155,7 +155,7 @@ func flowsOnce(t *testing.T, s Server) {
 
 func handlerError(t *testing.T, s Server) {
 	b := Open(t, s.Config)
-	if err := b.PublishFlows(context.Background(), records(1, 1)); err != nil {
+	if _, err := b.PublishFlows(context.Background(), records(1, 1)); err != nil {
 		t.Fatal(err)
 	}
 	var calls atomic.Int64
@@ -294,7 +294,7 @@ func tooLarge(t *testing.T, s Server) {
 	b := Open(t, s.Config)
 	f := records(1, 1)
 	f.Records[0].Host = strings.Repeat("x", 2<<20)
-	if err := b.PublishFlows(context.Background(), f); !errors.Is(err, bus.ErrTooLarge) {
+	if _, err := b.PublishFlows(context.Background(), f); !errors.Is(err, bus.ErrTooLarge) {
 		t.Errorf("flows: %v, want ErrTooLarge", err)
 	}
 	if err := b.PublishAttack(context.Background(), &eventv1.Attack{Id: "a", Type: f.Records[0].Host}); !errors.Is(err, bus.ErrTooLarge) {

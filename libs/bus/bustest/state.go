@@ -160,7 +160,8 @@ func interrupted(t *testing.T, s Server) {
 	}
 	b := Open(t, s.Config)
 	ctx := context.Background()
-	if err := errors.Join(b.PutRule(ctx, Rule("a")), b.PublishFlows(ctx, records(1, 1))); err != nil {
+	_, err := b.PublishFlows(ctx, records(1, 1))
+	if err = errors.Join(b.PutRule(ctx, Rule("a")), err); err != nil {
 		t.Fatal(err)
 	}
 	w := startWatch(t, b)
@@ -186,7 +187,7 @@ func interrupted(t *testing.T, s Server) {
 	s.Stop(t)
 	Wait(t, "Ready to notice", func() bool { return errors.Is(b.Ready(), bus.ErrUnavailable) })
 	begin := time.Now()
-	if err := b.PublishFlows(ctx, records(2, 1)); !errors.Is(err, bus.ErrUnavailable) {
+	if _, err := b.PublishFlows(ctx, records(2, 1)); !errors.Is(err, bus.ErrUnavailable) {
 		t.Errorf("publish without a server: %v, want ErrUnavailable", err)
 	}
 	if d := time.Since(begin); d > 6*time.Second {
@@ -200,7 +201,7 @@ func interrupted(t *testing.T, s Server) {
 		t.Errorf("the event published while the server was away: %v", err)
 	}
 	Wait(t, "Ready", func() bool { return b.Ready() == nil })
-	if err := b.PublishFlows(ctx, records(2, 1)); err != nil {
+	if _, err := b.PublishFlows(ctx, records(2, 1)); err != nil {
 		t.Fatal(err)
 	}
 	Wait(t, "the batch after the restart", func() bool { mu.Lock(); defer mu.Unlock(); return seen[2] })

@@ -574,7 +574,9 @@ type Attack struct {
 	Sources       uint64                 `protobuf:"varint,14,opt,name=sources,proto3" json:"sources,omitempty"` // estimate of distinct sources
 	TopSources    []string               `protobuf:"bytes,15,rep,name=top_sources,json=topSources,proto3" json:"top_sources,omitempty"`
 	TraceId       string                 `protobuf:"bytes,16,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	Revision      uint32                 `protobuf:"varint,17,opt,name=revision,proto3" json:"revision,omitempty"` // 1, 2, 3 …: unique with the id
+	Revision      uint32                 `protobuf:"varint,17,opt,name=revision,proto3" json:"revision,omitempty"`           // ascending: unique with the id
+	Classifier    string                 `protobuf:"bytes,18,opt,name=classifier,proto3" json:"classifier,omitempty"`        // the instance that says so
+	SeenNs        int64                  `protobuf:"varint,19,opt,name=seen_ns,json=seenNs,proto3" json:"seen_ns,omitempty"` // end of the newest window in which a sensor saw the attack over half of its threshold
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -724,6 +726,20 @@ func (x *Attack) GetTraceId() string {
 func (x *Attack) GetRevision() uint32 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *Attack) GetClassifier() string {
+	if x != nil {
+		return x.Classifier
+	}
+	return ""
+}
+
+func (x *Attack) GetSeenNs() int64 {
+	if x != nil {
+		return x.SeenNs
 	}
 	return 0
 }
@@ -1559,7 +1575,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\bdns_type\x18\x1d \x01(\tR\adnsType\x12\x1b\n" +
 	"\tdns_rcode\x18\x1e \x01(\tR\bdnsRcode\x12\x1f\n" +
 	"\vdns_answers\x18\x1f \x03(\tR\n" +
-	"dnsAnswers\"\xce\x03\n" +
+	"dnsAnswers\"\x87\x04\n" +
 	"\x06Attack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +
@@ -1581,7 +1597,11 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\vtop_sources\x18\x0f \x03(\tR\n" +
 	"topSources\x12\x19\n" +
 	"\btrace_id\x18\x10 \x01(\tR\atraceId\x12\x1a\n" +
-	"\brevision\x18\x11 \x01(\rR\brevision\"\xf3\x02\n" +
+	"\brevision\x18\x11 \x01(\rR\brevision\x12\x1e\n" +
+	"\n" +
+	"classifier\x18\x12 \x01(\tR\n" +
+	"classifier\x12\x17\n" +
+	"\aseen_ns\x18\x13 \x01(\x03R\x06seenNs\"\xf3\x02\n" +
 	"\aVerdict\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tattack_id\x18\x02 \x01(\tR\battackId\x12\x12\n" +

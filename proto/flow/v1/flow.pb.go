@@ -801,6 +801,10 @@ type Window struct {
 	FlowsActive     uint64        `protobuf:"varint,10,opt,name=flows_active,json=flowsActive,proto3" json:"flows_active,omitempty"`
 	FlowsSummarised uint64        `protobuf:"varint,11,opt,name=flows_summarised,json=flowsSummarised,proto3" json:"flows_summarised,omitempty"`
 	ArpBindings     []*ArpBinding `protobuf:"bytes,13,rep,name=arp_bindings,json=arpBindings,proto3" json:"arp_bindings,omitempty"` // at most 256
+	// The sensor has several classifiers, and this is the part of the window that concerns the networks of one of them.
+	// Totals and counts of flows are those of the whole window, and in one of the parts only; the others have no total.
+	Part            bool         `protobuf:"varint,14,opt,name=part,proto3" json:"part,omitempty"`
+	TopDestinations []*AddrCount `protobuf:"bytes,15,rep,name=top_destinations,json=topDestinations,proto3" json:"top_destinations,omitempty"` // of a part with totals: the heaviest hosts of all parts, at most 10
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -915,6 +919,20 @@ func (x *Window) GetFlowsSummarised() uint64 {
 func (x *Window) GetArpBindings() []*ArpBinding {
 	if x != nil {
 		return x.ArpBindings
+	}
+	return nil
+}
+
+func (x *Window) GetPart() bool {
+	if x != nil {
+		return x.Part
+	}
+	return false
+}
+
+func (x *Window) GetTopDestinations() []*AddrCount {
+	if x != nil {
+		return x.TopDestinations
 	}
 	return nil
 }
@@ -1779,7 +1797,7 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x14\n" +
 	"\x05flows\x18\x03 \x01(\x04R\x05flows\x12\x18\n" +
 	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\xe3\x03\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\xbf\x04\n" +
 	"\x06Window\x12\x16\n" +
 	"\x06sensor\x18\x01 \x01(\tR\x06sensor\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x1a\n" +
@@ -1793,7 +1811,9 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\fflows_active\x18\n" +
 	" \x01(\x04R\vflowsActive\x12)\n" +
 	"\x10flows_summarised\x18\v \x01(\x04R\x0fflowsSummarised\x12?\n" +
-	"\farp_bindings\x18\r \x03(\v2\x1c.tidegate.flow.v1.ArpBindingR\varpBindingsJ\x04\b\f\x10\rR\vtraceparent\"}\n" +
+	"\farp_bindings\x18\r \x03(\v2\x1c.tidegate.flow.v1.ArpBindingR\varpBindings\x12\x12\n" +
+	"\x04part\x18\x0e \x01(\bR\x04part\x12F\n" +
+	"\x10top_destinations\x18\x0f \x03(\v2\x1b.tidegate.flow.v1.AddrCountR\x0ftopDestinationsJ\x04\b\f\x10\rR\vtraceparent\"}\n" +
 	"\n" +
 	"ArpBinding\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\fR\x04addr\x12\x10\n" +
@@ -1925,19 +1945,20 @@ var file_flow_v1_flow_proto_depIdxs = []int32{
 	10, // 6: tidegate.flow.v1.Window.targets:type_name -> tidegate.flow.v1.Target
 	15, // 7: tidegate.flow.v1.Window.sources:type_name -> tidegate.flow.v1.Source
 	8,  // 8: tidegate.flow.v1.Window.arp_bindings:type_name -> tidegate.flow.v1.ArpBinding
-	9,  // 9: tidegate.flow.v1.Target.counters:type_name -> tidegate.flow.v1.Counters
-	11, // 10: tidegate.flow.v1.Target.reflectors:type_name -> tidegate.flow.v1.Reflector
-	12, // 11: tidegate.flow.v1.Target.dst_ports:type_name -> tidegate.flow.v1.PortCount
-	12, // 12: tidegate.flow.v1.Target.src_ports:type_name -> tidegate.flow.v1.PortCount
-	13, // 13: tidegate.flow.v1.Target.top_sources:type_name -> tidegate.flow.v1.AddrCount
-	14, // 14: tidegate.flow.v1.Target.samples:type_name -> tidegate.flow.v1.HeaderSample
-	12, // 15: tidegate.flow.v1.Source.dst_ports:type_name -> tidegate.flow.v1.PortCount
-	14, // 16: tidegate.flow.v1.Source.samples:type_name -> tidegate.flow.v1.HeaderSample
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	13, // 9: tidegate.flow.v1.Window.top_destinations:type_name -> tidegate.flow.v1.AddrCount
+	9,  // 10: tidegate.flow.v1.Target.counters:type_name -> tidegate.flow.v1.Counters
+	11, // 11: tidegate.flow.v1.Target.reflectors:type_name -> tidegate.flow.v1.Reflector
+	12, // 12: tidegate.flow.v1.Target.dst_ports:type_name -> tidegate.flow.v1.PortCount
+	12, // 13: tidegate.flow.v1.Target.src_ports:type_name -> tidegate.flow.v1.PortCount
+	13, // 14: tidegate.flow.v1.Target.top_sources:type_name -> tidegate.flow.v1.AddrCount
+	14, // 15: tidegate.flow.v1.Target.samples:type_name -> tidegate.flow.v1.HeaderSample
+	12, // 16: tidegate.flow.v1.Source.dst_ports:type_name -> tidegate.flow.v1.PortCount
+	14, // 17: tidegate.flow.v1.Source.samples:type_name -> tidegate.flow.v1.HeaderSample
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_flow_v1_flow_proto_init() }

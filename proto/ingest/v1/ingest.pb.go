@@ -295,6 +295,7 @@ type StatusResponse struct {
 	Interfaces      []*Interface           `protobuf:"bytes,2,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	TopDestinations []*TopTalker           `protobuf:"bytes,3,rep,name=top_destinations,json=topDestinations,proto3" json:"top_destinations,omitempty"`
 	TopSources      []*TopTalker           `protobuf:"bytes,4,rep,name=top_sources,json=topSources,proto3" json:"top_sources,omitempty"`
+	Classifiers     []*Classifier          `protobuf:"bytes,5,rep,name=classifiers,proto3" json:"classifiers,omitempty"` // in the order of the configuration
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -357,6 +358,90 @@ func (x *StatusResponse) GetTopSources() []*TopTalker {
 	return nil
 }
 
+func (x *StatusResponse) GetClassifiers() []*Classifier {
+	if x != nil {
+		return x.Classifiers
+	}
+	return nil
+}
+
+// Classifier is one that the sensor streams to.
+type Classifier struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Address        string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Connected      bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`                                 // there is a stream
+	Problem        string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`                                      // why there is none
+	Share          float64                `protobuf:"fixed64,4,opt,name=share,proto3" json:"share,omitempty"`                                        // of the networks that it judges now, 0 to 1; 0 while it does not answer and others judge for it
+	BatchesPending uint64                 `protobuf:"varint,5,opt,name=batches_pending,json=batchesPending,proto3" json:"batches_pending,omitempty"` // that it has not acknowledged
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Classifier) Reset() {
+	*x = Classifier{}
+	mi := &file_ingest_v1_ingest_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Classifier) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Classifier) ProtoMessage() {}
+
+func (x *Classifier) ProtoReflect() protoreflect.Message {
+	mi := &file_ingest_v1_ingest_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Classifier.ProtoReflect.Descriptor instead.
+func (*Classifier) Descriptor() ([]byte, []int) {
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Classifier) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Classifier) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *Classifier) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Classifier) GetShare() float64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *Classifier) GetBatchesPending() uint64 {
+	if x != nil {
+		return x.BatchesPending
+	}
+	return 0
+}
+
 type Interface struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -375,7 +460,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_ingest_v1_ingest_proto_msgTypes[5]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -387,7 +472,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_ingest_v1_ingest_proto_msgTypes[5]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -400,7 +485,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{5}
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Interface) GetName() string {
@@ -477,7 +562,7 @@ type TopTalker struct {
 
 func (x *TopTalker) Reset() {
 	*x = TopTalker{}
-	mi := &file_ingest_v1_ingest_proto_msgTypes[6]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +574,7 @@ func (x *TopTalker) String() string {
 func (*TopTalker) ProtoMessage() {}
 
 func (x *TopTalker) ProtoReflect() protoreflect.Message {
-	mi := &file_ingest_v1_ingest_proto_msgTypes[6]
+	mi := &file_ingest_v1_ingest_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +587,7 @@ func (x *TopTalker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopTalker.ProtoReflect.Descriptor instead.
 func (*TopTalker) Descriptor() ([]byte, []int) {
-	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{6}
+	return file_ingest_v1_ingest_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TopTalker) GetAddr() string {
@@ -550,7 +635,7 @@ const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"\tforwarded\x18\x05 \x01(\x04R\tforwarded\x12\x16\n" +
 	"\x06passed\x18\x06 \x01(\x04R\x06passed\x12\x16\n" +
 	"\x06unread\x18\a \x01(\x04R\x06unread\"\x0f\n" +
-	"\rStatusRequest\"\x94\x02\n" +
+	"\rStatusRequest\"\xd6\x02\n" +
 	"\x0eStatusResponse\x129\n" +
 	"\x06status\x18\x01 \x01(\v2!.tidegate.status.v1.ServiceStatusR\x06status\x12=\n" +
 	"\n" +
@@ -558,7 +643,15 @@ const file_ingest_v1_ingest_proto_rawDesc = "" +
 	"interfaces\x12H\n" +
 	"\x10top_destinations\x18\x03 \x03(\v2\x1d.tidegate.ingest.v1.TopTalkerR\x0ftopDestinations\x12>\n" +
 	"\vtop_sources\x18\x04 \x03(\v2\x1d.tidegate.ingest.v1.TopTalkerR\n" +
-	"topSources\"\xd8\x03\n" +
+	"topSources\x12@\n" +
+	"\vclassifiers\x18\x05 \x03(\v2\x1e.tidegate.ingest.v1.ClassifierR\vclassifiers\"\x9d\x01\n" +
+	"\n" +
+	"Classifier\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1c\n" +
+	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x14\n" +
+	"\x05share\x18\x04 \x01(\x01R\x05share\x12'\n" +
+	"\x0fbatches_pending\x18\x05 \x01(\x04R\x0ebatchesPending\"\xd8\x03\n" +
 	"\tInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x18\n" +
@@ -597,36 +690,38 @@ func file_ingest_v1_ingest_proto_rawDescGZIP() []byte {
 	return file_ingest_v1_ingest_proto_rawDescData
 }
 
-var file_ingest_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_ingest_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_ingest_v1_ingest_proto_goTypes = []any{
 	(*CaptureRequest)(nil),   // 0: tidegate.ingest.v1.CaptureRequest
 	(*CaptureResponse)(nil),  // 1: tidegate.ingest.v1.CaptureResponse
 	(*CaptureSummary)(nil),   // 2: tidegate.ingest.v1.CaptureSummary
 	(*StatusRequest)(nil),    // 3: tidegate.ingest.v1.StatusRequest
 	(*StatusResponse)(nil),   // 4: tidegate.ingest.v1.StatusResponse
-	(*Interface)(nil),        // 5: tidegate.ingest.v1.Interface
-	(*TopTalker)(nil),        // 6: tidegate.ingest.v1.TopTalker
-	nil,                      // 7: tidegate.ingest.v1.Interface.XdpPacketsEntry
-	nil,                      // 8: tidegate.ingest.v1.Interface.XdpBytesEntry
-	(*v1.ServiceStatus)(nil), // 9: tidegate.status.v1.ServiceStatus
+	(*Classifier)(nil),       // 5: tidegate.ingest.v1.Classifier
+	(*Interface)(nil),        // 6: tidegate.ingest.v1.Interface
+	(*TopTalker)(nil),        // 7: tidegate.ingest.v1.TopTalker
+	nil,                      // 8: tidegate.ingest.v1.Interface.XdpPacketsEntry
+	nil,                      // 9: tidegate.ingest.v1.Interface.XdpBytesEntry
+	(*v1.ServiceStatus)(nil), // 10: tidegate.status.v1.ServiceStatus
 }
 var file_ingest_v1_ingest_proto_depIdxs = []int32{
-	2, // 0: tidegate.ingest.v1.CaptureResponse.summary:type_name -> tidegate.ingest.v1.CaptureSummary
-	9, // 1: tidegate.ingest.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
-	5, // 2: tidegate.ingest.v1.StatusResponse.interfaces:type_name -> tidegate.ingest.v1.Interface
-	6, // 3: tidegate.ingest.v1.StatusResponse.top_destinations:type_name -> tidegate.ingest.v1.TopTalker
-	6, // 4: tidegate.ingest.v1.StatusResponse.top_sources:type_name -> tidegate.ingest.v1.TopTalker
-	7, // 5: tidegate.ingest.v1.Interface.xdp_packets:type_name -> tidegate.ingest.v1.Interface.XdpPacketsEntry
-	8, // 6: tidegate.ingest.v1.Interface.xdp_bytes:type_name -> tidegate.ingest.v1.Interface.XdpBytesEntry
-	3, // 7: tidegate.ingest.v1.IngestService.Status:input_type -> tidegate.ingest.v1.StatusRequest
-	0, // 8: tidegate.ingest.v1.IngestService.Capture:input_type -> tidegate.ingest.v1.CaptureRequest
-	4, // 9: tidegate.ingest.v1.IngestService.Status:output_type -> tidegate.ingest.v1.StatusResponse
-	1, // 10: tidegate.ingest.v1.IngestService.Capture:output_type -> tidegate.ingest.v1.CaptureResponse
-	9, // [9:11] is the sub-list for method output_type
-	7, // [7:9] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	2,  // 0: tidegate.ingest.v1.CaptureResponse.summary:type_name -> tidegate.ingest.v1.CaptureSummary
+	10, // 1: tidegate.ingest.v1.StatusResponse.status:type_name -> tidegate.status.v1.ServiceStatus
+	6,  // 2: tidegate.ingest.v1.StatusResponse.interfaces:type_name -> tidegate.ingest.v1.Interface
+	7,  // 3: tidegate.ingest.v1.StatusResponse.top_destinations:type_name -> tidegate.ingest.v1.TopTalker
+	7,  // 4: tidegate.ingest.v1.StatusResponse.top_sources:type_name -> tidegate.ingest.v1.TopTalker
+	5,  // 5: tidegate.ingest.v1.StatusResponse.classifiers:type_name -> tidegate.ingest.v1.Classifier
+	8,  // 6: tidegate.ingest.v1.Interface.xdp_packets:type_name -> tidegate.ingest.v1.Interface.XdpPacketsEntry
+	9,  // 7: tidegate.ingest.v1.Interface.xdp_bytes:type_name -> tidegate.ingest.v1.Interface.XdpBytesEntry
+	3,  // 8: tidegate.ingest.v1.IngestService.Status:input_type -> tidegate.ingest.v1.StatusRequest
+	0,  // 9: tidegate.ingest.v1.IngestService.Capture:input_type -> tidegate.ingest.v1.CaptureRequest
+	4,  // 10: tidegate.ingest.v1.IngestService.Status:output_type -> tidegate.ingest.v1.StatusResponse
+	1,  // 11: tidegate.ingest.v1.IngestService.Capture:output_type -> tidegate.ingest.v1.CaptureResponse
+	10, // [10:12] is the sub-list for method output_type
+	8,  // [8:10] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_ingest_v1_ingest_proto_init() }
@@ -640,7 +735,7 @@ func file_ingest_v1_ingest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ingest_v1_ingest_proto_rawDesc), len(file_ingest_v1_ingest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

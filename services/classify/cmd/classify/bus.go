@@ -21,10 +21,10 @@ func (l lateBus) EnsureStreams(ctx context.Context) error {
 	return b.EnsureStreams(ctx)
 }
 
-func (l lateBus) PublishFlows(ctx context.Context, f *eventv1.FlowRecords) error {
+func (l lateBus) PublishFlows(ctx context.Context, f *eventv1.FlowRecords) (already bool, err error) {
 	b, err := l.Get()
 	if err != nil {
-		return err
+		return false, err
 	}
 	return b.PublishFlows(ctx, f)
 }

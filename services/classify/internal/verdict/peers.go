@@ -44,8 +44,8 @@ type Peers struct {
 }
 
 type peerSet struct {
-	peers  map[[16]byte]*Peer
-	lastNs int64
+	peers           map[[16]byte]*Peer
+	firstNs, lastNs int64
 }
 
 // NewPeers returns an empty memory.
@@ -83,7 +83,7 @@ func (p *Peers) peer(dst, addr [16]byte, nowNs int64) *Peer {
 		if len(p.sets) >= MaxDestinations {
 			p.evictSet()
 		}
-		s = &peerSet{peers: make(map[[16]byte]*Peer)}
+		s = &peerSet{peers: make(map[[16]byte]*Peer), firstNs: nowNs}
 		p.sets[dst] = s
 	}
 	s.lastNs = max(s.lastNs, nowNs)
@@ -140,6 +140,14 @@ func (p *Peers) Known(dst, addr [16]byte) *Peer {
 		return s.peers[addr]
 	}
 	return nil
+}
+
+// Since is when the first peer of dst was noted, 0 when there is none.
+func (p *Peers) Since(dst [16]byte) int64 {
+	if s := p.sets[dst]; s != nil {
+		return s.firstNs
+	}
+	return 0
 }
 
 // settleNs is how long before an attack a peer must have been known, where its payload does not prove its

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/flow"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
@@ -47,6 +48,12 @@ func summary(w *flowv1.Window) api.WindowSummary {
 		out.TopDst = append(out.TopDst, api.WindowTarget{
 			Addr: addr.Unmap().String(), Packets: t.GetCounters().GetPackets(), Bytes: t.GetCounters().GetBytes(),
 		})
+	}
+	if w.GetPart() {
+		out.TopDst = out.TopDst[:0]
+		for _, t := range w.GetTopDestinations() {
+			out.TopDst = append(out.TopDst, api.WindowTarget{Addr: flow.AddrBytes(t.GetAddr()).String(), Packets: t.GetPackets(), Bytes: t.GetBytes()})
+		}
 	}
 	slices.SortStableFunc(out.TopDst, func(a, b api.WindowTarget) int { return cmp.Compare(b.Packets, a.Packets) })
 	out.TopDst = out.TopDst[:min(len(out.TopDst), windowTargets)]

@@ -302,8 +302,8 @@ func (h *Hub) frame(m *bus.EventMsg) (frame, bool) {
 func (h *Hub) windows(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := h.d.Events.SubscribeWindows(ctx, func(_ string, w *flowv1.Window) {
-			if h.clients.Load() == 0 {
-				return
+			if h.clients.Load() == 0 || w.GetPart() && w.GetTotal() == nil {
+				return // another part tells what there is in all
 			}
 			body, err := json.Marshal(summary(w))
 			if err != nil {

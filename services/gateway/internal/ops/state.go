@@ -46,7 +46,7 @@ func (o *Operations) look(ctx context.Context) *overview {
 
 func newOverview() *overview {
 	return &overview{status: api.Status{
-		Services: []api.Service{}, Missing: []api.Missing{}, Interfaces: []api.Interface{}, Ledger: api.Ledger{Stages: []api.Stage{}},
+		Services: []api.Service{}, Missing: []api.Missing{}, Interfaces: []api.Interface{}, Streams: []api.ClassifyStream{}, Ledger: api.Ledger{Stages: []api.Stage{}},
 	}, sensors: []api.Sensor{}}
 }
 
@@ -165,6 +165,11 @@ func (v *overview) sensor(s *ingestv1.StatusResponse) {
 	}
 	v.sensors = append(v.sensors, in)
 	v.status.Interfaces = append(v.status.Interfaces, in.Interfaces...)
+	for _, c := range s.GetClassifiers() {
+		v.status.Streams = append(v.status.Streams, api.ClassifyStream{
+			Sensor: in.Name, Address: c.GetAddress(), Connected: c.GetConnected(), Share: c.GetShare(), BatchesPending: c.GetBatchesPending(), Problem: c.GetProblem(),
+		})
+	}
 }
 
 // enforcer adds a node: the mesh enforces if all nodes that answer do, and its panic state is the newest.

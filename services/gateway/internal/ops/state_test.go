@@ -3,6 +3,7 @@ package ops
 import (
 	"context"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,7 +28,7 @@ func ingestTerms() map[string]uint64 {
 	return map[string]uint64{"received": 10, "accounted": 8, "undecodable": 1} // decode: 1 in flight
 }
 func classifyTerms() map[string]uint64 {
-	return map[string]uint64{"records_received": 6, "published": 6, "unpublished": 0}
+	return map[string]uint64{"records_received": 6, "published": 6, "already_published": 0, "unpublished": 0}
 }
 func persistTerms() map[string]uint64 {
 	return map[string]uint64{"records_committed": 5, "records_duplicate": 1, "records_rejected": 0}
@@ -42,10 +43,16 @@ func TestStatus(t *testing.T) {
 	r.nodes["n1"].panics = &eventv1.Panic{On: true, SinceNs: 1, By: "old"}
 	r.nodes["n2"].panics = &eventv1.Panic{On: false, SinceNs: 2, By: "ada", Reason: "over"}
 	r.ingest.status.Interfaces = []*ingestv1.Interface{{Name: "eth0", Mode: "inline", XdpPackets: map[string]uint64{"drop": 3}, XdpBytes: map[string]uint64{"drop": 192}}}
+	r.ingest.status.Classifiers = []*ingestv1.Classifier{{Address: "c1", Connected: true, Share: 1, BatchesPending: 4}, {Address: "c2", Problem: "is away"}}
 	r.ingest.status.TopSources = []*ingestv1.TopTalker{{Addr: "192.0.2.1", Pps: 5}}
 	s := r.Status(context.Background())
 	if len(s.Services) != 5 || len(s.Missing) != 0 || !s.Enforcing || s.Database != "sqlite" || s.Rows["flows"] != 7 {
 		t.Errorf("status %+v", s)
+	}
+	if !slices.Equal(s.Streams, []api.ClassifyStream{
+		{Sensor: "sensor-1", Address: "c1", Connected: true, Share: 1, BatchesPending: 4}, {Sensor: "sensor-1", Address: "c2", Problem: "is away"},
+	}) {
+		t.Errorf("streams %+v", s.Streams)
 	}
 	if s.Panic != (api.Panic{SinceNs: 2, By: "ada", Reason: "over"}) {
 		t.Errorf("panic %+v, want that of the last change", s.Panic)

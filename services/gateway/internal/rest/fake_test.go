@@ -205,7 +205,7 @@ func (m *fakeMesh) Status(context.Context) api.Status {
 	defer m.mu.Unlock()
 	m.calls["status"]++
 	return api.Status{Services: []api.Service{{Service: "ingest", Problems: []string{}}}, Missing: []api.Missing{{Service: "persist", Address: "x", Problem: "is away"}},
-		Interfaces: []api.Interface{fakeInterface}, Panic: m.panic, Ledger: fakeLedger}
+		Interfaces: []api.Interface{fakeInterface}, Streams: []api.ClassifyStream{{Sensor: "s", Address: "x", Problem: "is away"}}, Panic: m.panic, Ledger: fakeLedger}
 }
 
 func (m *fakeMesh) PanicState(context.Context) (api.Panic, error) {

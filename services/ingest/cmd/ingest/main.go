@@ -60,14 +60,16 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	conn, err := rpc.Dial(t, c.Ingest.Classify, c.TLS.Expect(pki.Classify))
-	if err != nil {
-		return err
+	var classify []classifyv1.ClassifyServiceClient
+	for _, addr := range c.Ingest.Classify {
+		conn, err := rpc.Dial(t, addr, c.TLS.Expect(pki.Classify))
+		if err != nil {
+			return err
+		}
+		defer conn.Close() //nolint:errcheck // nothing is left to send
+		classify = append(classify, classifyv1.NewClassifyServiceClient(conn))
 	}
-	defer conn.Close() //nolint:errcheck // nothing is left to send
-	svc, err := ingest.New(c.Ingest, ingest.Deps{
-		Telemetry: t, Registrar: srv, Classify: classifyv1.NewClassifyServiceClient(conn),
-	})
+	svc, err := ingest.New(c.Ingest, ingest.Deps{Telemetry: t, Registrar: srv, Classify: classify})
 	if err != nil {
 		return config.Usagef("%w", err)
 	}

@@ -8,12 +8,12 @@ import (
 
 // Account counts an IP packet in its flow and appends what has to be told of it to out. payload is what follows
 // the transport header and is copied. port is the sensor's interface. Times are Unix ns.
-func (t *Table) Account(p *packet.Packet, payload []byte, nowNs int64, port uint8, out *flowv1.FlowBatch) Observation {
+func (t *Table) Account(p *packet.Packet, payload []byte, nowNs int64, port uint8, out *Out) Observation {
 	return t.AccountHashed(p, t.Hash(p), payload, nowNs, port, out)
 }
 
 // AccountHashed is Account for a packet whose Hash is known.
-func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowNs int64, port uint8, out *flowv1.FlowBatch) Observation {
+func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowNs int64, port uint8, out *Out) Observation {
 	t.clock(nowNs)
 	k := p.Key()
 	i, e, reverse, ok := t.find(tag, &k)
@@ -70,7 +70,7 @@ func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowN
 }
 
 // begin makes the entry of a new flow.
-func (t *Table) begin(tag uint32, k *flow.Key, p *packet.Packet, payload []byte, nowNs int64, port uint8, out *flowv1.FlowBatch, o *Observation) (uint32, *entry, bool) {
+func (t *Table) begin(tag uint32, k *flow.Key, p *packet.Packet, payload []byte, nowNs int64, port uint8, out *Out, o *Observation) (uint32, *entry, bool) {
 	i, e, ok := t.take(func(i uint32, e *entry) { t.finish(i, e, flowv1.EndReason_END_REASON_EVICTED, out) })
 	if !ok {
 		return 0, nil, false

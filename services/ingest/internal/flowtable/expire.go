@@ -70,7 +70,7 @@ func (t *Table) Calm(nowNs int64) bool { return nowNs < t.calmUntil }
 // so a caller that can afford it calls again at once; otherwise the next call goes on. failed is called for
 // every attempt that got no answer in time, with a Failure that is valid during the call; nil is allowed.
 // Summaries of the last 100 ms are appended when the next begin.
-func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure)) (more bool) {
+func (t *Table) Advance(nowNs int64, out *Out, failed func(*Failure)) (more bool) {
 	t.clock(nowNs)
 	if t.Calm(t.now) {
 		return false
@@ -105,7 +105,7 @@ func (t *Table) Advance(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure
 }
 
 // due does what a linked entry's deadlines ask for and links it anew if it stays.
-func (t *Table) due(i uint32, e *entry, out *flowv1.FlowBatch, failed func(*Failure)) {
+func (t *Table) due(i uint32, e *entry, out *Out, failed func(*Failure)) {
 	if waiting(e) && e.first+int64(t.cfg.AnswerTimeout) <= t.now {
 		t.fail(i, e, Silence, t.now)
 		if failed != nil {
@@ -126,7 +126,7 @@ func (t *Table) due(i uint32, e *entry, out *flowv1.FlowBatch, failed func(*Fail
 	}
 	if t.cfg.Update > 0 && e.state&opened != 0 && e.update <= t.now {
 		if e.last > e.update-int64(t.cfg.Update) {
-			flow.AppendUpdate(out, t.id(i, e), totals(e), e.last)
+			flow.AppendUpdate(out.of(&e.key), t.id(i, e), totals(e), e.last)
 		}
 		e.update = t.now + int64(t.cfg.Update)
 	}
@@ -147,15 +147,15 @@ func totals(e *entry) flow.Totals {
 }
 
 // export appends an end record.
-func (t *Table) export(i uint32, e *entry, r flowv1.EndReason, out *flowv1.FlowBatch) {
-	flow.AppendEnd(out, &flow.End{
+func (t *Table) export(i uint32, e *entry, r flowv1.EndReason, out *Out) {
+	flow.AppendEnd(out.of(&e.key), &flow.End{
 		ID: t.id(i, e), Key: e.key, FirstNs: e.first, LastNs: max(e.last, e.first), Totals: totals(e),
 		FlagsFwd: e.flags[0], FlagsRev: e.flags[1], Reason: r, Part: e.part,
 	})
 }
 
 // finish ends a linked flow, by a record of its own or within a summary, and frees the entry.
-func (t *Table) finish(i uint32, e *entry, r flowv1.EndReason, out *flowv1.FlowBatch) {
+func (t *Table) finish(i uint32, e *entry, r flowv1.EndReason, out *Out) {
 	one := t.cfg.SummariseAbove > 0 && single(e)
 	switch {
 	case one && t.exported >= t.cfg.SummariseAbove:
@@ -183,7 +183,7 @@ func (t *Table) finish(i uint32, e *entry, r flowv1.EndReason, out *flowv1.FlowB
 // Flush ends all flows, a bounded number a call, and reports whether more are left: the caller hands the batch
 // over and calls again. Attempts that were still waiting for an answer are reported as failed only if their
 // time was up: the end of the capture is no silence.
-func (t *Table) Flush(nowNs int64, out *flowv1.FlowBatch, failed func(*Failure)) (more bool) {
+func (t *Table) Flush(nowNs int64, out *Out, failed func(*Failure)) (more bool) {
 	t.clock(nowNs)
 	done := 0
 	for ; t.flushed < t.high && t.stats.Active > 0; t.flushed++ {

@@ -28,6 +28,7 @@ type rig struct {
 	t        *testing.T
 	table    *Table
 	out      *flowv1.FlowBatch
+	to       *Out // out alone
 	now      int64
 	failures []Failure
 	p        packet.Packet
@@ -41,7 +42,8 @@ func newRig(t *testing.T, change func(*Config)) *rig {
 	if change != nil {
 		change(&c)
 	}
-	return &rig{t: t, table: New(c, 3), out: &flowv1.FlowBatch{}, now: 1_700_000_000_000_000_000}
+	out := &flowv1.FlowBatch{}
+	return &rig{t: t, table: New(c, 3), out: out, to: &Out{Batches: []*flowv1.FlowBatch{out}}, now: 1_700_000_000_000_000_000}
 }
 
 func header(src, dst string) packet.Header {
@@ -53,7 +55,7 @@ func (r *rig) frame(f []byte) Observation {
 	if reason := r.p.Decode(f); reason != packet.OK {
 		r.t.Fatalf("decode: %v", reason)
 	}
-	o := r.table.Account(&r.p, f[r.p.Payload:r.p.Payload+r.p.PayloadLen], r.now, 1, r.out)
+	o := r.table.Account(&r.p, f[r.p.Payload:r.p.Payload+r.p.PayloadLen], r.now, 1, r.to)
 	if o.Failed {
 		r.failures = append(r.failures, *o.Failure)
 	}
@@ -76,14 +78,14 @@ func (r *rig) udp(src string, sport uint16, dst string, dport uint16, payload st
 func (r *rig) wait(d time.Duration) {
 	for end := r.now + int64(d); r.now < end; {
 		r.now = min(r.now+int64(50*time.Millisecond), end)
-		for r.table.Advance(r.now, r.out, func(f *Failure) { r.failures = append(r.failures, *f) }) {
+		for r.table.Advance(r.now, r.to, func(f *Failure) { r.failures = append(r.failures, *f) }) {
 			continue
 		}
 	}
 }
 
 func (r *rig) flush() {
-	for r.table.Flush(r.now, r.out, nil) {
+	for r.table.Flush(r.now, r.to, nil) {
 		continue
 	}
 }
@@ -574,7 +576,7 @@ func TestIndexGrows(t *testing.T) {
 				t.Fatalf("flow %d is lost after %d", gone, i)
 			}
 			ended[gone] = true
-			r.table.finish(n, e, flowv1.EndReason_END_REASON_IDLE, r.out)
+			r.table.finish(n, e, flowv1.EndReason_END_REASON_IDLE, r.to)
 		}
 		for range 3 {
 			at := rng.IntN(i + 1)
@@ -690,7 +692,7 @@ func TestClockJumps(t *testing.T) {
 	r := newRig(t, nil)
 	r.udp("192.0.2.1", 1, "198.51.100.1", 80, "x")
 	r.now += int64(1000 * time.Hour)
-	for r.table.Advance(r.now, r.out, nil) {
+	for r.table.Advance(r.now, r.to, nil) {
 		continue
 	}
 	if n := len(r.ends()); n != 1 {
@@ -717,7 +719,7 @@ func TestLeaps(t *testing.T) {
 			last = append(last, r.now)
 		}
 		r.now += rng.Int64N(int64([]time.Duration{time.Millisecond, time.Second, 20 * time.Second, 5 * time.Minute}[rng.IntN(4)]))
-		for r.table.Advance(r.now, r.out, nil) {
+		for r.table.Advance(r.now, r.to, nil) {
 			continue
 		}
 		least, most := uint64(0), uint64(0)
@@ -748,7 +750,7 @@ func TestNoAllocations(t *testing.T) {
 			r.frame(f)
 			r.now += int64(time.Millisecond)
 		}
-		r.table.Advance(r.now, r.out, nil)
+		r.table.Advance(r.now, r.to, nil)
 		flow.Reset(r.out)
 	}
 	for range 300 {
@@ -756,5 +758,80 @@ func TestNoAllocations(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(100, run); n != 0 {
 		t.Errorf("%v allocations per 256 packets", n)
+	}
+}
+
+// TestRecordsOfAFlowStayTogether: with several batches, all records of a flow are in the one that its key, in the
+// direction of its first packet, is for; together they are what one batch would hold.
+func TestRecordsOfAFlowStayTogether(t *testing.T) {
+	play := func(batches int) *rig {
+		r := newRig(t, func(c *Config) { c.SummariseAbove = 4 })
+		for range batches - 1 {
+			r.to.Batches = append(r.to.Batches, &flowv1.FlowBatch{})
+		}
+		r.to.Choose = func(k *flow.Key) int { return int(k.Dst[14]) % batches }
+		for i := range 40 {
+			server := netip.AddrFrom4([4]byte{198, 51, byte(i % 4), 1}).String()
+			r.tcp("192.0.2.1", uint16(1000+i), server, 443, packet.FlagSYN, 1, "")                         //nolint:gosec // small
+			r.tcp(server, 443, "192.0.2.1", uint16(1000+i), packet.FlagSYN|packet.FlagACK, 9, "")          //nolint:gosec // small
+			r.tcp("192.0.2.1", uint16(1000+i), server, 443, packet.FlagACK|packet.FlagPSH, 2, "request")   //nolint:gosec // small
+			r.tcp(server, 443, "192.0.2.1", uint16(1000+i), packet.FlagACK|packet.FlagPSH, 10, "response") //nolint:gosec // small
+			r.tcp("192.0.2.9", uint16(1000+i), server, 80, packet.FlagSYN, 1, "")                          //nolint:gosec // small
+		}
+		r.wait(8 * time.Second)
+		for i := range 40 {
+			server := netip.AddrFrom4([4]byte{198, 51, byte(i % 4), 1}).String()
+			r.tcp("192.0.2.1", uint16(1000+i), server, 443, packet.FlagACK, 9, "") //nolint:gosec // small
+		}
+		r.wait(30 * time.Second)
+		r.flush()
+		return r
+	}
+	one, four := play(1).to.Batches[0], play(4).to.Batches
+	var opens, segments, updates, ends, summarised int
+	for i, b := range four {
+		if err := flow.Validate(b); err != nil {
+			t.Fatal(err)
+		}
+		here := map[uint64]bool{}
+		for j := range int(b.GetOpens().GetCount()) {
+			o := flow.OpenAt(b.Opens, j)
+			here[o.ID] = true
+			if int(o.Key.Dst[14]) != i {
+				t.Errorf("batch %d: a flow to %v", i, flow.Addr(o.Key.Dst))
+			}
+		}
+		for j := range int(b.GetSegments().GetCount()) {
+			if !here[flow.Column(b.Segments.FlowId).U64(j)] {
+				t.Errorf("batch %d has a segment of a flow that is elsewhere", i)
+			}
+		}
+		for j := range int(b.GetUpdates().GetCount()) {
+			if !here[flow.Column(b.Updates.FlowId).U64(j)] {
+				t.Errorf("batch %d has an update of a flow that is elsewhere", i)
+			}
+		}
+		for j := range int(b.GetEnds().GetCount()) {
+			if x := flow.EndAt(b.Ends, j); int(x.Key.Dst[14]) != i {
+				t.Errorf("batch %d: the end of a flow to %v", i, flow.Addr(x.Key.Dst))
+			}
+		}
+		for _, m := range b.Summaries {
+			if int(m.DstIp[14]) != i {
+				t.Errorf("batch %d has a summary for %v", i, flow.AddrBytes(m.DstIp))
+			}
+			summarised += int(m.Flows) //nolint:gosec // small
+		}
+		opens, segments = opens+int(b.GetOpens().GetCount()), segments+int(b.GetSegments().GetCount())
+		updates, ends = updates+int(b.GetUpdates().GetCount()), ends+int(b.GetEnds().GetCount())
+	}
+	want := 0
+	for _, m := range one.Summaries {
+		want += int(m.Flows) //nolint:gosec // small
+	}
+	if opens != int(one.Opens.Count) || segments != int(one.Segments.Count) || updates != int(one.GetUpdates().GetCount()) || ends != int(one.Ends.Count) ||
+		summarised != want || opens != 40 || updates == 0 || summarised == 0 {
+		t.Errorf("four batches have %d opens, %d segments, %d updates, %d ends and %d summarised; one has %d, %d, %d, %d and %d", opens, segments,
+			updates, ends, summarised, one.Opens.Count, one.Segments.Count, one.GetUpdates().GetCount(), one.Ends.Count, want)
 	}
 }

@@ -3,7 +3,6 @@ package flowtable
 import (
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
-	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
 
 // stream follows one direction's TCP payload, so that segments carry their place and retransmits are not sent
@@ -79,7 +78,7 @@ func cost(e *entry, payload int) int {
 }
 
 // segment appends payload of direction d to the batch, as far as the limits allow. It sends the open first.
-func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []byte, nowNs int64, out *flowv1.FlowBatch) {
+func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []byte, nowNs int64, out *Out) {
 	if t.cfg.SegmentBudget > 0 {
 		budget := t.cfg.SegmentBudget
 		if e.state&answered != 0 {
@@ -114,7 +113,7 @@ func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []b
 	}
 	t.sent += cost(e, len(payload))
 	t.open(i, e, out)
-	flow.AppendSegment(out, t.id(i, e), uint8(d), off, nowNs, payload) //nolint:gosec // 0 or 1
+	flow.AppendSegment(out.of(&e.key), t.id(i, e), uint8(d), off, nowNs, payload) //nolint:gosec // 0 or 1
 	e.sentPackets[d]++
 	e.sentBytes[d] += uint16(len(payload)) //nolint:gosec // at most MaxSegmentBytes
 	if e.sentPackets[d] >= MaxSegments || e.sentBytes[d] >= MaxSegmentBytes {
@@ -124,12 +123,12 @@ func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []b
 
 // open sends the open record unless it was sent. It must be called before a second packet is counted: the first
 // packet's length and flags are read from the counters.
-func (t *Table) open(i uint32, e *entry, out *flowv1.FlowBatch) {
+func (t *Table) open(i uint32, e *entry, out *Out) {
 	if e.state&opened != 0 {
 		return
 	}
 	e.state |= opened
-	flow.AppendOpen(out, &flow.Open{
+	flow.AppendOpen(out.of(&e.key), &flow.Open{
 		ID: t.id(i, e), Key: e.key, FirstNs: e.first, TCPFlags: e.flags[0],
 		IPLength: uint16(min(e.bytes[0], 0xFFFF)), TTL: e.ttl, PortIndex: e.port, //nolint:gosec // bounded on the left
 	})

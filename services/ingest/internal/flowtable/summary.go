@@ -3,6 +3,7 @@ package flowtable
 import (
 	"encoding/binary"
 
+	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/sketch"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
@@ -26,6 +27,7 @@ type summary struct {
 type summaries struct {
 	slots [summarySlots]uint16 // number of the summary, 0 = empty (number 0 is the rest)
 	list  []summary
+	key   flow.Key // of the one at hand, here so that it is not allocated
 }
 
 func (s *summaries) init() {
@@ -55,8 +57,8 @@ func (s *summaries) add(dst *[16]byte, protocol uint8, packets, bytes uint64) {
 	e.bytes += bytes
 }
 
-// emit appends the summaries to the batch, whose earlier FlowSummary values it uses again, and starts over.
-func (s *summaries) emit(out *flowv1.FlowBatch) {
+// emit appends the summaries to the batches, whose earlier FlowSummary values it uses again, and starts over.
+func (s *summaries) emit(to *Out) {
 	if len(s.list) == 1 && s.list[0].flows == 0 {
 		return
 	}
@@ -65,6 +67,8 @@ func (s *summaries) emit(out *flowv1.FlowBatch) {
 		if e.flows == 0 {
 			continue
 		}
+		s.key.Dst, s.key.Protocol = e.dst, e.protocol
+		out := to.of(&s.key)
 		var m *flowv1.FlowSummary
 		if n := len(out.Summaries); n < cap(out.Summaries) {
 			out.Summaries = out.Summaries[:n+1]

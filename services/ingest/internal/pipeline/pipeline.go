@@ -35,8 +35,14 @@ type Config struct {
 	// WindowLength is the time between window boundaries, which are multiples of it. 0 = 100 ms.
 	WindowLength time.Duration
 
-	// OnBatch takes a batch over and returns an empty one for what follows; it must not block. Required.
-	OnBatch func(*flowv1.FlowBatch) *flowv1.FlowBatch
+	// Classifiers is how many batches are filled side by side, one for each; 0 = 1. They are handed over together, and
+	// BatchBytes is of all of them.
+	Classifiers int
+	// Choose says whose batch a flow's records go to, by its key in the direction of its first packet. Required for more
+	// than one.
+	Choose func(*flow.Key) int
+	// OnBatch takes a classifier's batch over and returns an empty one for what follows; it must not block. Required.
+	OnBatch func(classifier int, b *flowv1.FlowBatch) *flowv1.FlowBatch
 	// OnWindow takes the builder of a window that ended, with StartNs, EndNs and Flows set, and returns an empty
 	// one; it must not block. When it returns nil it took nothing, and the window goes on to the next boundary.
 	// Without OnWindow there are no windows: batches are handed over by their age and size only.
@@ -59,7 +65,7 @@ type Queue struct {
 	cfg   Config
 	table *flowtable.Table
 	w     *window.Builder // nil: no windows
-	batch *flowv1.FlowBatch
+	out   flowtable.Out
 
 	batchNs     int64 // when the batch got its first record
 	batchBegun  bool
@@ -106,8 +112,11 @@ func New(cfg Config, queue uint8) *Queue {
 		cfg.WindowLength = 100 * time.Millisecond
 	}
 	q := &Queue{
-		cfg: cfg, table: flowtable.New(cfg.Flow, queue), batch: &flowv1.FlowBatch{},
+		cfg: cfg, table: flowtable.New(cfg.Flow, queue), out: flowtable.Out{Choose: cfg.Choose},
 		failed: func(*flowtable.Failure) {},
+	}
+	for range max(cfg.Classifiers, 1) {
+		q.out.Batches = append(q.out.Batches, &flowv1.FlowBatch{})
 	}
 	if cfg.OnWindow != nil {
 		q.w = window.New(cfg.Window)
@@ -179,14 +188,14 @@ func (q *Queue) account(p *packet.Packet, r packet.Reason, hash uint32, frame []
 	}
 	q.accounted++
 	q.bytes += uint64(p.IPLen)
-	o := q.table.AccountHashed(p, hash, frame[p.Payload:p.Payload+p.PayloadLen], nowNs, port, q.batch)
+	o := q.table.AccountHashed(p, hash, frame[p.Payload:p.Payload+p.PayloadLen], nowNs, port, &q.out)
 	if q.w != nil {
 		q.w.Add(p, frame[p.L3:], nowNs, &o)
 	}
 	if o.Spent && q.cfg.OnSpent != nil {
 		q.cfg.OnSpent(o.ID)
 	}
-	if !q.batchBegun || size(q.batch) > q.cfg.BatchBytes {
+	if !q.batchBegun || q.size() > q.cfg.BatchBytes {
 		q.age(nowNs)
 	}
 }
@@ -196,7 +205,7 @@ var noFlow flowtable.Observation
 
 // age notes when a batch begins and hands it over when it is old or large.
 func (q *Queue) age(nowNs int64) {
-	n := size(q.batch)
+	n := q.size()
 	if n == 0 {
 		return
 	}
@@ -210,7 +219,20 @@ func (q *Queue) age(nowNs int64) {
 
 func (q *Queue) cut() {
 	q.batchBegun = false
-	q.batch = q.cfg.OnBatch(q.batch)
+	for i, b := range q.out.Batches {
+		if len(q.out.Batches) == 1 || size(b) > 0 {
+			q.out.Batches[i] = q.cfg.OnBatch(i, b)
+		}
+	}
+}
+
+// size is that of all batches.
+func (q *Queue) size() int {
+	n := size(q.out.Batches[0])
+	for _, b := range q.out.Batches[1:] {
+		n += size(b)
+	}
+	return n
 }
 
 // size is about how many bytes a batch takes on the wire; never less than it does.
@@ -238,11 +260,11 @@ func (q *Queue) Poll(nowNs int64) {
 		q.begin(nowNs)
 	}
 	for q.w != nil && nowNs >= q.windowEnd {
-		q.table.Advance(q.windowEnd-1, q.batch, q.failed)
+		q.table.Advance(q.windowEnd-1, &q.out, q.failed)
 		q.age(nowNs)
 		q.boundary(nowNs)
 	}
-	q.table.Advance(nowNs, q.batch, q.failed)
+	q.table.Advance(nowNs, &q.out, q.failed)
 	q.age(nowNs)
 	q.count(nowNs)
 }
@@ -265,7 +287,7 @@ func (q *Queue) begin(nowNs int64) {
 
 // boundary hands the batch and the window over; the next is the one that nowNs is in, so that a pause gives one window.
 func (q *Queue) boundary(nowNs int64) {
-	if size(q.batch) > 0 {
+	if q.size() > 0 {
 		q.cut()
 	}
 	s := q.table.Stats()
@@ -298,7 +320,7 @@ func (q *Queue) Settle(nowNs int64) {
 	if q.cfg.BatchAge < 0 && q.table.Calm(nowNs) {
 		return // the batch is as it was, and its age does not count
 	}
-	for q.table.Advance(nowNs, q.batch, q.failed) {
+	for q.table.Advance(nowNs, &q.out, q.failed) {
 		q.age(nowNs)
 	}
 	q.age(nowNs)
@@ -324,13 +346,13 @@ func (q *Queue) Close(nowNs int64) {
 	if q.windowEnd == 0 && q.w != nil {
 		q.begin(nowNs)
 	}
-	for q.table.Flush(nowNs, q.batch, q.failed) {
+	for q.table.Flush(nowNs, &q.out, q.failed) {
 		q.cut()
 	}
 	switch {
 	case q.w != nil:
 		q.boundary(q.windowEnd)
-	case size(q.batch) > 0:
+	case q.size() > 0:
 		q.cut()
 	}
 	q.publish()

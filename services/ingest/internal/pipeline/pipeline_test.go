@@ -40,7 +40,7 @@ func newDesk(t testing.TB, change func(*Config)) *desk {
 	if change != nil {
 		change(&c)
 	}
-	c.OnBatch = func(b *flowv1.FlowBatch) *flowv1.FlowBatch {
+	c.OnBatch = func(_ int, b *flowv1.FlowBatch) *flowv1.FlowBatch {
 		d.batches++
 		d.opens += int(b.GetOpens().GetCount())
 		d.ends += int(b.GetEnds().GetCount())

@@ -22,7 +22,7 @@ import (
 type rig struct {
 	t     *testing.T
 	table *flowtable.Table
-	out   flowv1.FlowBatch
+	out   flowtable.Out
 	now   int64
 	p     packet.Packet
 }
@@ -31,7 +31,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	c := flowtable.DefaultConfig()
 	c.MaxFlows = 1 << 16
-	return &rig{t: t, table: flowtable.New(c, 0), now: 1_700_000_000_000_000_000}
+	return &rig{t: t, table: flowtable.New(c, 0), out: flowtable.Out{Batches: []*flowv1.FlowBatch{{}}}, now: 1_700_000_000_000_000_000}
 }
 
 // add decodes a frame, accounts it and adds it to every builder.

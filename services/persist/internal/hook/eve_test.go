@@ -57,7 +57,7 @@ func TestEVELines(t *testing.T) {
 	r.enforcement(ruleEvent("e1", eventv1.EnforcementState_ENFORCEMENT_STATE_FIRST_DROP))
 	r.enforcement(ruleEvent("e2", eventv1.EnforcementState_ENFORCEMENT_STATE_EXPIRED))
 	bustest.Wait(t, "three lines", func() bool { return len(lines(t, path)) == 3 })
-	if err := r.bus.PublishFlows(context.Background(), flowRecords(1)); err != nil {
+	if _, err := r.bus.PublishFlows(context.Background(), flowRecords(1)); err != nil {
 		t.Fatal(err)
 	}
 	bustest.Wait(t, "four lines", func() bool { return len(lines(t, path)) == 4 })
@@ -262,7 +262,7 @@ func TestEVEOnNATS(t *testing.T) {
 		r.attack(id)
 	}
 	r.enforcement(ruleEvent("e1", eventv1.EnforcementState_ENFORCEMENT_STATE_FIRST_DROP)) // not asked for
-	if err := r.bus.PublishFlows(context.Background(), flowRecords(1)); err != nil {
+	if _, err := r.bus.PublishFlows(context.Background(), flowRecords(1)); err != nil {
 		t.Fatal(err)
 	}
 	bustest.Wait(t, "the lines", func() bool {
