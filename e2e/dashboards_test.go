@@ -297,7 +297,7 @@ var contractLabels = map[string]string{
 
 // boundedLabels is every label that a metric of ours may have. Each has a set of values fixed by the code, the machine or
 // the configuration; none comes from a packet or a request.
-var boundedLabels = strings.Fields(`action app capture code event go_version iface instance job le method op queue reason result revision
+var boundedLabels = strings.Fields(`action app capture classifier code event go_version iface instance job le method op queue reason result revision
 	route sensor service stage state stream table type version`)
 
 // boundedMetrics checks the labels of what was scraped.
