@@ -75,29 +75,6 @@ func (s *Service) stale(revision, known uint64) bool {
 	return revision == known || revision < known && !s.syncing
 }
 
-// keep carries over what belongs to the entry, not to the version of the rule.
-func (r *ruleState) keep(old *ruleState) {
-	r.applied, r.stat, r.told, r.leaseHits, r.dropTold = old.applied, old.stat, old.told, old.leaseHits, old.dropTold
-	r.leaseAt, r.seen, r.kept = old.leaseAt, old.seen, old.kept
-	if r.rule.Escalated == old.rule.Escalated {
-		r.turning = old.turning
-	}
-	r.appliedSpan = old.appliedSpan
-	same, before := old.rule, old.rule
-	same.Expires, same.Lease, same.Repeat, same.Changed = r.rule.Expires, r.rule.Lease, r.rule.Repeat, r.rule.Changed
-	if same != r.rule {
-		r.before = &before
-		return
-	}
-	if before.Lease != r.rule.Lease || r.rule.Lease == 0 && before != r.rule { // a lease's renewal is told by the node that renews
-		r.prolonged = &before
-	}
-	r.silent = old.inForce()
-	if old.state == refused { // a renewal: a refusal for the same reason is no news
-		r.state, r.refusal, r.since = old.state, old.refusal, old.since
-	}
-}
-
 // decide asks the guardrails; old is the version in the maps, if any.
 func (s *Service) decide(c *changes, r, old *ruleState, now time.Time) {
 	no := s.guard.check(&r.rule, now)

@@ -88,6 +88,29 @@ func (r *ruleState) renews(earned uint64, now time.Time) bool {
 	return earned > r.leaseHits && float64(earned-r.leaseHits) >= unanswered*now.Sub(since).Seconds()
 }
 
+// keep carries over what belongs to the entry, not to the version of the rule.
+func (r *ruleState) keep(old *ruleState) {
+	r.applied, r.stat, r.told, r.leaseHits, r.dropTold = old.applied, old.stat, old.told, old.leaseHits, old.dropTold
+	r.leaseAt, r.seen, r.kept = old.leaseAt, old.seen, old.kept
+	if r.rule.Escalated == old.rule.Escalated {
+		r.turning = old.turning
+	}
+	r.appliedSpan = old.appliedSpan
+	same, before := old.rule, old.rule
+	same.Expires, same.Lease, same.Repeat, same.Changed = r.rule.Expires, r.rule.Lease, r.rule.Repeat, r.rule.Changed
+	if same != r.rule {
+		r.before = &before
+		return
+	}
+	if before.Lease != r.rule.Lease || r.rule.Lease == 0 && before != r.rule { // a lease's renewal is told by the node that renews
+		r.prolonged = &before
+	}
+	r.silent = old.inForce()
+	if old.state == refused { // a renewal: a refusal for the same reason is no news
+		r.state, r.refusal, r.since = old.state, old.refusal, old.since
+	}
+}
+
 // changes are the entries to delete and to put after a batch.
 type changes struct {
 	put     map[string]*ruleState
