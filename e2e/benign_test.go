@@ -101,7 +101,6 @@ type footprint struct {
 var (
 	heapInUse = regexp.MustCompile(`(?m)^# HeapAlloc = (\d+)$`)
 	goroutine = regexp.MustCompile(`^goroutine profile: total (\d+)`)
-	resident  = regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB$`)
 )
 
 func (r *inlineRun) footprint(t *testing.T) footprint {
@@ -114,14 +113,11 @@ func (r *inlineRun) footprint(t *testing.T) footprint {
 		n, _ := strconv.ParseFloat(m[1], 64)
 		return n
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.process.PID()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	rss, _ := rig.Memory(t, r.process.PID())
 	return footprint{
 		heap:       number(heapInUse, r.get(t, "/debug/pprof/heap?gc=1&debug=1")) / (1 << 20),
 		goroutines: int(number(goroutine, r.get(t, "/debug/pprof/goroutine?debug=1"))),
-		rss:        number(resident, string(status)) / 1024,
+		rss:        rss,
 		flows:      r.metric(t, "tidegate_ingest_flows_active") + r.metric(t, "tidegate_classify_flows_active"),
 	}
 }

@@ -3,8 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,25 +12,6 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 )
-
-// rss is a process's resident memory in MiB.
-func rss(t *testing.T, pid int) float64 {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, _ := strings.Cut(string(b), "VmRSS:")
-	fields := strings.Fields(after)
-	if len(fields) == 0 {
-		t.Fatalf("process %d has ended", pid)
-	}
-	kb, err := strconv.ParseFloat(fields[0], 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kb / 1024
-}
 
 // stage is a stage of the ledger by its name.
 func stage(t *testing.T, s *api.Status, name string) api.Stage {
@@ -70,7 +49,8 @@ func TestFullClassifierStops(t *testing.T) {
 		return &s
 	}
 	received := func(s *api.Status) (n uint64) { return stage(t, s, "decode").In }
-	before, memory := status(), rss(t, m.ingest.PID())
+	before := status()
+	memory, _ := rig.Memory(t, m.ingest.PID())
 
 	m.classify.Signal(syscall.SIGSTOP)
 	defer m.classify.Signal(syscall.SIGCONT)
@@ -84,7 +64,8 @@ func TestFullClassifierStops(t *testing.T) {
 		} else {
 			last = n
 		}
-		most = max(most, rss(t, m.ingest.PID()))
+		now, _ := rig.Memory(t, m.ingest.PID())
+		most = max(most, now)
 	}
 	client.ClearMark()
 	dropped := stage(t, status(), "batches").Out["batches_dropped"]

@@ -182,7 +182,7 @@ func (row *captureRow) run(t *testing.T) (run captureRun) {
 	run.offered = float64(sent) / run.seconds
 	run.sent = sent
 	run.cpu = (cpuSeconds(t, pid) - used) / run.seconds
-	run.memory = memory(t, pid)
+	run.memory, _ = rig.Memory(t, pid)
 	finish()
 	return run
 }
@@ -308,19 +308,4 @@ func cpuSeconds(t *testing.T, pid int) float64 {
 		sum += n / ticks
 	}
 	return sum
-}
-
-// memory is a process's resident memory in MiB.
-func memory(t *testing.T, pid int) float64 {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(b), "VmRSS:")
-	kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kib / 1024
 }

@@ -3,11 +3,8 @@ package bench
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -197,29 +194,6 @@ func TestBenchPanic(t *testing.T) {
 	t.Logf("panic over REST with %d drops in the driver: the last was gone after %v (bar 1s), answered after %v", before, took, <-answered)
 }
 
-// resident is a process's resident memory in MiB, now and at its highest.
-func resident(t *testing.T, pid int) (now, peak float64) {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range strings.Split(string(b), "\n") {
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		kib, _ := strconv.ParseFloat(fields[1], 64)
-		switch fields[0] {
-		case "VmRSS:":
-			now = kib / 1024
-		case "VmHWM:":
-			peak = kib / 1024
-		}
-	}
-	return now, peak
-}
-
 // TestBenchStream: 500 clients of the event stream, ten attacks' events a second, with traffic.
 func TestBenchStream(t *testing.T) {
 	needBench(t)
@@ -253,7 +227,7 @@ func TestBenchStream(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	now, peak := resident(t, f.process.PID())
+	now, peak := rig.Memory(t, f.process.PID())
 	r := wait()
 	t.Logf("500 clients of the event stream: %d of %d events delivered, p50 %.1f ms, p99 %.1f ms (bar 250), gateway's memory %.0f MiB, peak %.0f MiB (bar 150)",
 		r.Requests, 500*events, r.at(0.5), r.at(0.99), now, peak)

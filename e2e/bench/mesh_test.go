@@ -71,7 +71,8 @@ type meshLoad struct {
 func (s *system) load(t *testing.T) *meshLoad {
 	t.Helper()
 	l := &meshLoad{pid: s.process.PID(), began: time.Now()}
-	l.used, l.start = cpuSeconds(t, l.pid), memory(t, l.pid)
+	l.used = cpuSeconds(t, l.pid)
+	l.start, _ = rig.Memory(t, l.pid)
 	return l
 }
 
@@ -98,13 +99,13 @@ func (l *meshLoad) during(t *testing.T, stream loadgen.Stream, d time.Duration, 
 	early, stop := context.WithTimeout(ctx, min(10*time.Second, d/2))
 	defer stop()
 	f(early)
-	l.ten = memory(t, l.pid)
+	l.ten, _ = rig.Memory(t, l.pid)
 	f(ctx)
 	r := <-done
 	if r.err != nil {
 		t.Fatal(r.err)
 	}
-	l.last = memory(t, l.pid)
+	l.last, _ = rig.Memory(t, l.pid)
 	return r.sent, (cpuSeconds(t, l.pid) - l.used) / time.Since(l.began).Seconds()
 }
 
