@@ -113,6 +113,9 @@ func (e *Engine) reconsider(w *flowv1.Window, a *attack, t *target, r *rise, lim
 	if left < 8 || left*5 < a.fresh.seen {
 		return
 	}
+	if a.flood.Type == detect.SYNFlood && detect.LoneScan(a.fresh.ring.facts) {
+		return // it has not changed: somebody scans beside it
+	}
 	sums := t.series.Sum(slots)
 	m := a.flood.Measure(&sums, limits)
 	if m.Level*detect.Slots/slots*float64(left)/float64(a.fresh.seen) < times {

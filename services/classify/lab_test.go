@@ -227,7 +227,7 @@ func dropped(f *header.Facts, rules []policy.Rule) bool {
 	return drop
 }
 
-func facts(t *testing.T, frame []byte) header.Facts {
+func facts(t testing.TB, frame []byte) header.Facts {
 	t.Helper()
 	f, ok := header.Parse(&flowv1.HeaderSample{Header: frame[14:]})
 	if !ok {

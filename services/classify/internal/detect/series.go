@@ -21,6 +21,7 @@ type Sums struct {
 	TCP, UDP, ICMP            uint64
 	SYN, Handshakes           uint64
 	SYNScan                   uint64 // of SYN, what a lone source sends that walks over ports, or an allowed one, as each window's samples tell
+	SYNBeside                 uint64 // of SYN, what the few samples beside such a source's stand for
 	SYNUnseen                 uint64 // of SYN, those of windows whose samples have none: beside much other traffic
 	Fragments                 uint64
 	OutOfState                uint64 // TCP packets that begin a flow and are no SYN
@@ -51,7 +52,8 @@ type Shares struct {
 	DNS, DNSNew      uint32 // DNS queries; of them, those for different names of one zone
 	DNSFirst         uint32 // of DNS, those that DNSNew is without; see alone
 	SYN, SYNScan     uint32 // SYN; of them, those of a lone source that walks over ports, and of allowed ones
-	ACKScan          uint32 // of ACK, the same
+	SYNBeside        uint32 // of SYN, the others of windows that have SYNScan and were not sampled whole
+	ACKScan          uint32 // of ACK, the same as SYNScan
 	UDP, UDPGood     uint32 // UDP; of them, those of peers that the destination talks with
 	ICMP, ICMPFlood  uint32 // ICMP; of them, echo requests and unreachables, but not of allowed sources
 	Length, UDPBytes uint64 // IP bytes of all samples, and of the UDP ones
@@ -78,6 +80,7 @@ func (a *Shares) add(b *Shares) {
 	a.DNSFirst += b.DNSFirst
 	a.SYN += b.SYN
 	a.SYNScan += b.SYNScan
+	a.SYNBeside += b.SYNBeside
 	a.ACKScan += b.ACKScan
 	a.UDP += b.UDP
 	a.UDPGood += b.UDPGood
@@ -104,6 +107,7 @@ func (s *Sums) add(o *Sums) {
 	s.ICMP += o.ICMP
 	s.SYN += o.SYN
 	s.SYNScan += o.SYNScan
+	s.SYNBeside += o.SYNBeside
 	s.SYNUnseen += o.SYNUnseen
 	s.Handshakes += o.Handshakes
 	s.Fragments += o.Fragments
@@ -154,13 +158,18 @@ func FromTarget(t *flowv1.Target) Sums {
 // few quiet packets as of a burst, so what a share says of packets is worked out here, before windows are added up.
 func (s *Sums) TakeSamples(samples []header.Facts, of func(f *header.Facts) Standing) {
 	s.Samples = CountSamples(samples, of)
-	if s.Packets > uint64(s.Samples.All) {
-		s.Samples.alone()
+	c := &s.Samples
+	if s.Packets > uint64(c.All) {
+		c.alone()
+		if c.SYNScan > 0 {
+			c.SYNBeside = c.SYN - c.SYNScan
+		}
 	}
-	if s.Samples.SYN == 0 {
+	if c.SYN == 0 {
 		s.SYNUnseen = s.SYN
 	}
-	s.SYNScan = scaled(s.SYN, ratio(s.Samples.SYNScan, s.Samples.SYN, 0))
+	s.SYNScan = scaled(s.SYN, ratio(c.SYNScan, c.SYN, 0))
+	s.SYNBeside = scaled(s.SYN, ratio(c.SYNBeside, c.SYN, 0))
 }
 
 // alone takes one sample out of each count of samples that have something in common, a source or a zone: a sample has that with
@@ -270,6 +279,15 @@ func (c *Shares) stray(f *header.Facts, good func(f *header.Facts) bool) {
 	case isACK(f):
 		c.ACK++
 	}
+}
+
+// LoneScan: SYNs are nearly all of one source that walks over ports or hosts.
+func LoneScan(syn []header.Facts) bool {
+	list := make([]*header.Facts, len(syn))
+	for i := range syn {
+		list[i] = &syn[i]
+	}
+	return loneScanner(list) > 0
 }
 
 // loneScanner returns how many of the samples, all SYN or all ACK, come from one source that makes nearly all of them and

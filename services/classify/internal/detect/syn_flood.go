@@ -7,7 +7,8 @@ import (
 
 // synFlood: syn − 2·handshakes ≥ SYN. A completed handshake pays for its own SYN and for one retransmission,
 // so a busy server stays below zero while SYNs that lead nowhere add up. SYNs of a lone source that walks
-// over ports are taken out: they are a port scan. Of windows that have no SYN among their samples the same share is.
+// over ports are taken out: they are a port scan. Of windows that have no SYN among their samples the same share is. Beside a
+// fast scan a sample of a client's SYN stands for hundreds: those count only when a second has several of them.
 var synFlood = Flood{
 	Type: SYNFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
@@ -15,6 +16,9 @@ var synFlood = Flood{
 			return Measure{}
 		}
 		scan := float64(s.SYNScan)
+		if s.Samples.SYNBeside < evidence {
+			scan += float64(s.SYNBeside)
+		}
 		if seen := s.SYN - s.SYNUnseen; seen > 0 {
 			scan *= float64(s.SYN) / float64(seen)
 		}

@@ -1,0 +1,123 @@
+package classify
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/tidegate-mesh/tidegate/libs/flow"
+	"github.com/tidegate-mesh/tidegate/libs/loadgen"
+	"github.com/tidegate-mesh/tidegate/libs/packet"
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/sketch"
+	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
+)
+
+// scan fills the window with n of a port scan's frames and says what a sensor tells of their source.
+func (l *lab) scan(f *loadgen.Frames, n int) *flowv1.Source {
+	l.attack(f, n)
+	var hosts, ports sketch.HLL
+	hosts.Add(sketch.Mix(1))
+	for i := range uint64(n) { //nolint:gosec // not negative
+		ports.Add(sketch.Mix(i))
+	}
+	var samples []*flowv1.HeaderSample
+	for range 8 {
+		samples = append(samples, &flowv1.HeaderSample{TimeNs: l.now, Length: 44, Header: f.Next(nil)[14:]})
+	}
+	src, top := facts(l.t, f.Next(nil)).Src, victim.As16()
+	return &flowv1.Source{Addr: src[:], TopHost: top[:], Attempts: uint64(n), TopHostAttempts: uint64(n), AttemptHosts: hosts[:], //nolint:gosec // not negative
+		AttemptPorts: ports[:], TopHostPorts: ports[:], FirstNs: l.now, Samples: samples}
+}
+
+// TestScanAfterFlood: a port scan is told as one although a flood of SYNs was there seconds ago, whose rules are still in force
+// and which would be taken for changed. Among the samples of a fast scan a client's SYN stands for as many packets as the
+// flood's threshold; a slow scan is not nearly all there is of SYNs at a busy host.
+func TestScanAfterFlood(t *testing.T) {
+	for _, flooded := range []bool{true, false} {
+		for _, tt := range []struct{ clients, syns, sampled int }{{4, 10_000, 0}, {4, 10_000, 1}, {4, 10_000, 3}, {4, 10_000, 6}, {13, 100, 7}} {
+			t.Run(fmt.Sprintf("%+v, flood %v", tt, flooded), func(t *testing.T) {
+				l := newLab(t)
+				known := clients(16)
+				quiet := func() {
+					for range 40 {
+						l.benign(known, tt.clients)
+						if out := l.close(); len(out.Verdicts) > 0 {
+							t.Fatalf("verdicts on clients alone: %v", out.Verdicts)
+						}
+					}
+				}
+				quiet()
+				if flooded {
+					flood, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.SYNFlood, Seed: 19, Target: victim})
+					if err != nil {
+						t.Fatal(err)
+					}
+					l.attack(flood, 2000)
+					if out := l.close(); len(out.Verdicts) != 1 {
+						t.Fatalf("%d verdicts on the flood", len(out.Verdicts))
+					}
+					quiet()
+				}
+				scan, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.PortScan, Seed: 19, Target: victim})
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.benign(known, tt.clients)
+				source := l.scan(scan, tt.syns)
+				samples := l.of(netip.PrefixFrom(victim, 32)).GetSamples()
+				for i := range samples { // those that the case asks for
+					h := packet.Header{Src: known[i%len(known)], Dst: victim, TTL: 64, DontFragment: true}
+					tcp := packet.TCP{SrcPort: 40000, DstPort: 443, Flags: policy.SYN, Window: 64240}
+					if i >= tt.sampled {
+						h.Src, tcp = flow.AddrBytes(source.GetAddr()), packet.TCP{SrcPort: 40000, DstPort: uint16(1 + i), Flags: policy.SYN, Window: 1024} //nolint:gosec // few
+					}
+					samples[i].Header = h.AppendTCP(nil, &tcp, nil)[14:]
+				}
+				out := l.close(source)
+				if got := begun(out); len(got) != 1 || got[0] != detect.PortScan+" "+victim.String() {
+					t.Errorf("began %v, want %s", got, detect.PortScan)
+				}
+				if len(out.Verdicts) != 1 || out.Verdicts[0].GetType() != detect.PortScan {
+					t.Fatalf("verdicts %v, want one on the scan", out.Verdicts)
+				}
+				rules := rulesOf(t, out)
+				if f := facts(t, scan.Next(nil)); !dropped(&f, rules) {
+					t.Errorf("the scan is not dropped: %v", rules)
+				}
+			})
+		}
+	}
+}
+
+// TestFloodBesideScan: a flood of SYNs with a tenth of a scan's rate, beside it, is found from the second's samples.
+func TestFloodBesideScan(t *testing.T) {
+	l := newLab(t)
+	known := clients(16)
+	for range 20 {
+		l.benign(known, 4)
+		l.close()
+	}
+	var frames []*loadgen.Frames
+	for _, kind := range []string{loadgen.PortScan, loadgen.SYNFlood} {
+		f, err := loadgen.NewFrames(loadgen.Attack{Kind: kind, Seed: 19, Target: victim})
+		if err != nil {
+			t.Fatal(err)
+		}
+		frames = append(frames, f)
+	}
+	var found []string
+	for range 10 {
+		l.benign(known, 4)
+		source := l.scan(frames[0], 4000)
+		l.attack(frames[1], 250)
+		found = append(found, begun(l.close(source))...)
+	}
+	for _, want := range []string{detect.PortScan, detect.SYNFlood} {
+		if !slices.Contains(found, want+" "+victim.String()) {
+			t.Errorf("found %v, and no %s", found, want)
+		}
+	}
+}
