@@ -3,15 +3,10 @@
 package bench
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -146,79 +141,6 @@ func TestBenchFullSpeed(t *testing.T) {
 			t.Logf("%s at full speed: %.0f packets/s offered, %.0f through, ring drops %d of %d, ledger difference %d",
 				mode, rate, float64(arrived)/took, ringDrops(st), sent, st.Ledger.Difference)
 		})
-	}
-}
-
-// floodPPS is packets a second of a flood; the sender makes fewer on a slow machine.
-const floodPPS = 1_000_000
-
-// demoAttack is what the demo's JSON says of one.
-type demoAttack struct {
-	DetectedMs  float64 `json:"detected_ms"`
-	FirstDropMs float64 `json:"first_drop_ms"`
-	Stopped     bool    `json:"stopped"`
-	Sent        uint64  `json:"sent_after_drop"`
-	Arrived     uint64  `json:"arrived_after_drop"`
-	Begun       uint64  `json:"connections_begun_after_drop"`
-	Completed   uint64  `json:"connections_completed_after_drop"`
-}
-
-// demo runs attacks one after the other in a new process; one that was not stopped is an error and not in what it returns.
-func demo(t *testing.T, seed int, kinds ...string) map[string]demoAttack {
-	t.Helper()
-	out, err := rig.Output(t.Context(), rig.Binary(t, "tidegate"), "demo", "--json", "--for", fmt.Sprintf("%ds", 2+3*len(kinds)), "--warm-up", "2s",
-		"--attack-for", "2s", "--rest", "1s", "--pps", fmt.Sprint(floodPPS), "--seed", fmt.Sprint(seed), "--attacks", strings.Join(kinds, ","),
-		"--listen", "", "--metrics", "", "--gateway-listen", "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var r struct {
-		Attacks []demoAttack `json:"attacks"`
-	}
-	if err := json.Unmarshal(out, &r); err != nil {
-		t.Fatal(err)
-	}
-	stopped := map[string]demoAttack{}
-	for i, kind := range kinds {
-		if i >= len(r.Attacks) || !r.Attacks[i].Stopped {
-			t.Errorf("seed %d: %s was not stopped: %s", seed, kind, out)
-			continue
-		}
-		stopped[kind] = r.Attacks[i]
-	}
-	return stopped
-}
-
-// runs is n, or what TIDEGATE_BENCH_RUNS says.
-func runs(n int) int {
-	if given, err := strconv.Atoi(os.Getenv("TIDEGATE_BENCH_RUNS")); err == nil && given > 0 {
-		return given
-	}
-	return n
-}
-
-// TestBenchFirstDrop runs each demo attack 20 times, each time in a new process.
-func TestBenchFirstDrop(t *testing.T) {
-	needBench(t)
-	byKind := map[string][]demoAttack{}
-	for seed := 1; seed <= runs(20); seed++ {
-		for _, kinds := range [][]string{{loadgen.SYNFlood, loadgen.AmpDNS, loadgen.PortScan}, {loadgen.SYNFloodLookalike}} {
-			for kind, a := range demo(t, seed, kinds...) {
-				byKind[kind] = append(byKind[kind], a)
-			}
-		}
-	}
-	for kind, list := range byKind {
-		var sum demoAttack
-		slices.SortFunc(list, func(a, b demoAttack) int { return cmp.Compare(a.DetectedMs, b.DetectedMs) })
-		detected := list[len(list)/2].DetectedMs
-		slices.SortFunc(list, func(a, b demoAttack) int { return cmp.Compare(a.FirstDropMs, b.FirstDropMs) })
-		for _, a := range list {
-			sum.Sent, sum.Arrived, sum.Begun, sum.Completed = sum.Sent+a.Sent, sum.Arrived+a.Arrived, sum.Begun+a.Begun, sum.Completed+a.Completed
-		}
-		n := len(list)
-		t.Logf("%s: first frame to first drop median %.0f ms (bar 120), p99 %.0f ms (bar 250); detected median %.0f ms; then %d of %d attack packets arrived, %d of %d benign connections completed; %d runs",
-			kind, list[n/2].FirstDropMs, list[n*99/100].FirstDropMs, detected, sum.Arrived, sum.Sent, sum.Completed, sum.Begun, n)
 	}
 }
 

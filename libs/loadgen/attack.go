@@ -113,6 +113,9 @@ func (f *Frames) Next(b []byte) []byte {
 	return f.next(f, b)
 }
 
+// Port is the destination port that all frames have, or 0.
+func (f *Frames) Port() uint16 { return f.tcp.DstPort }
+
 // vary fixes by the seed what the whole attack has in common.
 func (f *Frames) vary() {
 	f.ttlMin, f.ttlSpan = 32+f.rng.IntN(180), 1+f.rng.IntN(24)

@@ -40,6 +40,9 @@ type Servers struct {
 	dns   net.PacketConn
 	roots *x509.CertPool
 	wg    sync.WaitGroup
+
+	heldMu sync.Mutex
+	held   map[netip.AddrPort]*net.TCPConn // by the client's end
 }
 
 // StartServers starts the servers inside ns on addr.
@@ -48,9 +51,11 @@ func StartServers(ns *netlab.NS, addr netip.Addr) (*Servers, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Servers{roots: roots}
+	s := &Servers{roots: roots, held: make(map[netip.AddrPort]*net.TCPConn)}
 	body := make([]byte, bodySize)
-	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) })
+	handler := http.NewServeMux()
+	handler.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) })
+	handler.HandleFunc(heldPath, func(w http.ResponseWriter, _ *http.Request) { s.echo(w) })
 	err = ns.Do(func() error {
 		plain, err := net.Listen("tcp", netip.AddrPortFrom(addr, 80).String())
 		if err != nil {
@@ -123,6 +128,7 @@ func (s *Servers) Close() error {
 	if s.dns != nil {
 		errs = append(errs, s.dns.Close())
 	}
+	s.closeHeld()
 	s.wg.Wait()
 	return errors.Join(errs...)
 }
@@ -137,7 +143,7 @@ type Client struct {
 	ns      *netlab.NS
 	sources []netip.Addr
 	target  netip.Addr
-	roots   *x509.CertPool
+	servers *Servers
 	rate    float64
 	rng     *mrand.Rand
 
@@ -146,15 +152,34 @@ type Client struct {
 }
 
 // Mark counts only the connections begun after it was set.
-type Mark struct{ begun, completed atomic.Uint64 }
+type Mark struct {
+	kinds [len(servedPorts)]struct{ begun, completed atomic.Uint64 }
+}
 
 // Stats is how many were begun since the mark was set, and how many of these completed.
-func (m *Mark) Stats() ClientStats { return ClientStats{m.begun.Load(), m.completed.Load()} }
+func (m *Mark) Stats() (sum ClientStats) {
+	for _, port := range servedPorts {
+		st := m.To(port)
+		sum.Begun += st.Begun
+		sum.Completed += st.Completed
+	}
+	return sum
+}
+
+// To is Stats of the connections to one port of the servers.
+func (m *Mark) To(port uint16) (st ClientStats) {
+	for i := range m.kinds {
+		if servedPorts[i] == port {
+			st = ClientStats{m.kinds[i].begun.Load(), m.kinds[i].completed.Load()}
+		}
+	}
+	return st
+}
 
 // NewClient makes a client inside ns that connects from sources to the servers at target, rate times a
 // second on average, in an order that seed fixes.
 func NewClient(ns *netlab.NS, s *Servers, sources []netip.Addr, target netip.Addr, rate float64, seed uint64) *Client {
-	return &Client{ns: ns, sources: sources, target: target, roots: s.roots, rate: rate, rng: mrand.New(mrand.NewPCG(seed, 1))}
+	return &Client{ns: ns, sources: sources, target: target, servers: s, rate: rate, rng: mrand.New(mrand.NewPCG(seed, 1))}
 }
 
 // Stats is what the client did so far; connections under way are begun and not completed.
@@ -182,11 +207,11 @@ func (c *Client) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		kind, source := c.rng.IntN(3), c.sources[c.rng.IntN(len(c.sources))]
+		kind, source := c.rng.IntN(len(servedPorts)), c.sources[c.rng.IntN(len(c.sources))]
 		mark := c.marked.Load()
 		c.begun.Add(1)
 		if mark != nil {
-			mark.begun.Add(1)
+			mark.kinds[kind].begun.Add(1)
 		}
 		wg.Add(1)
 		go func() {
@@ -197,11 +222,14 @@ func (c *Client) Run(ctx context.Context) error {
 			}
 			c.completed.Add(1)
 			if mark != nil {
-				mark.completed.Add(1)
+				mark.kinds[kind].completed.Add(1)
 			}
 		}()
 	}
 }
+
+// servedPorts are where an exchange of each kind goes: DNS, HTTP, TLS.
+var servedPorts = [3]uint16{53, 80, 443}
 
 func (c *Client) exchange(kind int, source netip.Addr) error {
 	ctx, cancel := context.WithTimeout(context.Background(), benignTimeout)
@@ -232,7 +260,7 @@ func (c *Client) dial(network string, port uint16, source netip.Addr) (conn net.
 func (c *Client) get(ctx context.Context, url string, port uint16, source netip.Addr) error {
 	t := &http.Transport{
 		DialContext:       func(context.Context, string, string) (net.Conn, error) { return c.dial("tcp", port, source) },
-		TLSClientConfig:   &tls.Config{RootCAs: c.roots, MinVersion: tls.VersionTLS12},
+		TLSClientConfig:   &tls.Config{RootCAs: c.servers.roots, MinVersion: tls.VersionTLS12},
 		DisableKeepAlives: true,
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/tidegate-mesh/tidegate/libs/afxdp/afxdptest"
+	"github.com/vishvananda/netlink"
+
 	"github.com/tidegate-mesh/tidegate/libs/netlab"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
@@ -135,6 +137,53 @@ func TestLinkCountsAndServes(t *testing.T) {
 	}
 	if got := after.Attack - before.Attack; got != 5000 {
 		t.Errorf("the victim counted %d attack packets, want 5,000", got)
+	}
+}
+
+// TestHeld: packets of connections that stay open are counted at both ends, each that is lost too.
+func TestHeld(t *testing.T) {
+	l := newTestLink(t, LinkOptions{})
+	held, err := l.Client(50, 1).Hold(5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- held.Run(ctx) }()
+	second := func(port uint16) HeldCounts {
+		t.Helper()
+		before, err := held.Counts(port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		after, err := held.Counts(port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return after.Sub(before)
+	}
+	for port, connections := range map[uint16]int{443: 3, 80: 2, 25565: 5} {
+		n := uint64(connections) //nolint:gosec // few
+		c := second(port)
+		if c.Connections != connections || c.Sent < 25*n || c.Arrived+n < c.Sent || c.Arrived > c.Sent+n || c.AnswersArrived+n < c.AnswersSent {
+			t.Errorf("port %d: %+v, want about 50 packets a second of each of %d connections, all arrived", port, c, connections)
+		}
+	}
+	port, err := netlink.LinkByName(l.PortB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetDown(port); err != nil {
+		t.Fatal(err)
+	}
+	if c := second(0); c.Sent < 5 || c.Arrived > 5 {
+		t.Errorf("with the link down: %+v, want packets sent that do not arrive", c)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

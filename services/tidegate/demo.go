@@ -22,6 +22,7 @@ type demoCmd struct {
 	For     time.Duration `help:"how long; 0 = until Ctrl-C" default:"0"`
 	JSON    bool          `help:"print nothing but one JSON object at the end"`
 	Traffic scenario      `embed:""`
+	Held    int           `name:"held-connections" help:"benign connections that stay open, to the TLS and the HTTP server in turn, with a packet each 20 ms; 0 to 256" default:"8"`
 	Listen  string        `help:"gRPC address; empty = none" default:"127.0.0.1:50051"`
 	HTTPS   string        `name:"gateway-listen" help:"address of the live page, and of REST for tidegate status, attacks, rules …; empty = none" default:"127.0.0.1:8080"`
 	Local   string        `name:"local-credentials" help:"file for the credentials of this machine's command line, removed at the end; empty = none" default:"/run/tidegate/local.json" env:"TIDEGATE_LOCAL_CREDENTIALS"`
@@ -44,7 +45,9 @@ type attackRun struct {
 	traceID               string
 	atDetection, atEnd    loadgen.Counts
 	sentAtDetection       uint64
-	mark                  *loadgen.Mark // connections begun after the first drop, while the attack went on
+	port                  uint16
+	mark                  *loadgen.Mark      // connections begun after the first drop, while the attack went on
+	heldAtDrop, heldAtEnd loadgen.HeldCounts // connections that were open before it
 }
 
 // demo is the state that the scenario writes and the view reads.
@@ -54,6 +57,7 @@ type demo struct {
 	sender *loadgen.Sender
 	stack  *stack
 	client *loadgen.Client
+	held   *loadgen.Held
 
 	mu         sync.Mutex
 	attacks    []*attackRun
@@ -64,7 +68,13 @@ type demo struct {
 }
 
 // Validate is called by the flag parser.
-func (c *demoCmd) Validate() error { return c.Traffic.check() }
+func (c *demoCmd) Validate() error {
+	const most = 256 // more say no more, and their packets would be much of the traffic
+	if c.Held < 0 || c.Held > most {
+		return fmt.Errorf("--held-connections %d: give 0 to %d", c.Held, most)
+	}
+	return c.Traffic.check()
+}
 
 func (c *demoCmd) Run() (err error) {
 	ctx, stop := lifecycle.SignalContext()
@@ -146,12 +156,18 @@ func (d *demo) play(ctx context.Context, stackDone <-chan error) error {
 		}
 		return err
 	}
+	var err error
+	if d.held, err = d.client.Hold(d.cmd.Held); err != nil {
+		return err
+	}
+	defer func() { _ = d.held.Close() }()
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	var trafficErr error
-	wg.Add(3)
+	wg.Add(4)
+	go func() { defer wg.Done(); _ = d.held.Run(ctx) }()
 	go func() { defer wg.Done(); _ = d.client.Run(ctx) }()
 	go func() { defer wg.Done(); d.watch(ctx) }()
 	go func() { defer wg.Done(); d.show(ctx) }()
@@ -174,7 +190,7 @@ func (d *demo) attack(ctx context.Context, kind string, seed uint64) error {
 	if err != nil {
 		return err
 	}
-	run := &attackRun{kind: kind, seed: seed, started: time.Now()}
+	run := &attackRun{kind: kind, seed: seed, port: frames.Port(), started: time.Now()}
 	d.mu.Lock()
 	d.attacks = append(d.attacks, run)
 	d.current = run
@@ -199,10 +215,14 @@ func (d *demo) attack(ctx context.Context, kind string, seed uint64) error {
 	if err != nil {
 		return err
 	}
+	held, err := d.held.Counts(run.port)
+	if err != nil {
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	run.ended = time.Now()
-	run.atEnd = counts
+	run.atEnd, run.heldAtEnd = counts, held
 	d.client.ClearMark()
 	d.current = nil
 	return nil
@@ -256,6 +276,7 @@ func (d *demo) stopped(run *attackRun, counts loadgen.Counts) {
 	run.atDetection, run.sentAtDetection = counts, run.sent
 	if run == d.current {
 		run.mark = d.client.SetMark()
+		run.heldAtDrop, _ = d.held.Counts(run.port) // what cannot be read now cannot at the end either
 	}
 }
 

@@ -38,7 +38,20 @@ type attackResult struct {
 	Arrived   uint64 `json:"arrived_after_drop"`
 	Begun     uint64 `json:"connections_begun_after_drop"`
 	Completed uint64 `json:"connections_completed_after_drop"`
-	Stopped   bool   `json:"stopped"`
+	// Of them, those to the port that the attack goes to.
+	PortBegun     uint64     `json:"port_connections_begun_after_drop"`
+	PortCompleted uint64     `json:"port_connections_completed_after_drop"`
+	Held          heldResult `json:"held_after_drop"`
+	Stopped       bool       `json:"stopped"`
+}
+
+// heldResult is about packets of connections that were open before an attack, to its port if it has one that is served.
+type heldResult struct {
+	Connections    int    `json:"connections"`
+	Sent           uint64 `json:"sent"`
+	Arrived        uint64 `json:"arrived"`
+	AnswersSent    uint64 `json:"answers_sent"`
+	AnswersArrived uint64 `json:"answers_arrived"`
 }
 
 // result reads all counters; the traffic has ended, and what was under way has some seconds to arrive.
@@ -81,6 +94,9 @@ func (d *demo) result() (demoResult, error) {
 			if a.mark != nil {
 				m := a.mark.Stats()
 				o.Begun, o.Completed = m.Begun, m.Completed
+				m = a.mark.To(a.port)
+				o.PortBegun, o.PortCompleted = m.Begun, m.Completed
+				o.Held = heldResult(a.heldAtEnd.Sub(a.heldAtDrop))
 			}
 		}
 		r.Attacks = append(r.Attacks, o)
