@@ -35,27 +35,32 @@ type demoAttack struct {
 		AnswersSent    uint64 `json:"answers_sent"`
 		AnswersArrived uint64 `json:"answers_arrived"`
 	} `json:"held_after_drop"`
+	LinkDropped uint64 `json:"-"` // in the whole run
 }
 
-// phases are how long a demo's attacks and the pauses after them last. Benign traffic alone always comes before, for 2 s: a second
-// of it must be a second old to be what an attack is compared with.
-type phases struct{ attack, rest time.Duration }
+// pace is a demo's attacks: packets a second, how long each lasts, and the pause after it. Benign traffic alone always comes
+// before, for 2 s: a second of it must be a second old to be what an attack is compared with.
+type pace struct {
+	pps          int
+	attack, rest time.Duration
+}
 
 // demo runs attacks one after the other in a new process; one that was not stopped is an error and not in what it returns. The
 // ledger must balance.
-func demo(t *testing.T, seed int, p phases, kinds []string, args ...string) map[string]demoAttack {
+func demo(t *testing.T, seed int, p pace, kinds []string, args ...string) map[string]demoAttack {
 	t.Helper()
 	const warmUp = 2 * time.Second
 	length := warmUp + time.Duration(len(kinds))*(p.attack+p.rest)
 	out, err := rig.Output(t.Context(), rig.Binary(t, "tidegate"), append([]string{"demo", "--json", "--for", length.String(), "--warm-up", warmUp.String(),
-		"--attack-for", p.attack.String(), "--rest", p.rest.String(), "--pps", fmt.Sprint(floodPPS), "--seed", fmt.Sprint(seed),
+		"--attack-for", p.attack.String(), "--rest", p.rest.String(), "--pps", fmt.Sprint(p.pps), "--seed", fmt.Sprint(seed),
 		"--attacks", strings.Join(kinds, ","), "--listen", "", "--metrics", "", "--gateway-listen", ""}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var r struct {
-		Attacks []demoAttack `json:"attacks"`
-		Ledger  struct {
+		Attacks     []demoAttack `json:"attacks"`
+		LinkDropped uint64       `json:"link_dropped"`
+		Ledger      struct {
 			Difference int64 `json:"difference"`
 		} `json:"ledger"`
 	}
@@ -71,7 +76,9 @@ func demo(t *testing.T, seed int, p phases, kinds []string, args ...string) map[
 			t.Errorf("seed %d: %s was not stopped: %s", seed, kind, out)
 			continue
 		}
-		stopped[kind] = r.Attacks[i]
+		a := r.Attacks[i]
+		a.LinkDropped = r.LinkDropped
+		stopped[kind] = a
 	}
 	return stopped
 }
@@ -89,9 +96,9 @@ func runs(n int) int {
 func TestBenchFirstDrop(t *testing.T) {
 	needBench(t)
 	kinds := []string{loadgen.SYNFlood, loadgen.AmpDNS, loadgen.PortScan, loadgen.SYNFloodLookalike}
-	length := phases{attack: 2 * time.Second, rest: time.Second}
+	of := pace{floodPPS, 2 * time.Second, time.Second}
 	if named := os.Getenv("TIDEGATE_BENCH_ATTACKS"); named != "" {
-		kinds, length = strings.Split(named, ","), phases{attack: time.Second, rest: 500 * time.Millisecond}
+		kinds, of = strings.Split(named, ","), pace{floodPPS, time.Second, 500 * time.Millisecond}
 	}
 	// The look-alike is a SYN flood too: in one process it would be the other one, still on.
 	var processes [][]string
@@ -105,7 +112,7 @@ func TestBenchFirstDrop(t *testing.T) {
 	byKind := map[string][]demoAttack{}
 	for seed := 1; seed <= runs(20); seed++ {
 		for _, p := range processes {
-			for kind, a := range demo(t, seed, length, p) {
+			for kind, a := range demo(t, seed, of, p) {
 				byKind[kind] = append(byKind[kind], a)
 			}
 		}
@@ -126,6 +133,6 @@ func TestBenchFirstDrop(t *testing.T) {
 		n := len(list)
 		t.Logf("%s of %v: first frame to first drop median %.0f ms (bar 120), p90 %.0f ms, p99 %.0f ms (bar 250), maximum %.0f ms; detected median %.0f ms; "+
 			"then %d of %d attack packets arrived, %d of %d benign connections completed; %d runs",
-			kind, length.attack, drop[n/2], drop[n*9/10], drop[n*99/100], drop[n-1], detected[n/2], sum.Arrived, sum.Sent, sum.Completed, sum.Begun, n)
+			kind, of.attack, drop[n/2], drop[n*9/10], drop[n*99/100], drop[n-1], detected[n/2], sum.Arrived, sum.Sent, sum.Completed, sum.Begun, n)
 	}
 }

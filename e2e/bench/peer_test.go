@@ -26,7 +26,7 @@ func TestBenchFastNetMon(t *testing.T) {
 	rig.Need(t, err == nil, "fastnetmon (apt-get install fastnetmon)")
 	var ours, theirs []float64
 	for seed := 1; seed <= runs(5); seed++ {
-		for _, a := range demo(t, seed, phases{attack: 2 * time.Second, rest: time.Second}, []string{loadgen.SYNFlood}) {
+		for _, a := range demo(t, seed, pace{floodPPS, 2 * time.Second, time.Second}, []string{loadgen.SYNFlood}) {
 			ours = append(ours, a.FirstDropMs)
 		}
 		theirs = append(theirs, banned(t, fastnetmon, seed))

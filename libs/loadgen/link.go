@@ -192,17 +192,18 @@ func (l *Link) Stream(flows, hosts, share uint32, size, cpu int) Stream {
 	}
 }
 
-// GeneratorPackets is how many packets left the generator's interface, of every kind.
-func (l *Link) GeneratorPackets() (n uint64, err error) {
+// GeneratorPackets is how many packets, of every kind, left the generator's interface, and how many it dropped because the other
+// end took none: those never came to what is under test.
+func (l *Link) GeneratorPackets() (left, dropped uint64, err error) {
 	err = l.Gen.Do(func() error {
 		link, err := netlink.LinkByName(generatorIface)
 		if err != nil {
 			return fmt.Errorf("read the generator's counters: %w", err)
 		}
-		n = link.Attrs().Statistics.TxPackets
+		left, dropped = link.Attrs().Statistics.TxPackets, link.Attrs().Statistics.TxDropped
 		return nil
 	})
-	return n, err
+	return left, dropped, err
 }
 
 // Close removes all that NewLink made; programs pinned on the link's BPF file system go with it.

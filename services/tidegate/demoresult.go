@@ -24,7 +24,9 @@ type demoResult struct {
 		Sent    uint64 `json:"sent"`
 		Arrived uint64 `json:"arrived"`
 	} `json:"attack"`
-	Ledger ledger.Sheet `json:"ledger"`
+	// LinkDropped are packets of every kind that the generator's interface dropped because the other end took none.
+	LinkDropped uint64       `json:"link_dropped"`
+	Ledger      ledger.Sheet `json:"ledger"`
 }
 
 type attackResult struct {
@@ -61,7 +63,7 @@ func (d *demo) result() (demoResult, error) {
 	if err != nil {
 		return r, err
 	}
-	genTx, err := d.link.GeneratorPackets()
+	genTx, genDropped, err := d.link.GeneratorPackets()
 	if err != nil {
 		return r, err
 	}
@@ -74,6 +76,7 @@ func (d *demo) result() (demoResult, error) {
 	}
 	r.PPS = uint64(float64(r.Packets) / d.elapsed().Seconds())
 	r.Attack.Sent, r.Attack.Arrived = d.attackSent, counts.Attack
+	r.LinkDropped = genDropped
 	r.Benign.Sent, r.Benign.Arrived = genTx-min(genTx, d.attackSent), counts.Benign
 	st := d.client.Stats()
 	r.Benign.Begun, r.Benign.Completed = st.Begun, st.Completed
