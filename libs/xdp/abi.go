@@ -6,12 +6,12 @@ import (
 )
 
 // gateABI changes with the layout or the meaning of any map in bpf/state.h.
-const gateABI = 7
+const gateABI = 8
 
 // The bounds of bpf/state.h.
 const (
 	maxMasks  = 32
-	maskSets  = 8
+	maskSets  = 64
 	maxQueues = 256
 	maxLists  = 1024
 
