@@ -112,11 +112,11 @@ func (a *announcer) poke() {
 	}
 }
 
-// state is why no program runs, nil if one does, and how many routes it was told of and how many it should be.
-func (a *announcer) state() (problem error, told, wanted int) {
+// state is how many routes a program was told of, how many it should be, and why no program runs: nil if one does.
+func (a *announcer) state() (told, wanted int, problem error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.problem, len(a.told), len(a.wanted())
+	return len(a.told), len(a.wanted()), a.problem
 }
 
 // wanted are the routes that there should be. Two rules can mean the same route.

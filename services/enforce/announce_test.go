@@ -113,7 +113,7 @@ func TestAnnouncerTells(t *testing.T) {
 	if l := s.waitTold(4); l[3] != "withdraw "+accept {
 		t.Errorf("told %q", l)
 	}
-	bustest.Wait(t, "its own view", func() bool { problem, told, wanted := a.state(); return problem == nil && told == 2 && wanted == 2 })
+	bustest.Wait(t, "its own view", func() bool { told, wanted, problem := a.state(); return problem == nil && told == 2 && wanted == 2 })
 	stop()
 	l := s.waitTold(7)
 	end := slices.Sorted(slices.Values(l[4:]))
@@ -143,14 +143,14 @@ func TestAnnouncerKilled(t *testing.T) {
 	if err := syscall.Kill(s.pid(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	bustest.Wait(t, "that it is missed", func() bool { problem, _, _ := a.state(); return problem != nil })
+	bustest.Wait(t, "that it is missed", func() bool { _, _, problem := a.state(); return problem != nil })
 	if err := a.DeleteRules([]uint64{2}); err != nil {
 		t.Fatal(err)
 	}
 	if l := s.waitTold(4); l[2] != "announce "+udpRoute || l[3] != "withdraw "+tcpRoute {
 		t.Errorf("told %q", l)
 	}
-	if problem, told, _ := a.state(); problem != nil || told != 1 {
+	if told, _, problem := a.state(); problem != nil || told != 1 {
 		t.Errorf("%v, %d routes", problem, told)
 	}
 }
@@ -164,7 +164,7 @@ func TestAnnouncerHangs(t *testing.T) {
 	}
 	a, stop := s.announcing(func(a *announcer) { a.hang = time.Second; a.limit = 5000 })
 	defer stop()
-	bustest.Wait(t, "a program", func() bool { problem, _, _ := a.state(); return problem == nil && s.lines("started")[0] != "" })
+	bustest.Wait(t, "a program", func() bool { _, _, problem := a.state(); return problem == nil && s.lines("started")[0] != "" })
 	first := s.pid()
 	var many []xdp.Rule
 	for i := range 2000 { // more than a pipe holds
@@ -191,7 +191,7 @@ func TestAnnouncerHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	bustest.Wait(t, "that the next one is missed too", func() bool {
-		problem, _, _ := a.state()
+		_, _, problem := a.state()
 		return s.pid() != second && problem != nil && strings.Contains(problem.Error(), "has read nothing of its input for 1s")
 	})
 }
@@ -208,7 +208,7 @@ func TestAnnouncerMissing(t *testing.T) {
 	s := newSpeaker(t)
 	a, stop := s.announcing(func(a *announcer) { a.path = "/nonexistent/program" })
 	bustest.Wait(t, "that it is told", func() bool {
-		problem, _, _ := a.state()
+		_, _, problem := a.state()
 		return problem != nil && strings.Contains(problem.Error(), "no such file")
 	})
 	stop()

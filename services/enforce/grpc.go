@@ -56,7 +56,7 @@ func (s *Service) Status(context.Context, *enforcev1.StatusRequest) (*enforcev1.
 		out.Status.Problems = append(out.Status.Problems, s.guard.panic.String()+": automatic drops are held; end it with `tidegate panic off`")
 	}
 	if s.upstream != nil {
-		if problem, _, wanted := s.upstream.state(); problem != nil && wanted > 0 {
+		if _, wanted, problem := s.upstream.state(); problem != nil && wanted > 0 {
 			out.Status.Problems = append(out.Status.Problems, fmt.Sprintf("%d routes do not go upstream: %v", wanted, problem))
 		}
 	}

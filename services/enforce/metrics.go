@@ -97,7 +97,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(panicDesc, prometheus.GaugeValue, panicking)
 	if c.s.upstream != nil {
-		problem, told, wanted := c.s.upstream.state()
+		told, wanted, problem := c.s.upstream.state()
 		up := 1.0
 		if problem != nil {
 			up = 0

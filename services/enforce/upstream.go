@@ -252,7 +252,7 @@ func (s *Service) upstreamText(number uint64, now time.Time) string {
 		return ""
 	}
 	text := fmt.Sprintf(" Routers upstream were asked %s ago to discard it", now.Sub(w.since).Round(time.Second))
-	if problem, _, _ := s.upstream.state(); problem != nil {
+	if _, _, problem := s.upstream.state(); problem != nil {
 		return text + ", but no program passes that on: " + problem.Error() + "."
 	}
 	return text + ": what they discard is not counted here."

@@ -1,7 +1,10 @@
 package enforce
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +14,7 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
@@ -177,7 +181,49 @@ func TestUpstreamRefused(t *testing.T) {
 			t.Errorf("told %q", l)
 		}
 	}
-	if _, told, _ := r.svc.upstream.state(); told > 5 {
+	if told, _, _ := r.svc.upstream.state(); told > 5 {
 		t.Errorf("%d routes, the limit is 5", told)
+	}
+}
+
+// TestUpstreamOnRealLink: real packets that the program drops make a route; drops go on while the program that takes it hangs
+// and is replaced.
+func TestUpstreamOnRealLink(t *testing.T) {
+	l, s := newLink(t, 0), newSpeaker(t)
+	hang := filepath.Join(s.dir, "hang")
+	if err := os.WriteFile(hang, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, func(c *Config) {
+		c.Ifaces, c.BPFFS, c.UpstreamExec, c.UpstreamMinPPS = []string{l.iface}, l.bpffs, s.path, 100
+	})
+	r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
+	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	rule := drop("r1", 0)
+	rule.Match = policy.Match{Src: netip.PrefixFrom(l.from, 32), Dst: netip.PrefixFrom(l.to, 32), Protocol: 17, HasProtocol: true, DstPort: l.port, HasDstPort: true}
+	r.put(rule)
+	r.event("r1", evAnnounced)
+	before := l.arrived.Load()
+	bustest.Wait(t, "that the program is missed", func() bool {
+		out, err := r.svc.Status(t.Context(), nil)
+		return err == nil && slices.ContainsFunc(out.GetStatus().GetProblems(), func(p string) bool { return strings.Contains(p, "has read nothing of its input") })
+	})
+	other := userDrop("other") // not one rule waits for it
+	r.put(other)
+	r.event("other", evApplied)
+	if err := os.Remove(hang); err != nil {
+		t.Fatal(err)
+	}
+	route := fmt.Sprintf("flow route { match { destination %s/32; source %s/32; protocol =17; destination-port =%d; } then { discard; } }", l.to, l.from, l.port)
+	bustest.Wait(t, "its route", func() bool { return slices.Contains(s.lines("told"), "announce "+route) })
+	if n := l.arrived.Load() - before; n != 0 {
+		t.Errorf("%d packets passed meanwhile", n)
+	}
+	if err := r.bus.DeleteRule(t.Context(), "r1"); err != nil {
+		t.Fatal(err)
+	}
+	bustest.Wait(t, "that it is taken back", func() bool { return slices.Contains(s.lines("told"), "withdraw "+route) })
+	if l.during(100*time.Millisecond) == 0 {
+		t.Error("nothing arrives after the rule was revoked")
 	}
 }
