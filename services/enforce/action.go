@@ -12,8 +12,8 @@ import (
 // given until that is deleted, and takes the same twice without harm. One goroutine calls it, and holds the service's
 // lock: no call may wait for a network or another process.
 type Action interface {
-	// PutRules takes rules or replaces those of the same ID. One that it cannot take is left out, and does not act there
-	// by an older version either if the target cannot say it; the error joins an xdp.RuleError for each.
+	// PutRules takes rules or replaces those of the same ID. One that it cannot take is left out; the error joins an
+	// xdp.RuleError for each.
 	PutRules(rules []xdp.Rule) error
 	// DeleteRules takes rules out; unknown IDs are ignored.
 	DeleteRules(ids []uint64) error

@@ -24,7 +24,7 @@ import (
 
 const (
 	announceHang = 5 * time.Second  // a program that reads nothing for so long hangs
-	announceEnd  = time.Second      // for it to end after its input has
+	announceEnd  = time.Second / 2  // for it to end after its input has
 	announceMin  = time.Second      // until it is started again,
 	announceMax  = 30 * time.Second // at most
 	announceLook = 250 * time.Millisecond

@@ -102,8 +102,8 @@ func (s *Service) misled(w *route, r *ruleState, now time.Time) string {
 		return fmt.Sprintf("its rule has ended, and it was upstream for %s", now.Sub(w.since).Round(time.Second))
 	case r.rule.Match != w.state.rule.Match:
 		return "its rule matches something else now"
-	case r.state != pending && !s.dropsEverywhere(r):
-		return "its rule does not drop on every interface of this node any more"
+	case r.state != pending && !r.drops():
+		return "its rule does not drop here any more"
 	}
 	return ""
 }
@@ -118,9 +118,14 @@ func (s *Service) expiredSince(id string, seen time.Time) bool {
 	return false
 }
 
+// drops reports whether the rule drops on an interface of this node.
+func (r *ruleState) drops() bool {
+	return r.state == active && r.rule.InForce() == policy.Drop && r.rule.Match.Host == ""
+}
+
 // dropsEverywhere reports whether the rule drops on all interfaces: a router upstream cannot tell them apart.
 func (s *Service) dropsEverywhere(r *ruleState) bool {
-	if r.state != active || r.rule.InForce() != policy.Drop || r.rule.Shadow || r.rule.Match.Host != "" {
+	if !r.drops() {
 		return false
 	}
 	for _, p := range s.ports {
