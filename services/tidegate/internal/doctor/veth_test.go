@@ -64,7 +64,6 @@ func TestVeth(t *testing.T) {
 		}
 
 		expect("driver", OK, "rings")
-		expect("xdp", OK, "native")
 		expect("queues", Warn, "ethtool -L nic0 rx 1")
 		if _, err := drivers.SetChannels("nic0", ethtool.Channels{RxCount: 1, TxCount: 1}); err != nil {
 			return err
