@@ -49,9 +49,7 @@ type pace struct {
 // ledger must balance.
 func demo(t *testing.T, seed int, p pace, kinds []string, args ...string) map[string]demoAttack {
 	t.Helper()
-	const warmUp = 2 * time.Second
-	length := warmUp + time.Duration(len(kinds))*(p.attack+p.rest)
-	out, err := rig.Output(t.Context(), rig.Binary(t, "tidegate"), append([]string{"demo", "--json", "--for", length.String(), "--warm-up", warmUp.String(),
+	out, err := rig.Output(t.Context(), rig.Binary(t, "tidegate"), append([]string{"demo", "--json", "--rounds", "1", "--warm-up", "2s",
 		"--attack-for", p.attack.String(), "--rest", p.rest.String(), "--pps", fmt.Sprint(p.pps), "--seed", fmt.Sprint(seed),
 		"--attacks", strings.Join(kinds, ","), "--listen", "", "--metrics", "", "--gateway-listen", ""}, args...)...)
 	if err != nil {

@@ -18,6 +18,7 @@ type scenario struct {
 	WarmUp  time.Duration `help:"benign traffic alone before the first attack" default:"4s"`
 	Attack  time.Duration `name:"attack-for" help:"how long each attack lasts" default:"8s"`
 	Rest    time.Duration `help:"pause between attacks" default:"4s"`
+	Rounds  int           `help:"end after each attack was sent so many times; 0 = go on" default:"0"`
 }
 
 // check reports the first attack that cannot be made.
@@ -33,20 +34,21 @@ func (s *scenario) check() error {
 	return nil
 }
 
-// run calls attack for one kind after the other, each time around with another seed, until ctx ends.
+// run calls attack for one kind after the other, each time around with another seed, until ctx ends or the rounds are over.
 func (s *scenario) run(ctx context.Context, attack func(ctx context.Context, kind string, seed uint64) error) error {
 	if !sleep(ctx, s.WarmUp) {
 		return nil
 	}
-	for i := 0; ; i++ {
+	for i := 0; s.Rounds <= 0 || i < s.Rounds*len(s.Attacks); i++ {
 		kind := s.Attacks[i%len(s.Attacks)]
 		if err := attack(ctx, kind, s.Seed+uint64(i/len(s.Attacks))); err != nil {
 			return err
 		}
 		if !sleep(ctx, s.Rest) {
-			return nil
+			break
 		}
 	}
+	return nil
 }
 
 // rate is packets a second of an attack.
