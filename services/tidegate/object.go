@@ -40,6 +40,12 @@ type flowObject struct {
 	Bytes      uint64   `json:"bytes"`
 	FirstNs    int64    `json:"first_ns"`
 	LastNs     int64    `json:"last_ns"`
+
+	// Of TCP: absent where it was not measured, retransmits also when there are none.
+	RTTClientUs    uint32 `json:"rtt_client_us,omitempty"`
+	RTTServerUs    uint32 `json:"rtt_server_us,omitempty"`
+	RetransmitsFwd uint32 `json:"retransmits_fwd,omitempty"`
+	RetransmitsRev uint32 `json:"retransmits_rev,omitempty"`
 }
 
 func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
@@ -54,6 +60,8 @@ func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
 		JA3: r.Ja3, JA4: r.Ja4, HASSH: r.Hassh, TLSVersion: r.TlsVersion, UserAgent: r.UserAgent, HTTPMethod: r.HttpMethod,
 		DNSType: r.DnsType, DNSRcode: r.DnsRcode, DNSAnswers: r.DnsAnswers, Confidence: r.Confidence, Risks: r.Risks, Packets: r.PacketsFwd + r.PacketsRev,
 		Bytes: r.BytesFwd + r.BytesRev, FirstNs: r.FirstNs, LastNs: r.LastNs,
+		RTTClientUs: r.GetTcp().GetRttClientUs(), RTTServerUs: r.GetTcp().GetRttServerUs(),
+		RetransmitsFwd: r.GetTcp().GetRetransmitsFwd(), RetransmitsRev: r.GetTcp().GetRetransmitsRev(),
 	}
 }
 
