@@ -3,6 +3,7 @@ package main
 import (
 	"strings"
 
+	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
@@ -41,11 +42,7 @@ type flowObject struct {
 	FirstNs    int64    `json:"first_ns"`
 	LastNs     int64    `json:"last_ns"`
 
-	// Of TCP: absent where it was not measured, retransmits also when there are none.
-	RTTClientUs    uint32 `json:"rtt_client_us,omitempty"`
-	RTTServerUs    uint32 `json:"rtt_server_us,omitempty"`
-	RetransmitsFwd uint32 `json:"retransmits_fwd,omitempty"`
-	RetransmitsRev uint32 `json:"retransmits_rev,omitempty"`
+	TCP *api.TCPFacts `json:"tcp,omitempty"`
 }
 
 func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
@@ -60,8 +57,7 @@ func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
 		JA3: r.Ja3, JA4: r.Ja4, HASSH: r.Hassh, TLSVersion: r.TlsVersion, UserAgent: r.UserAgent, HTTPMethod: r.HttpMethod,
 		DNSType: r.DnsType, DNSRcode: r.DnsRcode, DNSAnswers: r.DnsAnswers, Confidence: r.Confidence, Risks: r.Risks, Packets: r.PacketsFwd + r.PacketsRev,
 		Bytes: r.BytesFwd + r.BytesRev, FirstNs: r.FirstNs, LastNs: r.LastNs,
-		RTTClientUs: r.GetTcp().GetRttClientUs(), RTTServerUs: r.GetTcp().GetRttServerUs(),
-		RetransmitsFwd: r.GetTcp().GetRetransmitsFwd(), RetransmitsRev: r.GetTcp().GetRetransmitsRev(),
+		TCP: api.NewTCPFacts(r.GetTcp()),
 	}
 }
 
