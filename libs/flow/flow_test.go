@@ -89,6 +89,25 @@ func TestValidateRefuses(t *testing.T) {
 	}
 }
 
+// TestOlderSensor: a batch without the newest column is taken, and its ends say so.
+func TestOlderSensor(t *testing.T) {
+	b, _, ends := full()
+	if e := EndAt(b.Ends, 1); e.NoTCP || e.TCP != ends[1].TCP {
+		t.Errorf("%+v", e)
+	}
+	b.Ends.Tcp = b.Ends.Tcp[:16]
+	if Validate(b) == nil {
+		t.Error("a column that is too short was accepted")
+	}
+	b.Ends.Tcp = nil
+	if err := Validate(b); err != nil {
+		t.Fatal(err)
+	}
+	if e := EndAt(b.Ends, 1); !e.NoTCP || e.TCP != (TCP{}) || e.ID != ends[1].ID {
+		t.Errorf("%+v", e)
+	}
+}
+
 // FuzzBatch: whatever Validate accepts can be read to its end.
 func FuzzBatch(f *testing.F) {
 	b, _, _ := full()
