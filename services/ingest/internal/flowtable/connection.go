@@ -117,9 +117,8 @@ func (t *Table) sequence(i uint32, e *entry, d int, p *packet.Packet, payload []
 			*s = stream{base: seq, next: seq}
 		}
 		lo, hi, old := s.place(seq, n, micros(nowNs), c.late(), e.state&(doneFwd<<d) == 0)
-		if old && !(n == 1 && seq+1 == s.next && p.TCPFlags&(packet.FlagSYN|packet.FlagFIN) == 0) {
-			again = true
-		}
+		asks := n == 1 && seq+1 == s.next && p.TCPFlags&(packet.FlagSYN|packet.FlagFIN) == 0
+		again = again || old && !asks
 		if hi = min(hi, uint32(len(payload))); lo < hi { //nolint:gosec // at most 65,535; cut captures have less than n
 			off, fresh = seq+lo-s.base, payload[lo:hi]
 		}
