@@ -4,6 +4,7 @@
 package classify
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -64,9 +65,11 @@ type Engine struct {
 
 	hosts        atomic.Pointer[hostlist.Table]
 	apps         *app.Engine
-	flows        map[flowID]*flowState
-	unused       []*flowState // of flows that ended
+	flows        *flowMap
 	flowsEvicted uint64
+	result       app.Result                 // of one flow at hand
+	results      [sharedResults]*app.Result // by their hash, which seed is of
+	seed         maphash.Seed
 	streams      map[string]uint32
 	streamCount  uint32
 	lastStream   struct { // of the newest batch
@@ -114,7 +117,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), apps: app.NewEngine()}
+	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), apps: app.NewEngine(), seed: maphash.MakeSeed()}
 	e.usual = usual.New(usual.Config{Days: cfg.UsualDays, Factor: cfg.UsualFactor}, e.thresholdsOf)
 	e.reset()
 	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]*known), make(map[string]int64)
@@ -123,7 +126,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 
 // reset empties all memory of traffic.
 func (e *Engine) reset() {
-	e.flows = make(map[flowID]*flowState)
+	e.flows = newFlowMap()
 	e.peers = verdict.NewPeers()
 	e.targets, e.nets = make(map[netip.Addr]*target), make(map[netip.Prefix]*network)
 	e.scanners = make(map[netip.Addr]*detect.Scanner)
@@ -141,7 +144,7 @@ func (e *Engine) reset() {
 func (e *Engine) Stats() EngineStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := EngineStats{Flows: uint64(len(e.flows)), FlowsEvicted: e.flowsEvicted, Targets: uint64(len(e.targets)),
+	s := EngineStats{Flows: uint64(e.flows.len()), FlowsEvicted: e.flowsEvicted, Targets: uint64(len(e.targets)),
 		Sources: uint64(len(e.scanners)), Attacks: uint64(len(e.attacks))}
 	s.UsualHosts, s.UsualRaised, s.UsualRefused = e.usual.Stats()
 	return s
@@ -277,7 +280,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 			calm = false
 		}
 		switch {
-		case a == nil && level.Level >= 1 && !e.underCarpet(addr, d.Kind):
+		case a == nil && level.Level >= 1 && !t.burst(d, &level, &second, limits) && !e.underCarpet(addr, d.Kind):
 			t.baseline.Drop()
 			start := w.GetStartNs()
 			if r != nil {
@@ -306,6 +309,18 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	if calm {
 		t.baseline.Stage(w.GetStartNs()/int64(detect.Slot), &sums, e.facts)
 	}
+}
+
+// eachOf is how many packets a client sends at most that is one of many which try together.
+const eachOf = 3
+
+// burst tells whether all but half a threshold's worth came within one window, from many, and is too little for that.
+func (t *target) burst(d *detect.Flood, level *detect.Measure, second *detect.Sums, limits *detect.Thresholds) bool {
+	if level.Level >= d.Burst || float64(level.Packets) > eachOf*second.Sources {
+		return false
+	}
+	most := t.series.Most(func(s *detect.Sums) float64 { m := d.Measure(s, limits); return m.Level })
+	return level.Level-most < 0.5
 }
 
 // standing tells what the source of a sample is to its destination.
@@ -419,8 +434,10 @@ func (e *Engine) Flush(b *BatchResult, out *WindowResult) {
 	for _, a := range e.ordered() {
 		e.finish(a, a.updatedNs, out)
 	}
-	for _, f := range e.flows {
-		f.close()
-	}
+	e.flows.each(func(f *flowState) {
+		if f.label != nil {
+			f.label.Release()
+		}
+	})
 	e.reset()
 }

@@ -59,20 +59,17 @@ func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch, out *BatchResu
 		r.Tcp.RttClientUs, r.Tcp.RttServerUs = x.TCP.RTTClientUs, x.TCP.RTTServerUs
 		r.Tcp.RetransmitsFwd, r.Tcp.RetransmitsRev = x.TCP.RetransmitsFwd, x.TCP.RetransmitsRev
 	}
-	if f := e.flows[id]; f != nil {
+	if f := e.flows.find(id); f != nil {
 		f.lastNs = max(f.lastNs, x.LastNs)
 		e.answered(f, x.Totals.PacketsFwd, x.Totals.PacketsRev)
 		if x.Reason == flowv1.EndReason_END_REASON_ACTIVE {
-			if f.label != nil {
-				f.result = f.label.Result()
-			}
-			says(r, &f.result)
+			says(r, e.said(f))
 		} else {
-			e.over(id, f)
-			f.close()
-			e.session(f, x)
-			says(r, &f.result)
-			e.forget(id, f)
+			e.over(f)
+			said := e.said(f)
+			e.session(f, x, said.App)
+			says(r, said)
+			e.forget(f)
 		}
 	}
 	if r.App == "" || r.App == Unknown {
