@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,10 +27,12 @@ const (
 	toServer = 10 * time.Millisecond
 )
 
-// lossEvery is which of the server's large frames to port lossyPort are lost behind the mirror port.
+// Of the server's large frames from lossyPort each of lossEvery is lost behind the mirror port. As much goes through
+// soundPort, and little through the ports behind it.
 const (
 	lossEvery            = 50
 	lossyPort, soundPort = 8001, 8002
+	connections          = 15
 )
 
 // line is a long one between a client and a server, with a mirror port on it: it copies frames between the interfaces of one
@@ -176,29 +180,41 @@ func TestRoundTripAndRetransmits(t *testing.T) {
 		return true
 	})
 
-	for _, port := range []uint16{lossyPort, soundPort} {
-		again, err := download(spaces["client"], spaces["server"], netip.AddrPortFrom(serverAddr, port), 3<<20)
+	again := map[uint16]uint32{}
+	for port := uint16(lossyPort); port < lossyPort+connections; port++ {
+		size := int64(10_000)
+		if port <= soundPort {
+			size = 3 << 20
+		}
+		again[port], err = download(spaces["client"], spaces["server"], netip.AddrPortFrom(serverAddr, port), size)
 		must(err)
+	}
+	var toServerUs, toClientUs []uint32
+	for port, again := range again {
 		var f api.Flow // the only one, else its text is not one object
-		must(rig.Eventually(20*time.Second, func() error { return h.Ask(t, &f, "flows", "--port", fmt.Sprint(port)) }))
-		if f.TCP == nil || f.EndReason != "fin" || f.PacketsRev < 2000 {
-			t.Fatalf("port %d: %+v", port, f)
+		must(rig.Eventually(20*time.Second, func() error { return h.Ask(t, &f, "flows", "--port", strconv.Itoa(int(port))) }))
+		if f.TCP == nil || f.EndReason != "fin" || f.TCP.RTTUs != f.TCP.RTTClientUs+f.TCP.RTTServerUs || f.TCP.RetransmitsFwd != 0 {
+			t.Fatalf("port %d: %+v, %+v", port, f, f.TCP)
 		}
-		t.Logf("port %d: %+v of %d packets; lost %d, the server sent %d again", port, *f.TCP, f.Packets, l.lost.Load(), again)
-		// Delays are at least what they should be; the machine may be busy.
-		for name, d := range map[string][2]time.Duration{
-			"server": {2 * toServer, time.Duration(f.TCP.RTTServerUs) * time.Microsecond},
-			"client": {2 * toClient, time.Duration(f.TCP.RTTClientUs) * time.Microsecond},
-		} {
-			if want, got := d[0], d[1]; got < want-time.Millisecond || got > want+60*time.Millisecond {
-				t.Errorf("port %d: round trip to the %s is %v, want about %v", port, name, got, want)
-			}
+		toServerUs, toClientUs = append(toServerUs, f.TCP.RTTServerUs), append(toClientUs, f.TCP.RTTClientUs)
+		if f.TCP.RetransmitsRev != again {
+			t.Errorf("port %d: %d retransmits of %d packets, the server's kernel says %d", port, f.TCP.RetransmitsRev, f.PacketsRev, again)
 		}
-		if f.TCP.RTTUs != f.TCP.RTTClientUs+f.TCP.RTTServerUs || f.TCP.RetransmitsFwd != 0 {
-			t.Errorf("port %d: %+v", port, *f.TCP)
-		}
-		if f.TCP.RetransmitsRev != again || port == lossyPort && (uint64(again) < l.lost.Load() || l.lost.Load() < 20) || port == soundPort && again != 0 {
-			t.Errorf("port %d: %d retransmits, the server's kernel says %d, lost were %d", port, f.TCP.RetransmitsRev, again, l.lost.Load())
+	}
+	lost := l.lost.Load()
+	if lost < 20 || uint64(again[lossyPort]) < lost {
+		t.Errorf("%d frames were lost and %d sent again", lost, again[lossyPort])
+	}
+	// Frames are stamped when the sensor takes them, which a busy machine may let it do late: half of them must be right.
+	slices.Sort(toServerUs)
+	slices.Sort(toClientUs)
+	t.Logf("lost %d, sent again %v; round trips in µs to the server %v, to the client %v", lost, again, toServerUs, toClientUs)
+	for name, d := range map[string][2]time.Duration{
+		"server": {2 * toServer, time.Duration(toServerUs[connections/2]) * time.Microsecond},
+		"client": {2 * toClient, time.Duration(toClientUs[connections/2]) * time.Microsecond},
+	} {
+		if want, got := d[0], d[1]; got < want-2*time.Millisecond || got > want+want/2 {
+			t.Errorf("the round trip to the %s is %v, want about %v", name, got, want)
 		}
 	}
 }
