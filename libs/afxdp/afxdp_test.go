@@ -11,6 +11,9 @@ import (
 func TestNative(t *testing.T) { afxdptest.Run(t, afxdp.Native) }
 func TestAsavie(t *testing.T) { afxdptest.Run(t, afxdp.Asavie) }
 
+func TestNativePair(t *testing.T) { afxdptest.RunPair(t, afxdp.Native, true, afxdp.Inventory) }
+func TestAsaviePair(t *testing.T) { afxdptest.RunPair(t, afxdp.Asavie, false, afxdp.Inventory) }
+
 func TestOpenRefuses(t *testing.T) {
 	for _, c := range []struct {
 		name   string

@@ -119,7 +119,7 @@ func TestInline(t *testing.T) {
 		return err
 	})
 	if !st.Status.Ready || len(st.Interfaces) != 2 || st.Interfaces[0].Queues != 1 ||
-		!strings.HasPrefix(st.Interfaces[0].Capture, "af_xdp native") {
+		st.Interfaces[0].Capture != "af_xdp native copy, shared memory" {
 		t.Errorf("status: %v", st)
 	}
 	for _, i := range st.Interfaces {
@@ -509,6 +509,10 @@ func TestPortsWithDifferentQueues(t *testing.T) {
 		}
 	}
 	eventually(t, "ledger", func() error { return settled(s) })
+	// Three workers send through port a's one socket, so frames are copied to it.
+	if st, err := s.Status(context.Background(), &ingestv1.StatusRequest{}); err != nil || st.Interfaces[0].Capture != "af_xdp native copy" {
+		t.Errorf("status: %v, %v", st, err)
+	}
 	stop()
 	f.mu.Lock()
 	defer f.mu.Unlock()
