@@ -57,24 +57,6 @@ func openNative(cfg Config, ifindex int) (_ Socket, err error) {
 	return newNative(cfg, ifindex, m, 0, nil)
 }
 
-// openNativePair opens two sockets in one frame memory.
-func openNativePair(a, b Config, aIndex, bIndex int) (_, _ *native, err error) {
-	m, err := mapMemory(a, b)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() { err = errors.Join(err, m.release()) }()
-	first, err := newNative(a, aIndex, m, 0, nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	second, err := newNative(b, bIndex, m, a.partSize(), first)
-	if err != nil {
-		return nil, nil, errors.Join(err, first.Close())
-	}
-	return first, second, nil
-}
-
 // newNative opens a socket whose part of the memory begins at part. first is the bound socket that registered the
 // memory; nil: this one does.
 func newNative(cfg Config, ifindex int, m *memory, part int, first *native) (_ *native, err error) {
