@@ -60,11 +60,8 @@ func DefaultConfig() Config {
 	}
 }
 
-// Validate reports the first setting that makes no sense.
+// Validate reports the first setting that makes no sense. Without an interface a node keeps rules and stops nothing.
 func (c *Config) Validate() error {
-	if len(c.Ifaces) == 0 {
-		return errors.New("enforce: name at least one interface (--iface)")
-	}
 	for i, name := range c.Ifaces {
 		if name == "" || slices.Contains(c.Ifaces[:i], name) {
 			return fmt.Errorf("enforce: interface %q is empty or named twice", name)

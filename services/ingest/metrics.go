@@ -27,7 +27,7 @@ func newCollector(s *Service) *collector {
 		drops: prometheus.NewDesc("tidegate_ingest_drops_total",
 			"Frames lost between the XDP program and the wire, by reason.", []string{"iface", "reason"}, sensor),
 		capture: prometheus.NewDesc("tidegate_ingest_capture",
-			"1 for the way in which frames come from the interface: af_xdp, af_packet, ring_buffer or none.", []string{"iface", "capture"}, sensor),
+			"1 for the way in which frames come from the interface: af_xdp, af_packet, ring_buffer, capture_file or none.", []string{"iface", "capture"}, sensor),
 		active: prometheus.NewDesc("tidegate_ingest_flows_active",
 			"Flows in the tables of all queues.", nil, nil),
 		batches: prometheus.NewDesc("tidegate_ingest_batches_total",
