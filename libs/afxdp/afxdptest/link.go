@@ -48,9 +48,16 @@ func NewLink(t testing.TB, queues int) *Link {
 // NewLinks makes two links of one queue, whose near ends a pair of sockets may bridge.
 func NewLinks(t testing.TB) (a, b *Link) {
 	t.Helper()
-	b = newPlainLink(t, "tgxb", 1)
+	return NewLinksNamed(t, "tgx")
+}
+
+// NewLinksNamed is NewLinks beside others of the test; the prefix has at most five letters.
+func NewLinksNamed(t testing.TB, prefix string) (a, b *Link) {
+	t.Helper()
+	a, b = newPlainLink(t, prefix, 1), newPlainLink(t, prefix+"b", 1)
+	a.attach(t)
 	b.attach(t)
-	return NewLink(t, 1), b
+	return a, b
 }
 
 // NewPlainLink makes a link without an XDP program.
