@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
 // Nanos is a time in Unix nanoseconds. In JSON it is a string of digits: a browser's numbers are exact up to 2^53
@@ -70,8 +72,35 @@ type Flow struct {
 	FirstNs    Nanos  `json:"first_ns"`
 	LastNs     Nanos  `json:"last_ns"`
 
+	TCP *TCPFacts `json:"tcp,omitempty" doc:"what the sensor measured of a TCP flow; absent where it did not"`
+
 	DNSAnswers []string `json:"dns_answers,omitempty" doc:"addresses and names of the answer, at most 8 and 256 bytes in all"`
 	Risks      []Risk   `json:"risks,omitempty" doc:"what somebody should look at"`
+}
+
+// TCPFacts is what the sensor measured of a TCP flow: the handshake's round trip with its two parts, as seen from where the
+// sensor is, and segments that were sent again, of this part of the flow and as far as the sensor read its packets.
+type TCPFacts struct {
+	RTTUs          uint32 `json:"rtt_us,omitempty" doc:"round trip of the handshake in microseconds, the sum of both parts; absent when one was not measured"`
+	RTTClientUs    uint32 `json:"rtt_client_us,omitempty" doc:"from the SYN-ACK to the ACK: between sensor and client"`
+	RTTServerUs    uint32 `json:"rtt_server_us,omitempty" doc:"from the SYN to the SYN-ACK: between sensor and server"`
+	RetransmitsFwd uint32 `json:"retransmits_fwd" doc:"segments sent again from the source"`
+	RetransmitsRev uint32 `json:"retransmits_rev" doc:"towards the source"`
+}
+
+// NewTCPFacts is nil without facts.
+func NewTCPFacts(f *eventv1.TcpFacts) *TCPFacts {
+	if f == nil {
+		return nil
+	}
+	out := &TCPFacts{
+		RTTClientUs: f.GetRttClientUs(), RTTServerUs: f.GetRttServerUs(),
+		RetransmitsFwd: f.GetRetransmitsFwd(), RetransmitsRev: f.GetRetransmitsRev(),
+	}
+	if out.RTTClientUs != 0 && out.RTTServerUs != 0 {
+		out.RTTUs = out.RTTClientUs + out.RTTServerUs
+	}
+	return out
 }
 
 // Risk is one thing about a flow that somebody should look at.

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"runtime"
 	"testing"
@@ -219,20 +220,20 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-func frames(flows int) [][]byte {
+func frames(flows int, payload string) [][]byte {
 	list := make([][]byte, flows)
 	for i := range list {
 		h := packet.Header{
 			Src: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(i % 16)}),
 		}
-		list[i] = h.AppendTCP(nil, &packet.TCP{SrcPort: 4000, DstPort: 443, Flags: packet.FlagACK}, []byte("abcdef"))
+		list[i] = h.AppendTCP(nil, &packet.TCP{SrcPort: 4000, DstPort: 443, Flags: packet.FlagACK}, []byte(payload))
 	}
 	return list
 }
 
 func TestNoAllocations(t *testing.T) {
 	d := newDesk(t, nil)
-	list := frames(1000)
+	list := frames(1000, "abcdef")
 	now := start
 	run := func() {
 		for i := 0; i < len(list); i += 50 {
@@ -252,27 +253,26 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-func benchmark(b *testing.B, flows int, fresh bool) {
+// benchmark plays the frames again and again; change, if there is one, makes each what it is in the round.
+func benchmark(b *testing.B, list [][]byte, change func(frame []byte, round uint32)) {
 	d := newDesk(b, func(c *Config) { c.Flow.MaxFlows = 1 << 21 })
 	d.q.cfg.OnWindow = func(w *window.Builder) *window.Builder { w.Reset(); return w }
-	list := frames(flows)
-	now, at, round := start, 0, byte(0)
+	now, at, round := start, 0, uint32(0)
 	turn := func() {
 		if at+64 > len(list) {
 			at = 0
 			round++
 		}
-		if fresh {
+		if change != nil {
 			for _, f := range list[at : at+64] {
-				f[26] = round // another source network
-				f[47] = packet.FlagSYN
+				change(f, round)
 			}
 		}
 		d.q.Frames(list[at:at+64], now, 0)
 		at += 64
 		now += 64 * 100 // 10 M packets/s
 	}
-	for range 3 * flows / 64 {
+	for range 3 * len(list) / 64 {
 		turn()
 	}
 	runtime.LockOSThread()
@@ -295,7 +295,20 @@ func threadCPU(b *testing.B) int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
-func BenchmarkFrames1kFlows(b *testing.B)  { benchmark(b, 1000, false) }
-func BenchmarkFrames10kFlows(b *testing.B) { benchmark(b, 10_000, false) }
-func BenchmarkFrames1MFlows(b *testing.B)  { benchmark(b, 1_000_000, false) }
-func BenchmarkFramesNewFlows(b *testing.B) { benchmark(b, 100_000, true) }
+// newFlow makes it a SYN from another network.
+func newFlow(frame []byte, round uint32) {
+	frame[26], frame[47] = byte(round), packet.FlagSYN //nolint:gosec // 256 networks
+}
+
+// goesOn makes it the next segment of its flow.
+func goesOn(frame []byte, round uint32) {
+	binary.BigEndian.PutUint32(frame[14+20+4:], round*6)
+}
+
+// Where there is no change every segment is one that was sent again.
+func BenchmarkFrames1kFlows(b *testing.B)   { benchmark(b, frames(1000, "abcdef"), nil) }
+func BenchmarkFrames10kFlows(b *testing.B)  { benchmark(b, frames(10_000, "abcdef"), nil) }
+func BenchmarkFrames1MFlows(b *testing.B)   { benchmark(b, frames(1_000_000, "abcdef"), nil) }
+func BenchmarkFrames1MStreams(b *testing.B) { benchmark(b, frames(1_000_000, "abcdef"), goesOn) }
+func BenchmarkFramesNewFlows(b *testing.B)  { benchmark(b, frames(100_000, "abcdef"), newFlow) }
+func BenchmarkFramesSYNFlood(b *testing.B)  { benchmark(b, frames(100_000, ""), newFlow) }

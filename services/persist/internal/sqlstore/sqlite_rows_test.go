@@ -68,7 +68,7 @@ func TestSQLiteInsertFunction(t *testing.T) {
 		want string
 		code int
 	}{
-		{33, "value 33 is not taken", sqlitelib.SQLITE_RANGE},
+		{37, "value 37 is not taken", sqlitelib.SQLITE_RANGE},
 		{0, "NOT NULL constraint failed: flows.ts", sqlitelib.SQLITE_CONSTRAINT_NOTNULL},
 		{1, "NOT NULL constraint failed: flows.id", sqlitelib.SQLITE_CONSTRAINT_NOTNULL},
 	} {
