@@ -141,7 +141,7 @@ var (
 	ErrUnsupported   = errors.New("this kernel has no AF_XDP sockets (CONFIG_XDP_SOCKETS, kernel 4.18)")
 	ErrQueueBusy     = errors.New("another AF_XDP socket is bound to this queue")
 	ErrNoQueue       = errors.New("the interface has no such queue")
-	ErrNoZeroCopy    = errors.New("the interface's driver has no AF_XDP zero-copy; use ZeroCopyAuto")
+	ErrNoZeroCopy    = errors.New("the interface's driver has no AF_XDP zero-copy: use copies, or leave the choice to the driver")
 	ErrFrameTooLarge = errors.New("frame is larger than the socket's frame size")
 	ErrNotHeld       = errors.New("the frame was forwarded or released before")
 	ErrLockedMemory  = errors.New("the limit of locked memory is below the frame memory: give the process CAP_IPC_LOCK, raise the limit (LimitMEMLOCK of systemd, ulimit -l), or use fewer --frames")

@@ -25,6 +25,7 @@ type native struct {
 	mask     uint64 // clears the offset within a frame
 	size     int    // of a frame
 	wakeup   bool   // need-wakeup was asked for
+	busy     bool   // the receiver drives the driver's poll loop
 	zeroCopy bool
 
 	fill    ring[uint64]
@@ -68,7 +69,7 @@ func newNative(cfg Config, ifindex int, m *memory, part int, first *native) (_ *
 	m.users.Add(1)
 	s := &native{
 		fd: fd, memory: m, umem: m.bytes, size: cfg.FrameSize,
-		mask: ^uint64(cfg.FrameSize - 1), wakeup: cfg.NeedWakeup, //nolint:gosec // a checked size
+		mask: ^uint64(cfg.FrameSize - 1), wakeup: cfg.NeedWakeup, busy: cfg.BusyPoll > 0, //nolint:gosec // a checked size
 	}
 	defer func() {
 		if err != nil {
@@ -185,7 +186,7 @@ func (s *native) bind(cfg Config, ifindex int, first *native) error {
 func (s *native) Receive(frames []Frame) int {
 	n := s.rx.available(uint32(len(frames))) //nolint:gosec // callers pass short slices
 	if n == 0 {
-		if s.wakeup && s.fill.needsWakeup() {
+		if s.busy || s.wakeup && s.fill.needsWakeup() {
 			s.wakeReceive()
 		}
 		return 0

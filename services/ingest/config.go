@@ -45,13 +45,16 @@ type Config struct {
 	PacketFanout  string `name:"packet-fanout" env:"TIDEGATE_INGEST_PACKET_FANOUT" default:"hash" enum:"hash,cpu" help:"AF_PACKET: frames go to workers by their flow (hash) or by the CPU that they came in on."`
 	PacketRing    int    `name:"packet-ring" env:"TIDEGATE_INGEST_PACKET_RING" default:"33554432" help:"AF_PACKET: bytes of the ring of each worker and interface, a multiple of 262144."`
 
-	Backend string        `name:"afxdp-backend" env:"TIDEGATE_INGEST_AFXDP_BACKEND" default:"native" enum:"native,asavie" help:"AF_XDP implementation."`
-	Frames  int           `name:"frames" env:"TIDEGATE_INGEST_FRAMES" default:"16384" help:"Receive frames a queue, a power of two. They bridge the time in which the worker does not run: 16384 are 8 ms at 2 million packets a second."`
-	RxRing  int           `name:"rx-ring" env:"TIDEGATE_INGEST_RX_RING" default:"16384" help:"Receive ring of a queue, a power of two."`
-	TxRing  int           `name:"tx-ring" env:"TIDEGATE_INGEST_TX_RING" default:"2048" help:"Transmit ring of a queue, a power of two."`
-	CPUs    []int         `name:"cpus" env:"TIDEGATE_INGEST_CPUS" help:"CPUs for the queues' workers, in order; without it the scheduler chooses."`
-	Nice    int           `name:"nice" env:"TIDEGATE_INGEST_NICE" default:"-10" help:"Scheduling priority of the workers' threads, -20 to 19, so that no other work on their CPU lets a ring overflow; 0 leaves it. Below 0 needs SYS_NICE."`
-	Spin    time.Duration `name:"spin" env:"TIDEGATE_INGEST_SPIN" default:"37us" help:"How long a worker looks for frames without sleeping while a million or more come a second; 0 sleeps at once."`
+	Backend  string        `name:"afxdp-backend" env:"TIDEGATE_INGEST_AFXDP_BACKEND" default:"native" enum:"native,asavie" help:"AF_XDP implementation."`
+	Frames   int           `name:"frames" env:"TIDEGATE_INGEST_FRAMES" default:"16384" help:"Receive frames a queue, a power of two. They bridge the time in which the worker does not run: 16384 are 8 ms at 2 million packets a second."`
+	RxRing   int           `name:"rx-ring" env:"TIDEGATE_INGEST_RX_RING" default:"16384" help:"Receive ring of a queue, a power of two."`
+	TxRing   int           `name:"tx-ring" env:"TIDEGATE_INGEST_TX_RING" default:"2048" help:"Transmit ring of a queue, a power of two."`
+	BusyPoll time.Duration `name:"busy-poll" env:"TIDEGATE_INGEST_BUSY_POLL" default:"0" help:"AF_XDP: how long a worker that finds no frame runs the driver's poll loop itself instead of waiting for interrupts (20us is usual; native backend); 0: not at all. The card needs napi_defer_hard_irqs and gro_flush_timeout; see doctor."`
+	ZeroCopy string        `name:"zero-copy" env:"TIDEGATE_INGEST_ZERO_COPY" default:"auto" enum:"auto,off,required" help:"AF_XDP: whether driver and sensor share frame memory: auto where the driver can, off never, required ends where it cannot."`
+
+	CPUs []int         `name:"cpus" env:"TIDEGATE_INGEST_CPUS" help:"CPUs for the queues' workers, in order; without it the scheduler chooses."`
+	Nice int           `name:"nice" env:"TIDEGATE_INGEST_NICE" default:"-10" help:"Scheduling priority of the workers' threads, -20 to 19, so that no other work on their CPU lets a ring overflow; 0 leaves it. Below 0 needs SYS_NICE."`
+	Spin time.Duration `name:"spin" env:"TIDEGATE_INGEST_SPIN" default:"37us" help:"How long a worker looks for frames without sleeping while a million or more come a second; 0 sleeps at once."`
 
 	BatchInterval  time.Duration `name:"batch-interval" env:"TIDEGATE_INGEST_BATCH_INTERVAL" default:"5ms" help:"Age at which a batch is sent."`
 	WindowInterval time.Duration `name:"window-interval" env:"TIDEGATE_INGEST_WINDOW_INTERVAL" default:"100ms" help:"Length of a window."`
@@ -77,12 +80,13 @@ func DefaultConfig() Config {
 		Backend: afxdp.Native, Frames: 16384, RxRing: 16384, TxRing: 2048, Nice: -10, Spin: 37 * time.Microsecond,
 		BatchInterval: 5 * time.Millisecond, WindowInterval: 100 * time.Millisecond, BufferBytes: 64 << 20,
 		MaxFlows: 1 << 20, IdleTCP: 120 * time.Second, IdleUDP: 60 * time.Second, IdleOther: 30 * time.Second,
-		ActiveTimeout: 60 * time.Second, SharedFrames: true, KernelForwarding: true, MaxForwarded: 16384,
+		ActiveTimeout: 60 * time.Second, ZeroCopy: "auto", SharedFrames: true, KernelForwarding: true, MaxForwarded: 16384,
 	}
 }
 
 // validate reports the first mistake as one sentence. An empty Sensor is filled with the host name.
 func (c *Config) validate() error {
+	_, known := zeroCopy[c.ZeroCopy]
 	switch {
 	case c.Mode == ModePcap && len(c.Pcap) == 0:
 		return errors.New("ingest: no capture: name one with --pcap")
@@ -120,6 +124,12 @@ func (c *Config) validate() error {
 		return fmt.Errorf("ingest: priority %d: use -20 to 19", c.Nice)
 	case c.Spin < 0 || c.Spin > time.Second:
 		return fmt.Errorf("ingest: spin of %v: use 0 to 1s", c.Spin)
+	case c.BusyPoll < 0 || c.BusyPoll > time.Millisecond:
+		return fmt.Errorf("ingest: busy polling of %v: use 0 to 1ms", c.BusyPoll)
+	case c.BusyPoll > 0 && c.Backend != afxdp.Native:
+		return fmt.Errorf("ingest: --busy-poll is for --afxdp-backend native, not %s", c.Backend)
+	case !known:
+		return fmt.Errorf("ingest: zero-copy %q is none of auto, off and required", c.ZeroCopy)
 	case c.MaxForwarded < 0 || c.MaxForwarded > maxForwarded:
 		return fmt.Errorf("ingest: at most %d forwarded flows: use 0 to %d", c.MaxForwarded, maxForwarded)
 	}
@@ -162,10 +172,14 @@ func (c *Config) validateClassifiers() error {
 	return nil
 }
 
+// zeroCopy are the values of Config.ZeroCopy.
+var zeroCopy = map[string]afxdp.ZeroCopy{"auto": afxdp.ZeroCopyAuto, "off": afxdp.ZeroCopyNever, "required": afxdp.ZeroCopyRequire}
+
 // sockets describes the AF_XDP socket of a queue.
 func (c *Config) sockets(iface string, queue, frameSize int) afxdp.Config {
 	x := afxdp.DefaultConfig(iface, queue)
 	x.Backend, x.Frames, x.FrameSize, x.RxRing, x.TxRing = c.Backend, c.Frames, frameSize, c.RxRing, c.TxRing
+	x.BusyPoll, x.ZeroCopy = c.BusyPoll, zeroCopy[c.ZeroCopy]
 	return x
 }
 

@@ -82,12 +82,13 @@ func TestTapSeesTheSame(t *testing.T) {
 	for _, c := range []struct {
 		capture, fanout string
 		workers         int
-	}{{CaptureAFXDP, "hash", 0}, {CaptureAFPacket, "hash", 1}, {CaptureAFPacket, "hash", 3}, {CaptureAFPacket, "cpu", 2}} {
-		t.Run(fmt.Sprintf("%s %s %d", c.capture, c.fanout, c.workers), func(t *testing.T) {
+		busy            time.Duration
+	}{{CaptureAFXDP, "hash", 0, 0}, {CaptureAFXDP, "hash", 0, 20 * time.Microsecond}, {CaptureAFPacket, "hash", 1, 0}, {CaptureAFPacket, "hash", 3, 0}, {CaptureAFPacket, "cpu", 2, 0}} {
+		t.Run(fmt.Sprintf("%s %s %d %v", c.capture, c.fanout, c.workers, c.busy), func(t *testing.T) {
 			r := newRig(t)
 			f := newFakeClassify(t)
 			cfg := r.config()
-			cfg.Mode, cfg.Ifaces = ModeTap, []string{r.a}
+			cfg.Mode, cfg.Ifaces, cfg.BusyPoll = ModeTap, []string{r.a}, c.busy
 			cfg.Capture, cfg.PacketWorkers, cfg.PacketFanout, cfg.PacketRing = c.capture, c.workers, c.fanout, 4<<20
 			s, tel, stop := start(t, cfg, f.client)
 			const flows = 300

@@ -245,7 +245,7 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			if err := w.run(&stop, cpu, s.cfg.Nice, s.cfg.Spin); err != nil {
+			if err := w.run(&stop, cpu, &s.cfg); err != nil {
 				failed <- err
 			}
 		}()

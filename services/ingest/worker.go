@@ -135,8 +135,8 @@ func (w *worker) attach(p *plane, inline bool) {
 }
 
 // run moves frames until stop is set and the rings are empty, or a socket fails. It stays on one thread, and
-// on one CPU when cpu is not negative. nice is that thread's scheduling priority, -20 to 19, 0 leaves it.
-func (w *worker) run(stop *atomic.Bool, cpu, nice int, spin time.Duration) error {
+// on one CPU when cpu is not negative.
+func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 	// Not unlocked: a thread with a CPU of its own must not serve other goroutines afterwards.
 	runtime.LockOSThread()
 	if cpu >= 0 {
@@ -146,10 +146,10 @@ func (w *worker) run(stop *atomic.Bool, cpu, nice int, spin time.Duration) error
 			return fmt.Errorf("pin the worker of queue %d to CPU %d: %w", w.n, cpu, err)
 		}
 	}
-	if nice != 0 {
+	if cfg.Nice != 0 {
 		// The thread's priority only, not the process's (setpriority(2), C library and kernel differences). A
 		// worker that may not have it works all the same, with a little less room before a ring overflows.
-		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, nice)
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, cfg.Nice)
 	}
 	// Without it the kernel rounds a rest up by half. Refused, it costs latency only.
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1000, 0, 0, 0)
@@ -172,7 +172,8 @@ func (w *worker) run(stop *atomic.Bool, cpu, nice int, spin time.Duration) error
 			return nil
 		}
 		switch quiet := now.Sub(last); {
-		case quiet < spin && pace.fast(now):
+		case quiet < cfg.Spin && pace.fast(now):
+		case quiet < restLimit && cfg.BusyPoll > 0: // to look for frames is what fetches them
 		case quiet < restLimit:
 			w.rest()
 		default:
