@@ -305,6 +305,7 @@ type FlowRecord struct {
 	DnsType       string                 `protobuf:"bytes,29,opt,name=dns_type,json=dnsType,proto3" json:"dns_type,omitempty"`          // of the question: A, AAAA, TXT, or TYPE and a number
 	DnsRcode      string                 `protobuf:"bytes,30,opt,name=dns_rcode,json=dnsRcode,proto3" json:"dns_rcode,omitempty"`       // of the answer: NOERROR, NXDOMAIN; empty while there is none
 	DnsAnswers    []string               `protobuf:"bytes,31,rep,name=dns_answers,json=dnsAnswers,proto3" json:"dns_answers,omitempty"` // addresses and names, at most 8 and 256 bytes in all
+	Tunnel        uint32                 `protobuf:"varint,40,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                          // network that the tunnel around the flow names (VNI, GRE key); 0 = none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -554,6 +555,13 @@ func (x *FlowRecord) GetDnsAnswers() []string {
 		return x.DnsAnswers
 	}
 	return nil
+}
+
+func (x *FlowRecord) GetTunnel() uint32 {
+	if x != nil {
+		return x.Tunnel
+	}
+	return 0
 }
 
 type Attack struct {
@@ -1531,7 +1539,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x14\n" +
 	"\x05batch\x18\x03 \x01(\x04R\x05batch\x12\x12\n" +
 	"\x04part\x18\x04 \x01(\rR\x04part\x127\n" +
-	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\xcc\x06\n" +
+	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\xe4\x06\n" +
 	"\n" +
 	"FlowRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
@@ -1575,7 +1583,8 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\bdns_type\x18\x1d \x01(\tR\adnsType\x12\x1b\n" +
 	"\tdns_rcode\x18\x1e \x01(\tR\bdnsRcode\x12\x1f\n" +
 	"\vdns_answers\x18\x1f \x03(\tR\n" +
-	"dnsAnswers\"\x87\x04\n" +
+	"dnsAnswers\x12\x16\n" +
+	"\x06tunnel\x18( \x01(\rR\x06tunnel\"\x87\x04\n" +
 	"\x06Attack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +

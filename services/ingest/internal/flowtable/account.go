@@ -81,8 +81,9 @@ func (t *Table) begin(tag uint32, k *flow.Key, p *packet.Packet, payload []byte,
 	}
 	*e = entry{
 		key: *k, last: nowNs, tag: tag, state: used, first: nowNs, gen: gen,
-		update: nowNs + int64(t.cfg.Update), ttl: p.TTL, port: port,
+		ttl: p.TTL, port: port,
 	}
+	e.nextUpdate(nowNs + int64(t.cfg.Update))
 	t.insert(tag, i)
 	t.stats.Created++
 	t.stats.Active++
@@ -100,7 +101,7 @@ func (t *Table) begin(tag uint32, k *flow.Key, p *packet.Packet, payload []byte,
 		e.state |= syn
 	}
 	if t.cfg.Update > 0 {
-		deadline = min(deadline, e.update)
+		deadline = min(deadline, e.updateAt())
 	}
 	t.link(i, e, deadline)
 	return i, e, true

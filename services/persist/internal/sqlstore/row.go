@@ -92,6 +92,8 @@ type Flow struct {
 	DNSRcode   string `db:"dns_rcode"`
 	DNSAnswers string `db:"dns_answers"`
 	Risks      Bits   `db:"risks"`
+	// Tunnel is the network that the tunnel around the flow names; NULL without one.
+	Tunnel sql.NullInt64 `db:"tunnel"`
 }
 
 // Attack is one revision of an attack; TS is when the revision was made. TopSources is a JSON array of
@@ -188,6 +190,7 @@ type values interface {
 	float(f float64)
 	flag(b bool)
 	text(s string)
+	numOrNull(n sql.NullInt64)
 	textOrNull(s sql.NullString)
 	addr(a netip.Addr)
 }
@@ -210,6 +213,14 @@ func (a *arguments) flag(b bool)       { a.list = append(a.list, b) }
 func (a *arguments) text(s string)     { a.list = append(a.list, s) }
 func (a *arguments) addr(x netip.Addr) { a.list = append(a.list, a.d.addr(x)) }
 
+func (a *arguments) numOrNull(n sql.NullInt64) {
+	if !n.Valid {
+		a.list = append(a.list, nil)
+		return
+	}
+	a.list = append(a.list, n.Int64)
+}
+
 func (a *arguments) textOrNull(s sql.NullString) {
 	if !s.Valid {
 		a.list = append(a.list, nil)
@@ -223,7 +234,7 @@ var columns = map[Table][]string{
 	Flows: {"ts", "id", "last_ns", "sensor", "src_ip", "dst_ip", "src_port", "dst_port", "protocol", "vlan",
 		"app", "host", "alpn", "packets_fwd", "packets_rev", "bytes_fwd", "bytes_rev", "tcp_flags_fwd",
 		"tcp_flags_rev", "end_reason", "ja3", "ja4", "hassh", "confidence", "host_source", "tls_version",
-		"user_agent", "http_method", "dns_type", "dns_rcode", "dns_answers", "risks"},
+		"user_agent", "http_method", "dns_type", "dns_rcode", "dns_answers", "risks", "tunnel"},
 	Attacks: {"id", "revision", "ts", "type", "target", "state", "sensor", "first_ns", "detected_ns",
 		"updated_ns", "ended_ns", "packets", "bytes", "pps", "bps", "sources", "top_sources", "trace_id"},
 	Verdicts: {"ts", "id", "attack_id", "type", "target", "sensor", "key_kind", "explanation", "rules",
@@ -279,6 +290,7 @@ func (f *Flow) put(to values) {
 	to.text(f.DNSRcode)
 	to.text(f.DNSAnswers)
 	to.num(int64(f.Risks)) //nolint:gosec // the same 64 bits
+	to.numOrNull(f.Tunnel)
 }
 
 func (a *Attack) put(to values) {

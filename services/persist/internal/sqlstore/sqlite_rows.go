@@ -17,7 +17,7 @@ import (
 )
 
 // insertFunction is the SQL function that inserts a batch of rows, given by its number, on the connection that calls
-// it, and returns how many were new. Through database/sql a row of 32 values costs more than what SQLite does with it;
+// it, and returns how many were new. Through database/sql a row of 33 values costs more than what SQLite does with it;
 // the function binds them by SQLite's own API, where they lie.
 const insertFunction = "tidegate_insert"
 
@@ -152,6 +152,7 @@ const (
 	numKind kind = iota + 1
 	textKind
 	addressKind
+	nullKind
 	otherKind
 )
 
@@ -215,13 +216,26 @@ func (p *parameters) flag(b bool) {
 	}
 }
 
+func (p *parameters) numOrNull(n sql.NullInt64) {
+	if n.Valid {
+		p.num(n.Int64)
+		return
+	}
+	p.null()
+}
+
 func (p *parameters) textOrNull(s sql.NullString) {
 	if s.Valid {
 		p.text(s.String)
 		return
 	}
-	_, i, _ := p.take(otherKind)
-	p.check(sqlitelib.Xsqlite3_bind_null(p.tls, p.stmt, i))
+	p.null()
+}
+
+func (p *parameters) null() {
+	if _, i, same := p.take(nullKind); !same {
+		p.check(sqlitelib.Xsqlite3_bind_null(p.tls, p.stmt, i))
+	}
 }
 
 // textAt is where a text lies: never 0, which would be NULL to SQLite.
