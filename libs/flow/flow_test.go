@@ -24,7 +24,7 @@ func full() (*flowv1.FlowBatch, []Open, []End) {
 	var ends []End
 	for n := range byte(4) {
 		k := key(n)
-		k.Tunnel = uint32(n&1) * (1<<32 - uint32(n)) // of the second and the last
+		k.Tunnel = uint32(n&1) * (1<<32 - 1 - uint32(n)) // of the second and the last
 		o := Open{ID: uint64(n) << 56, Key: k, FirstNs: 1e18 + int64(n), TCPFlags: 2, IPLength: 60, TTL: 64, PortIndex: n}
 		AppendOpen(b, &o)
 		opens = append(opens, o)

@@ -19,14 +19,14 @@ type Tunnel uint8
 
 // The kinds. Their String forms are fixed: they are metric labels.
 const (
-	NoTunnel Tunnel = iota
-	IPInIP          // IPv4 in IP (RFC 2003), IPv6 in IPv6 (RFC 2473)
-	SixInFour       // IPv6 in IPv4 (RFC 4213)
-	GRE             // RFC 2784, RFC 2890; also ERSPAN, and 802.11 as Aruba's access points send it
-	VXLAN           // RFC 7348, and its generic extension
-	Geneve          // RFC 8926
-	GTPU            // 3GPP TS 29.281
-	CAPWAP          // its data with 802.11 or 802.3 frames (RFC 5415, RFC 5416)
+	NoTunnel  Tunnel = iota
+	IPInIP           // IPv4 in IP (RFC 2003), IPv6 in IPv6 (RFC 2473)
+	SixInFour        // IPv6 in IPv4 (RFC 4213)
+	GRE              // RFC 2784, RFC 2890; also ERSPAN, and 802.11 as Aruba's access points send it
+	VXLAN            // RFC 7348, and its generic extension
+	Geneve           // RFC 8926
+	GTPU             // 3GPP TS 29.281
+	CAPWAP           // its data with 802.11 or 802.3 frames (RFC 5415, RFC 5416)
 
 	// NumTunnels is the number of kinds, for arrays indexed by Tunnel.
 	NumTunnels
