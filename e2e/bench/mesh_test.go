@@ -18,7 +18,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
 
-// The bars of the whole mesh are of a machine whose limit, the loop that only receives and drops, is referenceLimit. A slower
+// Bars in packets a second are of a machine whose limit, the loop that only receives and drops, is referenceLimit. A slower
 // one gets the same share of its own limit.
 const (
 	referenceLimit = 11.2e6
@@ -49,15 +49,17 @@ func limit(t *testing.T) (pps float64) {
 	return pps
 }
 
+// paced is a bar's rate for a machine whose limit is top.
+func paced(pps, top float64) float64 { return min(pps, pps/referenceLimit*top) }
+
 // TestBenchMesh: the all-in-one with NATS and SQLite in it on CPU 0, the sender with the kernel's part on the last CPU.
 func TestBenchMesh(t *testing.T) {
 	needBench(t)
 	top := limit(t)
-	paced := func(pps float64) float64 { return min(pps, pps/referenceLimit*top) }
 	t.Logf("the limit is %.2f M packets/s (%.2f of the reference's %.1f): %.2f M for tap, %.2f M for the flood", top/1e6, top/referenceLimit,
-		referenceLimit/1e6, paced(meshPPS)/1e6, paced(floodedPPS)/1e6)
-	t.Run("tap", func(t *testing.T) { meshTap(t, top, paced(meshPPS)) })
-	t.Run("flood", func(t *testing.T) { meshFlood(t, top, paced(floodedPPS)) })
+		referenceLimit/1e6, paced(meshPPS, top)/1e6, paced(floodedPPS, top)/1e6)
+	t.Run("tap", func(t *testing.T) { meshTap(t, top, paced(meshPPS, top)) })
+	t.Run("flood", func(t *testing.T) { meshFlood(t, top, paced(floodedPPS, top)) })
 }
 
 // meshLoad is what the mesh's process used while a stream ran.

@@ -6,7 +6,7 @@ import (
 )
 
 // gateABI changes with the layout or the meaning of any map in bpf/state.h.
-const gateABI = 7
+const gateABI = 8
 
 // The bounds of bpf/state.h.
 const (
@@ -14,6 +14,7 @@ const (
 	maskSets  = 8
 	maxQueues = 256
 	maxLists  = 1024
+	keyWords  = 5
 
 	coveredV6    = 1 << 24
 	coveredLines = 1 << 16
@@ -91,9 +92,10 @@ type common struct {
 }
 
 type maskSet struct {
-	Count uint32
-	Pad   uint32
-	Masks [maxMasks]mask
+	Count   uint32
+	Pad     uint32
+	Factors [keyWords]uint64
+	Masks   [maxMasks]mask
 }
 
 type ruleKey struct {
@@ -105,15 +107,16 @@ type ruleKey struct {
 }
 
 type ruleValue struct {
-	ID        uint64
+	Key       ruleKey
 	ExpiresNs uint64
-	Rate      uint64
-	BurstNs   uint64
 	Slot      uint32
 	Priority  int32
 	Action    uint8
 	Flags     uint8
 	Pad       [6]uint8
+	ID        uint64
+	Rate      uint64
+	BurstNs   uint64
 }
 
 type hits struct {

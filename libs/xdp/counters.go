@@ -96,6 +96,7 @@ type kernelCounters struct {
 	Seen, Drop, RateLimited, Pass, Forward, Redirect, NoReader, Count, Allow, Unread, Never, Metered, OutOfState, Forgotten, Copied, Uncopied uint64
 
 	DropBytes, RateLimitedBytes, PassBytes, ForwardBytes, RedirectBytes, NoReaderBytes, CountBytes uint64
+	ClockTick, ClockNs                                                                             uint64
 }
 
 // Counters sums all queues.

@@ -69,6 +69,7 @@ func loadError(err error) error {
 		{"XSKMAP, the map of AF_XDP sockets", "4.18", func() error { return features.HaveMapType(ebpf.XSKMap) }},
 		{"bpf_spin_lock", "5.1", func() error { return features.HaveProgramHelper(ebpf.XDP, asm.FnSpinLock) }},
 		{"bounded loops in BPF", "5.3", features.HaveBoundedLoops},
+		{"bpf_jiffies64", "5.6", func() error { return features.HaveProgramHelper(ebpf.XDP, asm.FnJiffies64) }},
 		{"bpf_ktime_get_coarse_ns", "5.11", func() error { return features.HaveProgramHelper(ebpf.XDP, asm.FnKtimeGetCoarseNs) }},
 		{"BPF atomics that return a value", "5.12", features.HaveV3ISA},
 	}

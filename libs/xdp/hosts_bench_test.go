@@ -107,7 +107,7 @@ func BenchmarkHosts(b *testing.B) {
 
 func droppedHost(i int) netip.Addr { return netip.AddrFrom4([4]byte{20, 0, byte(i >> 8), byte(i)}) } //nolint:gosec // the bytes of i
 
-func masksInUse(b *testing.B, g *Gate) uint32 {
+func masksInUse(b testing.TB, g *Gate) uint32 {
 	b.Helper()
 	c, err := g.config()
 	must(b, err)

@@ -22,9 +22,9 @@ func TestLayout(t *testing.T) {
 	}{
 		"config":      {unsafe.Sizeof(config{}), map[string]uintptr{"mask_set": unsafe.Offsetof(config{}.MaskSet), "flows_used": unsafe.Offsetof(config{}.FlowsUsed), "copies_read": unsafe.Offsetof(config{}.CopiesRead), "rules_version": unsafe.Offsetof(config{}.RulesVersion)}},
 		"mask":        {unsafe.Sizeof(mask{}), map[string]uintptr{"id": unsafe.Offsetof(mask{}.ID), "tcp_mask": unsafe.Offsetof(mask{}.TCPMask), "family": unsafe.Offsetof(mask{}.Family), "variant": unsafe.Offsetof(mask{}.Variant), "src_port_care": unsafe.Offsetof(mask{}.Common) + unsafe.Offsetof(common{}.SrcPortCare), "tcp_want": unsafe.Offsetof(mask{}.Common) + unsafe.Offsetof(common{}.TCPWant)}},
-		"mask_set":    {unsafe.Sizeof(maskSet{}), map[string]uintptr{"masks": unsafe.Offsetof(maskSet{}.Masks)}},
+		"mask_set":    {unsafe.Sizeof(maskSet{}), map[string]uintptr{"factors": unsafe.Offsetof(maskSet{}.Factors), "masks": unsafe.Offsetof(maskSet{}.Masks)}},
 		"rule_key":    {unsafe.Sizeof(ruleKey{}), map[string]uintptr{"mask": unsafe.Offsetof(ruleKey{}.Mask), "tcp_flags": unsafe.Offsetof(ruleKey{}.TCPFlags)}},
-		"rule":        {unsafe.Sizeof(ruleValue{}), map[string]uintptr{"slot": unsafe.Offsetof(ruleValue{}.Slot), "flags": unsafe.Offsetof(ruleValue{}.Flags)}},
+		"rule":        {unsafe.Sizeof(ruleValue{}), map[string]uintptr{"expires_ns": unsafe.Offsetof(ruleValue{}.ExpiresNs), "rate": unsafe.Offsetof(ruleValue{}.Rate), "slot": unsafe.Offsetof(ruleValue{}.Slot), "flags": unsafe.Offsetof(ruleValue{}.Flags)}},
 		"hits":        {unsafe.Sizeof(hits{}), map[string]uintptr{"last_ns": unsafe.Offsetof(hits{}.LastNs)}},
 		"rule_state":  {unsafe.Sizeof(ruleState{}), map[string]uintptr{"lock": unsafe.Offsetof(ruleState{}.Lock)}},
 		"source_line": {unsafe.Sizeof(sourceLine{}), nil},
@@ -38,7 +38,7 @@ func TestLayout(t *testing.T) {
 		"listed":      {unsafe.Sizeof(listed{}), map[string]uintptr{"action": unsafe.Offsetof(listed{}.Action)}},
 		"flow_key":    {unsafe.Sizeof(flowKey{}), map[string]uintptr{"vlan": unsafe.Offsetof(flowKey{}.VLAN), "protocol": unsafe.Offsetof(flowKey{}.Protocol)}},
 		"flow_meter":  {unsafe.Sizeof(flowMeter{}), map[string]uintptr{"last_ns": unsafe.Offsetof(flowMeter{}.LastNs), "cpu": unsafe.Offsetof(flowMeter{}.CPU), "other_bytes": unsafe.Offsetof(flowMeter{}.OtherBytes)}},
-		"counters":    {unsafe.Sizeof(kernelCounters{}), map[string]uintptr{"no_reader": unsafe.Offsetof(kernelCounters{}.NoReader), "metered": unsafe.Offsetof(kernelCounters{}.Metered), "uncopied": unsafe.Offsetof(kernelCounters{}.Uncopied), "forgotten": unsafe.Offsetof(kernelCounters{}.Forgotten), "drop_bytes": unsafe.Offsetof(kernelCounters{}.DropBytes), "count_bytes": unsafe.Offsetof(kernelCounters{}.CountBytes)}},
+		"counters":    {unsafe.Sizeof(kernelCounters{}), map[string]uintptr{"no_reader": unsafe.Offsetof(kernelCounters{}.NoReader), "metered": unsafe.Offsetof(kernelCounters{}.Metered), "uncopied": unsafe.Offsetof(kernelCounters{}.Uncopied), "forgotten": unsafe.Offsetof(kernelCounters{}.Forgotten), "drop_bytes": unsafe.Offsetof(kernelCounters{}.DropBytes), "count_bytes": unsafe.Offsetof(kernelCounters{}.CountBytes), "clock_ns": unsafe.Offsetof(kernelCounters{}.ClockNs)}},
 		"meta":        {unsafe.Sizeof(meta{}), map[string]uintptr{"build": unsafe.Offsetof(meta{}.Build), "nevers": unsafe.Offsetof(meta{}.Never), "sources": unsafe.Offsetof(meta{}.Sources), "seed": unsafe.Offsetof(meta{}.Seed)}},
 	} {
 		var s *btf.Struct

@@ -58,8 +58,8 @@ func (r *Rule) validate() error {
 	return nil
 }
 
-func (r *Rule) value(slot uint32) ruleValue {
-	v := ruleValue{ID: r.ID, ExpiresNs: expiry(r.Expires), Slot: slot, Priority: r.Priority, Action: uint8(r.Action)}
+func (r *Rule) value(key *ruleKey, slot uint32) *ruleValue {
+	v := &ruleValue{Key: *key, ID: r.ID, ExpiresNs: expiry(r.Expires), Slot: slot, Priority: r.Priority, Action: uint8(r.Action)}
 	if r.Action == policy.RateLimit {
 		v.Rate, v.BurstNs = r.RatePPS, uint64(burst)
 		if r.RateBPS != 0 {
@@ -137,12 +137,11 @@ func (g *Gate) Rules() ([]Rule, error) {
 
 func (t *ruleTable) list() []Rule {
 	out := make([]Rule, 0, len(t.byID))
-	for _, e := range t.byID {
-		v := &e.value
+	for _, v := range t.byID {
 		r := Rule{
 			ID: v.ID, Action: policy.Action(v.Action), Priority: v.Priority,
 			Expires: MonotonicToUnix(v.ExpiresNs), WouldDrop: v.Flags&ruleWouldDrop != 0,
-			Match: match(&t.masks[t.find(e.key.Mask)].mask, &e.key), PerSource: v.Flags&rulePerSource != 0,
+			Match: match(&t.masks[t.find(v.Key.Mask)].mask, &v.Key), PerSource: v.Flags&rulePerSource != 0,
 		}
 		r.Match.OutOfState = v.Flags&ruleOutOfState != 0
 		switch {
@@ -172,15 +171,15 @@ func (g *Gate) RuleStats(ids []uint64) (map[uint64]RuleStat, error) {
 		}
 		perCPU := make([]hits, ebpf.MustPossibleCPU())
 		for _, id := range ids {
-			e := t.byID[id]
-			if e == nil {
+			v := t.byID[id]
+			if v == nil {
 				continue
 			}
 			var state ruleState
-			if err := g.maps.GateHits.Lookup(e.value.Slot, &perCPU); err != nil {
+			if err := g.maps.GateHits.Lookup(v.Slot, &perCPU); err != nil {
 				return fmt.Errorf("%s: rule %#x: read its counters: %w", g.iface, id, err)
 			}
-			if err := g.maps.GateState.Lookup(e.value.Slot, &state); err != nil {
+			if err := g.maps.GateState.Lookup(v.Slot, &state); err != nil {
 				return fmt.Errorf("%s: rule %#x: read its first drop: %w", g.iface, id, err)
 			}
 			var sum hits
@@ -213,37 +212,35 @@ func (t *ruleTable) put(r *Rule) error {
 	if err != nil {
 		return err
 	}
-	e := t.byID[r.ID]
-	fresh := e == nil
-	if fresh {
-		slot, err := t.takeSlot()
-		if err != nil {
-			return err
-		}
-		e = &ruleEntry{value: ruleValue{Slot: slot}}
+	old := t.byID[r.ID]
+	var slot uint32
+	if old != nil {
+		slot = old.Slot
+	} else if slot, err = t.takeSlot(); err != nil {
+		return err
 	}
-	v := r.value(e.value.Slot)
-	if err := t.g.maps.GateRules.Update(&key, &v, ebpf.UpdateAny); err != nil {
-		if fresh {
-			t.free = append(t.free, v.Slot)
+	v := r.value(&key, slot)
+	sum := t.digest(&key)
+	if err := t.g.maps.GateRules.Update(sum, v, ebpf.UpdateAny); err != nil {
+		if old == nil {
+			t.free = append(t.free, slot)
 		}
 		return fmt.Errorf("write the rule: %w", err)
 	}
 	t.dirty = true
-	t.byKey[key] = r.ID
+	t.byDigest[sum] = r.ID
 	t.join(at, &key)
-	if fresh || e.key != key {
+	if old == nil || old.Key != key {
 		t.masks[at].rules++
-		if !fresh {
-			t.stale = append(t.stale, e.key)
+		if old != nil {
+			t.stale = append(t.stale, old.Key)
 		}
 	}
-	e.key, e.value = key, v
-	t.byID[r.ID] = e
+	t.byID[r.ID] = v
 	return nil
 }
 
-// place finds or makes a mask of m's shape under which the key is free or the rule's own, and writes the
+// place finds or makes a mask of m's shape under which the key's digest is free or the key is the rule's own, and writes the
 // mask's id into the key.
 func (t *ruleTable) place(m mask, key *ruleKey, id uint64) (int, error) {
 	for v := range math.MaxUint8 {
@@ -265,7 +262,7 @@ func (t *ruleTable) place(m mask, key *ruleKey, id uint64) (int, error) {
 			t.reshaped = true
 		}
 		key.Mask = t.masks[at].ID
-		if owner, taken := t.byKey[*key]; !taken || owner == id {
+		if owner, taken := t.byDigest[t.digest(key)]; !taken || owner == id && t.byID[id].Key == *key {
 			return at, nil
 		}
 	}
@@ -274,24 +271,25 @@ func (t *ruleTable) place(m mask, key *ruleKey, id uint64) (int, error) {
 
 // remove takes one rule out at once.
 func (t *ruleTable) remove(id uint64) error {
-	e := t.byID[id]
-	if e == nil {
+	v := t.byID[id]
+	if v == nil {
 		return nil
 	}
 	t.dirty = true
-	if err := t.dropKey(e.key); err != nil {
+	if err := t.dropKey(&v.Key); err != nil {
 		return err
 	}
 	delete(t.byID, id)
-	t.free = append(t.free, e.value.Slot)
+	t.free = append(t.free, v.Slot)
 	return nil
 }
 
-func (t *ruleTable) dropKey(k ruleKey) error {
-	if err := t.g.maps.GateRules.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+func (t *ruleTable) dropKey(k *ruleKey) error {
+	sum := t.digest(k)
+	if err := t.g.maps.GateRules.Delete(sum); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete the rule: %w", err)
 	}
-	delete(t.byKey, k)
+	delete(t.byDigest, sum)
 	if i := t.find(k.Mask); i >= 0 {
 		t.masks[i].rules--
 	}

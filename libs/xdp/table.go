@@ -1,8 +1,10 @@
 package xdp
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -16,8 +18,9 @@ type ruleTable struct {
 	g        *Gate
 	loaded   bool
 	version  uint64
-	byID     map[uint64]*ruleEntry
-	byKey    map[ruleKey]uint64
+	byID     map[uint64]*ruleValue
+	byDigest map[uint64]uint64 // of the key to the rule's ID
+	factors  [keyWords]uint64
 	masks    []maskUse
 	free     []uint32  // slots, the longest free first
 	stale    []ruleKey // keys to delete after the next change of masks
@@ -26,11 +29,6 @@ type ruleTable struct {
 	nextMask uint16
 	set      uint32
 	flips    [maskSets]time.Time // when each set went out of force
-}
-
-type ruleEntry struct {
-	key   ruleKey
-	value ruleValue
 }
 
 type maskUse struct {
@@ -54,7 +52,7 @@ func (g *Gate) rules() (*ruleTable, error) {
 	t := &g.table
 	*t = ruleTable{
 		g: g, version: c.RulesVersion, set: c.MaskSet, nextMask: uint16(c.NextMask), //nolint:gosec // wraps
-		byID: map[uint64]*ruleEntry{}, byKey: map[ruleKey]uint64{},
+		byID: map[uint64]*ruleValue{}, byDigest: map[uint64]uint64{},
 	}
 	for i := range t.flips {
 		t.flips[i] = time.Now()
@@ -70,29 +68,35 @@ func (t *ruleTable) load() error {
 	if err := t.g.maps.GateMasks.Lookup(t.set, &set); err != nil {
 		return err
 	}
+	if t.factors = set.Factors; t.factors[0] == 0 {
+		for i := range t.factors {
+			t.factors[i] = rand.Uint64() | 1 //nolint:gosec // of a generator that the system seeds
+		}
+	}
 	for _, m := range set.Masks[:min(set.Count, maxMasks)] {
 		t.masks = append(t.masks, maskUse{mask: m})
 	}
-	keys, values, err := drain[ruleKey, ruleValue](t.g.maps.GateRules)
+	sums, values, err := drain[uint64, ruleValue](t.g.maps.GateRules)
 	if err != nil {
 		return err
 	}
-	used := make(map[uint32]bool, len(keys))
-	for i, k := range keys {
-		at := t.find(k.Mask)
-		if _, twice := t.byID[values[i].ID]; at < 0 || twice || used[values[i].Slot] {
+	used := make(map[uint32]bool, len(sums))
+	for i, sum := range sums {
+		v := &values[i]
+		at := t.find(v.Key.Mask)
+		if _, twice := t.byID[v.ID]; at < 0 || twice || used[v.Slot] {
 			// What a process left that died between two writes: a key whose mask never came into force, or
 			// a rule's old key.
-			if err := t.g.maps.GateRules.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			if err := t.g.maps.GateRules.Delete(sum); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 				return err
 			}
 			continue
 		}
-		t.join(at, &k)
+		t.join(at, &v.Key)
 		t.masks[at].rules++
-		t.byKey[k] = values[i].ID
-		t.byID[values[i].ID] = &ruleEntry{key: k, value: values[i]}
-		used[values[i].Slot] = true
+		t.byDigest[sum] = v.ID
+		t.byID[v.ID] = v
+		used[v.Slot] = true
 	}
 	for s := range t.g.maps.GateHits.MaxEntries() {
 		if !used[s] {
@@ -114,6 +118,19 @@ func (t *ruleTable) join(at int, k *ruleKey) {
 	if c != m.Common {
 		m.Common, t.reshaped = c, true
 	}
+}
+
+// digest is the program's digest in bpf/rules.h.
+func (t *ruleTable) digest(k *ruleKey) (sum uint64) {
+	rest := uint64(k.Mask) | uint64(binary.LittleEndian.Uint16(k.SrcPort[:]))<<16 | uint64(binary.LittleEndian.Uint16(k.DstPort[:]))<<32 |
+		uint64(k.Protocol)<<48 | uint64(k.TCPFlags)<<56
+	for i, w := range [keyWords]uint64{
+		binary.BigEndian.Uint64(k.Src[:8]), binary.BigEndian.Uint64(k.Src[8:]),
+		binary.BigEndian.Uint64(k.Dst[:8]), binary.BigEndian.Uint64(k.Dst[8:]), rest,
+	} {
+		sum += w * t.factors[i]
+	}
+	return sum
 }
 
 // find returns the index of a mask by its id, -1 without.
@@ -170,8 +187,8 @@ func (t *ruleTable) settle() error {
 	if len(t.stale) > 0 {
 		quiesce()
 	}
-	for _, k := range t.stale {
-		if err := t.dropKey(k); err != nil {
+	for i := range t.stale {
+		if err := t.dropKey(&t.stale[i]); err != nil {
 			return err
 		}
 	}
@@ -214,7 +231,7 @@ func (t *ruleTable) flip() error {
 	if left := grace - time.Since(t.flips[next]); left > 0 {
 		time.Sleep(left)
 	}
-	set := maskSet{Count: uint32(len(t.masks))} //nolint:gosec // at most maxMasks
+	set := maskSet{Count: uint32(len(t.masks)), Factors: t.factors} //nolint:gosec // at most maxMasks
 	for i := range t.masks {
 		set.Masks[i] = t.masks[i].mask
 	}

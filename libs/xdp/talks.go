@@ -74,10 +74,10 @@ func (g *Gate) join(o Options) error {
 // track makes gate_tracked the destinations of the rules for packets out of state.
 func (t *ruleTable) track() error {
 	want := map[prefixKey]bool{}
-	for _, e := range t.byID {
-		if e.value.Flags&ruleOutOfState != 0 {
-			m := &t.masks[t.find(e.key.Mask)]
-			want[prefixKey{Bits: uint32(m.DstBits), Addr: e.key.Dst}] = true
+	for _, v := range t.byID {
+		if v.Flags&ruleOutOfState != 0 {
+			m := &t.masks[t.find(v.Key.Mask)]
+			want[prefixKey{Bits: uint32(m.DstBits), Addr: v.Key.Dst}] = true
 		}
 	}
 	c, err := t.g.config()
@@ -103,8 +103,8 @@ func (t *ruleTable) track() error {
 	}
 	return t.g.setConfig(func(c *config) {
 		c.TrackedUsed = 0
-		for _, e := range t.byID {
-			if e.value.Flags&ruleOutOfState != 0 {
+		for _, v := range t.byID {
+			if v.Flags&ruleOutOfState != 0 {
 				c.TrackedUsed = 1
 			}
 		}

@@ -56,7 +56,7 @@ inline_always int metered(const struct packet *p)
 		__sync_fetch_and_add(&m->other_packets, 1);
 		__sync_fetch_and_add(&m->other_bytes, p->size);
 	}
-	m->last_ns = bpf_ktime_get_coarse_ns();
+	m->last_ns = p->now;
 	return 1;
 }
 
@@ -92,12 +92,28 @@ inline_always enum outcome by_mode(struct xdp_md *ctx, const struct config *cfg,
 	}
 }
 
+/*
+ * The kernel moves its coarse clock with its tick. The tick's number is one load, the clock a call that costs as much as the
+ * search for a rule, so it is read once a tick. It may be one tick more behind than the clock itself.
+ */
+inline_always __u64 coarse_now(struct counters *c)
+{
+	__u64 tick = bpf_jiffies64();
+
+	if (unlikely(c->clock_tick != tick)) {
+		c->clock_tick = tick;
+		c->clock_ns = bpf_ktime_get_coarse_ns();
+	}
+	return c->clock_ns;
+}
+
 inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, struct counters *c, __u64 size)
 {
 	struct packet p = {};
 	enum verdict v = UNDECIDED;
 
 	if (parse(ctx, &p)) {
+		p.now = coarse_now(c);
 		if (cfg->never_used && never_blocked(&p)) {
 			c->never++;
 			if (cfg->tracked_used)

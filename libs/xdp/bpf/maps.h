@@ -41,7 +41,7 @@ struct {
 MAP(gate_meta, BPF_MAP_TYPE_ARRAY, __u32, struct meta, 1);
 MAP(gate_config, BPF_MAP_TYPE_ARRAY, __u32, struct config, 1);
 MAP(gate_masks, BPF_MAP_TYPE_ARRAY, __u32, struct mask_set, MASK_SETS);
-MAP(gate_rules, BPF_MAP_TYPE_HASH, struct rule_key, struct rule, 65536);
+MAP(gate_rules, BPF_MAP_TYPE_HASH, __u64, struct rule, 65536);
 MAP(gate_hits, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct hits, 16384);
 MAP(gate_state, BPF_MAP_TYPE_ARRAY, __u32, struct rule_state, 16384);
 SPARSE(gate_hosts, struct host_key, struct listed, 65536);

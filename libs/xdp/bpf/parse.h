@@ -90,7 +90,7 @@ struct packet {
 	__u8 unasked; /* dropped as out of state */
 	__u16 specificity; /* of the best rule so far */
 	__u32 size; /* of the frame in bytes */
-	__u64 now; /* coarse, of the last rule that matched */
+	__u64 now; /* coarse CLOCK_MONOTONIC */
 };
 
 #define MAPPED_PREFIX 0xffff0000ULL /* bytes 8..11 of ::ffff:0:0 as a little-endian word */

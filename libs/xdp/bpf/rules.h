@@ -34,18 +34,18 @@ inline_always void hit(struct hits *h, __u64 size, __u64 now, int dropped)
 }
 
 /*
- * Applies the action of the rule that decides. The first drop's time is exact and is taken once: the test
- * in front keeps the clock and the exchange off every later drop.
+ * Applies the action of the rule that decides. The first drop's time is exact and is taken once: the tests
+ * in front keep the state, the clock and the exchange off every later drop.
  */
 inline_always enum verdict apply(struct packet *p, const struct rule *r)
 {
 	__u64 size = p->size, now = p->now;
 	__u32 slot = r->slot;
 	struct hits *h = bpf_map_lookup_elem(&gate_hits, &slot);
-	struct rule_state *s = bpf_map_lookup_elem(&gate_state, &slot);
+	struct rule_state *s;
 	enum verdict v = UNDECIDED;
 
-	if (!h || !s)
+	if (!h)
 		return UNDECIDED;
 	if (r->action == ACTION_ALLOW)
 		v = ALLOWED;
@@ -54,14 +54,17 @@ inline_always enum verdict apply(struct packet *p, const struct rule *r)
 	else if (r->flags & RULE_SYN_RETRY)
 		v = syn_retry(p, r);
 	else if (r->action == ACTION_RATE_LIMIT &&
-		 (r->flags & RULE_PER_SOURCE ? source_exceeds(p, r) : exceeds(s, r, size, now)))
+		 (r->flags & RULE_PER_SOURCE ? source_exceeds(p, r) : exceeds(r, size, now)))
 		v = RATE_LIMITED;
 	p->unasked = v == DROPPED && r->flags & RULE_OUT_OF_STATE;
 	if (v == KNOWN)
 		return UNDECIDED;
+	if ((v == DROPPED || v == RATE_LIMITED) && unlikely(!h->dropped)) { /* the first on this CPU */
+		s = bpf_map_lookup_elem(&gate_state, &slot);
+		if (s && !s->first_drop_ns)
+			__sync_val_compare_and_swap(&s->first_drop_ns, 0, bpf_ktime_get_ns());
+	}
 	hit(h, size, now, v == DROPPED || v == RATE_LIMITED);
-	if ((v == DROPPED || v == RATE_LIMITED) && unlikely(!s->first_drop_ns))
-		__sync_val_compare_and_swap(&s->first_drop_ns, 0, bpf_ktime_get_ns());
 	return v;
 }
 
@@ -109,6 +112,29 @@ checked_alone int select_key(const struct packet *p, const struct mask *m, struc
 	return 1;
 }
 
+/* The last word of a key: mask, ports, protocol and flags. */
+inline_always __u64 rest(const struct rule_key *k)
+{
+	return *(__u64 *)&k->mask;
+}
+
+/*
+ * Which entry of gate_rules is a key's: the sum of the products of its words with secret odd factors, addresses read so that
+ * the bits in which hosts of a network differ are low. What it selects is compared whole, so a digest that two keys share
+ * does no harm; user space never puts two rules with one digest.
+ */
+inline_always __u64 digest(const struct rule_key *k, const __u64 *factors)
+{
+	return __builtin_bswap64(k->src[0]) * factors[0] + __builtin_bswap64(k->src[1]) * factors[1] +
+	       __builtin_bswap64(k->dst[0]) * factors[2] + __builtin_bswap64(k->dst[1]) * factors[3] + rest(k) * factors[4];
+}
+
+inline_always __u64 differ(const struct rule_key *a, const struct rule_key *b)
+{
+	return (a->src[0] ^ b->src[0]) | (a->src[1] ^ b->src[1]) | (a->dst[0] ^ b->dst[0]) | (a->dst[1] ^ b->dst[1]) |
+	       (rest(a) ^ rest(b));
+}
+
 /*
  * Rules that only observe (count, shadow, and all that would stop a packet in tap mode) are counted wherever
  * they match and never end the search: a rule in shadow must not shield a packet from one in force. Among
@@ -127,15 +153,16 @@ checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
 	for (__u32 i = 0; i < MAX_MASKS; i++) {
 		struct mask *m = &set->masks[i];
 		struct rule *r;
+		__u64 sum;
 
 		if (i >= count || (best && m->specificity < p->specificity))
 			break;
 		if (!in_common(m, p) || !select_key(p, m, &key))
 			continue;
-		r = bpf_map_lookup_elem(&gate_rules, &key);
-		if (!r)
+		sum = digest(&key, set->factors);
+		r = bpf_map_lookup_elem(&gate_rules, &sum);
+		if (!r || differ(&key, &r->key))
 			continue;
-		p->now = bpf_ktime_get_coarse_ns();
 		if (r->expires_ns && r->expires_ns <= p->now)
 			continue;
 		if (r->flags & RULE_OUT_OF_STATE && (mode != MODE_INLINE || in_state(p)))
@@ -169,12 +196,11 @@ inline_always int any_rules(const struct config *cfg)
 
 inline_always enum verdict apply_listed(const struct listed *l, struct packet *p, __u32 mode)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
 	enum verdict v = UNDECIDED;
 	__u32 list = l->list;
 	struct hits *h;
 
-	if (l->expires_ns && l->expires_ns <= now)
+	if (l->expires_ns && l->expires_ns <= p->now)
 		return UNDECIDED;
 	if (l->action == ACTION_ALLOW)
 		v = ALLOWED;
@@ -184,7 +210,7 @@ inline_always enum verdict apply_listed(const struct listed *l, struct packet *p
 		p->observed = 1;
 	h = bpf_map_lookup_elem(&gate_lists, &list);
 	if (h)
-		hit(h, p->size, now, v == DROPPED);
+		hit(h, p->size, p->now, v == DROPPED);
 	return v;
 }
 

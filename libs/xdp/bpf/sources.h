@@ -25,11 +25,15 @@ inline_always __u64 share(const struct rule *r, __u64 size)
 	return r->rate ? second * (r->flags & RULE_RATE_BITS ? size * 8 : 1) / r->rate : second;
 }
 
-inline_always int exceeds(struct rule_state *s, const struct rule *r, __u64 size, __u64 now)
+inline_always int exceeds(const struct rule *r, __u64 size, __u64 now)
 {
 	__u64 cost = share(r, size), burst = r->burst_ns << DUE_SHIFT;
+	__u32 slot = r->slot;
+	struct rule_state *s = bpf_map_lookup_elem(&gate_state, &slot);
 	int over = 0;
 
+	if (!s)
+		return 0; /* cannot be */
 	now <<= DUE_SHIFT;
 	bpf_spin_lock(&s->lock);
 	if (s->due > now + burst)

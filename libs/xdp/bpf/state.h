@@ -89,12 +89,16 @@ struct mask {
 	__u8 pad[7];
 };
 
+enum { KEY_WORDS = 5 };
+
 struct mask_set {
 	__u32 count;
 	__u32 pad;
+	__u64 factors[KEY_WORDS]; /* of digests of keys: odd, random, the same in all sets */
 	struct mask masks[MAX_MASKS];
 };
 
+/* What a rule selects. gate_rules has it by its digest, so that the kernel hashes 8 bytes and not 40; see digest in rules.h. */
 struct rule_key {
 	__u64 src[2];
 	__u64 dst[2];
@@ -106,15 +110,16 @@ struct rule_key {
 };
 
 struct rule {
-	__u64 id;
+	struct rule_key key;
 	__u64 expires_ns; /* CLOCK_MONOTONIC; 0 = never */
-	__u64 rate; /* packets or bits per second */
-	__u64 burst_ns; /* how far ahead of its rate a rule may run */
 	__u32 slot;
 	__s32 priority;
 	__u8 action;
 	__u8 flags;
 	__u8 pad[6];
+	__u64 id;
+	__u64 rate; /* packets or bits per second */
+	__u64 burst_ns; /* how far ahead of its rate a rule may run */
 };
 
 /* Per CPU and slot. */
@@ -245,6 +250,8 @@ struct counters {
 	__u64 redirect_bytes;
 	__u64 no_reader_bytes;
 	__u64 count_bytes;
+	__u64 clock_tick; /* the coarse clock as this CPU last read it, no counters; see coarse_now in gate.c */
+	__u64 clock_ns;
 };
 
 /* Who made the pins, and the maps of what size. */

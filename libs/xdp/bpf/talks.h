@@ -53,7 +53,7 @@ checked_alone int remember(const struct packet *p)
 	h = talk(p->src, p->dst, p->src_port, p->dst_port, p->protocol);
 	at = h >> 32 & (TALK_LINES - 1);
 	mark = (__u32)h | 1;
-	tick = bpf_ktime_get_coarse_ns() >> TALK_TICK_SHIFT;
+	tick = p->now >> TALK_TICK_SHIFT;
 	l = bpf_map_lookup_elem(&gate_talks, &at);
 	if (!l)
 		return 0; /* cannot be */
