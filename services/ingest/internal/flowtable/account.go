@@ -23,7 +23,7 @@ func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowN
 		t.finish(i, e, endReason(e), out)
 		ok = false
 	}
-	o := Observation{Key: k}
+	var o Observation // Key is set once: copies of one that was just written are slow
 	d := 0
 	if ok {
 		o.ID, o.Key, o.Reverse = t.id(i, e), e.key, reverse
@@ -38,6 +38,7 @@ func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowN
 			e.last = nowNs
 		}
 	} else {
+		o.Key = k
 		i, e, ok = t.begin(tag, &k, p, payload, nowNs, port, out, &o)
 		if !ok {
 			t.stats.Untracked++
