@@ -110,6 +110,7 @@ bench: build ## measure: throughput, time to first drop, the gateway, hot-path f
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 40m -run '^TestBench' -v ./bench/
 	@cd e2e && TIDEGATE_BENCH=1 $(GO) test -count=1 -timeout 10m -run '^TestFullTracesInJaeger$$' -v .
 	@cd libs && $(GO) test -run '^$$' -bench . -benchtime 1s ./packet/ ./xdp/
+	@cd services/enforce && $(GO) test -run '^$$' -bench AddRule -benchtime 1000x .
 	@cd services/ingest && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/pipeline/
 	@cd services/classify && $(GO) test -run '^$$' -bench . -benchtime 1s ./internal/hostlist/
 	@cd services/classify && $(GO) test -run '^$$' -bench . -skip Labels -benchtime 1s ./internal/app/

@@ -18,7 +18,7 @@ type EnforcementEvent struct {
 	Node              string `json:"node"`
 	RuleID            string `json:"rule_id"`
 	AttackID          string `json:"attack_id,omitempty"`
-	State             string `json:"state" enum:"applied,refused,first_drop,hits,renewed,expired,revoked"`
+	State             string `json:"state" enum:"applied,refused,first_drop,hits,renewed,expired,revoked,unchanged,announced,withdrawn"`
 	Action            string `json:"action,omitempty" enum:"allow,drop,rate-limit,count"`
 	Reason            string `json:"reason,omitempty" doc:"of a refusal"`
 	Detail            string `json:"detail,omitempty"`

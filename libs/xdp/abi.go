@@ -11,7 +11,7 @@ const gateABI = 8
 // The bounds of bpf/state.h.
 const (
 	maxMasks  = 32
-	maskSets  = 8
+	maskSets  = 64
 	maxQueues = 256
 	maxLists  = 1024
 	keyWords  = 5

@@ -275,7 +275,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 			calm = false
 		}
 		switch {
-		case a == nil && level.Level >= 1 && !e.underCarpet(addr, d.Kind):
+		case a == nil && level.Level >= 1 && !t.burst(d, &level, &second, limits) && !e.underCarpet(addr, d.Kind):
 			t.baseline.Drop()
 			start := w.GetStartNs()
 			if r != nil {
@@ -304,6 +304,18 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	if calm {
 		t.baseline.Stage(w.GetStartNs()/int64(detect.Slot), &sums, e.facts)
 	}
+}
+
+// eachOf is how many packets a client sends at most that is one of many which try together.
+const eachOf = 3
+
+// burst tells whether all but half a threshold's worth came within one window, from many, and is too little for that.
+func (t *target) burst(d *detect.Flood, level *detect.Measure, second *detect.Sums, limits *detect.Thresholds) bool {
+	if level.Level >= d.Burst || float64(level.Packets) > eachOf*second.Sources {
+		return false
+	}
+	most := t.series.Most(func(s *detect.Sums) float64 { m := d.Measure(s, limits); return m.Level })
+	return level.Level-most < 0.5
 }
 
 // standing tells what the source of a sample is to its destination.

@@ -51,17 +51,34 @@ func BenchmarkAddRule(b *testing.B) {
 	b.Cleanup(func() { _ = conn.Close() })
 	client := enforcev1.NewEnforceServiceClient(conn)
 
+	for _, pace := range []struct {
+		name  string
+		every time.Duration // 0: one call after the other
+	}{{"back to back", 0}, {"paced", 20 * time.Millisecond}} {
+		b.Run(pace.name, func(b *testing.B) { addRules(b, r, client, pace.every) })
+	}
+}
+
+// addRules adds and revokes a rule at a time; only the call of AddRule counts.
+func addRules(b *testing.B, r *rig, client enforcev1.EnforceServiceClient, every time.Duration) {
 	var took []time.Duration
+	next := time.Now()
 	for b.Loop() {
+		b.StopTimer()
+		if every > 0 {
+			next = next.Add(every)
+			time.Sleep(time.Until(next))
+		}
 		i := len(took)
 		src := netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)})
+		b.StartTimer()
 		begin := time.Now()
-		a, err := client.AddRule(ctx, &enforcev1.AddRuleRequest{Rule: dropOf(src.String())})
+		a, err := client.AddRule(b.Context(), &enforcev1.AddRuleRequest{Rule: dropOf(src.String())})
 		took = append(took, time.Since(begin))
+		b.StopTimer()
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.StopTimer()
 		id := a.GetRule().GetId()
 		r.svc.mu.Lock()
 		there := r.svc.pinned(policy.NumericID(id))
@@ -69,7 +86,7 @@ func BenchmarkAddRule(b *testing.B) {
 		if !there {
 			b.Fatalf("AddRule of %s answered before the entry was in the map", id)
 		}
-		if _, err := client.RevokeRule(ctx, &enforcev1.RevokeRuleRequest{Id: id}); err != nil {
+		if _, err := client.RevokeRule(b.Context(), &enforcev1.RevokeRuleRequest{Id: id}); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()

@@ -49,6 +49,11 @@ type Config struct {
 	RuleBurst      int           `name:"rule-burst" help:"new rules at once" default:"500" env:"TIDEGATE_ENFORCE_RULE_BURST"`
 	LeaseMax       time.Duration `name:"lease-max" help:"longest lease of what a detector blocks again and again within a day: each time doubles it; 0 doubles none" default:"1h" env:"TIDEGATE_ENFORCE_LEASE_MAX"`
 	PromoteAfter   time.Duration `name:"promote-after" help:"how long a detector's rule in shadow must have counted before it may act; 0 leaves it in shadow" default:"0" env:"TIDEGATE_ENFORCE_PROMOTE_AFTER"`
+	UpstreamExec   string        `name:"upstream-exec" help:"program that passes FlowSpec routes on to routers upstream, as lines of ExaBGP on its standard input" env:"TIDEGATE_ENFORCE_UPSTREAM_EXEC"`
+	UpstreamMinPPS uint64        `name:"upstream-min-pps" help:"packets a second that a rule must drop before its route goes upstream; 0: every rule that drops" default:"100000" env:"TIDEGATE_ENFORCE_UPSTREAM_MIN_PPS"`
+	UpstreamHold   time.Duration `name:"upstream-hold" help:"how long a route stays upstream at least when its rule runs out: nobody here sees whether the attack goes on" default:"10m" env:"TIDEGATE_ENFORCE_UPSTREAM_HOLD"`
+	UpstreamLimit  int           `name:"upstream-limit" help:"routes upstream at the same time, with those that except never-block prefixes" default:"100" env:"TIDEGATE_ENFORCE_UPSTREAM_LIMIT"`
+	UpstreamKeep   bool          `name:"upstream-keep" help:"leave routes upstream when enforce ends, instead of withdrawing them" env:"TIDEGATE_ENFORCE_UPSTREAM_KEEP"`
 	PromoteBelow   float64       `name:"promote-below" help:"share of the last hour's good flows below which such a rule may act, 0 to 1" default:"0.01" env:"TIDEGATE_ENFORCE_PROMOTE_BELOW"`
 }
 
@@ -56,15 +61,12 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		BPFFS: "/sys/fs/bpf", RuleLimit: 10_000, MinPrefix4: 12, MinPrefix6: 28, GoodLimit: 0.2, RulesPerSecond: 100, RuleBurst: 500,
-		LeaseMax: time.Hour, PromoteBelow: 0.01,
+		LeaseMax: time.Hour, PromoteBelow: 0.01, UpstreamMinPPS: 100_000, UpstreamHold: 10 * time.Minute, UpstreamLimit: 100,
 	}
 }
 
-// Validate reports the first setting that makes no sense.
+// Validate reports the first setting that makes no sense. Without an interface a node keeps rules and stops nothing.
 func (c *Config) Validate() error {
-	if len(c.Ifaces) == 0 {
-		return errors.New("enforce: name at least one interface (--iface)")
-	}
 	for i, name := range c.Ifaces {
 		if name == "" || slices.Contains(c.Ifaces[:i], name) {
 			return fmt.Errorf("enforce: interface %q is empty or named twice", name)
@@ -93,7 +95,10 @@ func (c *Config) Validate() error {
 	if _, err := policy.ParseScope("site:" + c.Site); c.Site != "" && err != nil {
 		return fmt.Errorf("enforce: --site %s: use letters, digits and -._:@", c.Site)
 	}
-	_, err := parsePrefixes("never-block", c.NeverBlock)
+	err := c.checkUpstream()
+	if err == nil {
+		_, err = parsePrefixes("never-block", c.NeverBlock)
+	}
 	if err == nil {
 		_, err = parsePrefixes("management", c.Management)
 	}
@@ -161,6 +166,10 @@ type Service struct {
 
 	offenders offenders
 
+	upstream *announcer        // nil: nothing goes upstream
+	routes   map[uint64]*route // what is upstream, by the rule's number
+	escorted time.Time         // when rules were last looked at for it
+
 	lists     addressLists
 	listNames map[xdp.ListID]string // whose the counters are; of the goroutine of keepLists
 
@@ -213,6 +222,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	s := &Service{
 		cfg: cfg, t: deps.Telemetry, bus: deps.Bus, open: deps.Open, started: time.Now(),
 		rules: make(map[string]*ruleState), changed: make(chan struct{}), lists: newAddressLists(), offenders: make(offenders),
+		routes: make(map[uint64]*route),
 		guard: guard{
 			never: never, configured: management, limit: cfg.RuleLimit, min4: cfg.MinPrefix4, min6: cfg.MinPrefix6,
 			allowBroadUser: cfg.AllowBroadUser, goodLimit: cfg.GoodLimit, rate: rate.NewLimiter(rate.Limit(cfg.RulesPerSecond), cfg.RuleBurst),
@@ -222,6 +232,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		opened:  make(chan opening),
 		jobs:    make(chan job, cfg.RuleLimit+1),
 		done:    make(chan jobResult, workers),
+	}
+	if cfg.UpstreamExec != "" {
+		s.upstream = newAnnouncer(cfg.UpstreamExec, cfg.UpstreamLimit, cfg.UpstreamKeep, s.t)
 	}
 	if s.open == nil {
 		s.open = openXDP(cfg.BPFFS, s.t)
@@ -273,6 +286,9 @@ func (s *Service) Run(ctx context.Context) error {
 		bus.Beat(own, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "enforce", Instance: s.cfg.Node, Address: s.cfg.Advertise})
 	})
 	run(&beside, func() { s.watchFlows(own) })
+	if s.upstream != nil {
+		run(&beside, func() { s.upstream.run(own) })
+	}
 	run(&beside, func() { s.watchLists(own) })
 	run(&beside, func() { s.keepLists(own) })
 	known := make(chan struct{})

@@ -13,12 +13,9 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
 
-// Gate is what enforce needs of an interface's XDP program; *xdp.Gate has it.
+// Gate is what enforce needs of an interface's XDP program; *xdp.Gate has it. Its Close leaves the entries in force.
 type Gate interface {
-	PutRules(rules []xdp.Rule) error
-	DeleteRules(ids []uint64) error
-	Rules() ([]xdp.Rule, error)
-	RuleStats(ids []uint64) (map[uint64]xdp.RuleStat, error)
+	Action
 	PutNever(list []xdp.Never) error
 	DeleteNever(list []netip.Prefix) error
 	NeverList() ([]xdp.Never, error)
@@ -29,7 +26,6 @@ type Gate interface {
 	Counters() (xdp.Counters, error)
 	Mode() xdp.Mode
 	Alive() error // not nil: the interface is gone or another process attached anew
-	Close() error // leaves the entries in force
 }
 
 // Opener opens the gate of an interface.
@@ -200,34 +196,6 @@ func (s *Service) gates() []*port {
 		}
 	}
 	return out
-}
-
-// stats sums what the rules did on all interfaces; the first drop is the earliest.
-func (s *Service) stats(ids []uint64) map[uint64]xdp.RuleStat {
-	var sum map[uint64]xdp.RuleStat
-	for _, p := range s.gates() {
-		m, err := p.gate.RuleStats(ids)
-		if err != nil {
-			s.t.CountError("rule_stats")
-			continue
-		}
-		if sum == nil {
-			sum = m
-			continue
-		}
-		for id, b := range m {
-			a := sum[id]
-			a.Packets, a.Bytes, a.Dropped = a.Packets+b.Packets, a.Bytes+b.Bytes, a.Dropped+b.Dropped
-			if a.FirstDrop.IsZero() || !b.FirstDrop.IsZero() && b.FirstDrop.Before(a.FirstDrop) {
-				a.FirstDrop = b.FirstDrop
-			}
-			if b.LastHit.After(a.LastHit) {
-				a.LastHit = b.LastHit
-			}
-			sum[id] = a
-		}
-	}
-	return sum
 }
 
 func (s *Service) closeGates() error {

@@ -170,7 +170,7 @@ func refusalsBut(reason string, n int) string {
 	var b strings.Builder
 	for _, name := range []string{
 		"allow_list", "apply_failed", "blast_radius", "drop_list", "expired", "good_traffic", "infrastructure", "invalid", "list_limit", "management",
-		"mask_limit", "never_block", "panic", "rate", "rule_limit",
+		"mask_limit", "never_block", "panic", "rate", "rule_limit", "upstream",
 	} {
 		v := 0
 		if name == reason {

@@ -55,6 +55,11 @@ func (s *Service) Status(context.Context, *enforcev1.StatusRequest) (*enforcev1.
 	if s.guard.panic.on {
 		out.Status.Problems = append(out.Status.Problems, s.guard.panic.String()+": automatic drops are held; end it with `tidegate panic off`")
 	}
+	if s.upstream != nil {
+		if _, wanted, problem := s.upstream.state(); problem != nil && wanted > 0 {
+			out.Status.Problems = append(out.Status.Problems, fmt.Sprintf("%d routes do not go upstream: %v", wanted, problem))
+		}
+	}
 	if s.kept > 0 {
 		out.Status.Problems = append(out.Status.Problems,
 			fmt.Sprintf("%d entries of an earlier run have no rule in an empty tg_rules; they stay until they expire", s.kept))
@@ -319,7 +324,11 @@ func (s *Service) ExplainRule(_ context.Context, req *enforcev1.ExplainRuleReque
 	if r == nil {
 		return nil, status.Errorf(codes.NotFound, "there is no rule %q", req.GetId())
 	}
-	return &enforcev1.ExplainRuleResponse{State: r.proto(), Explanation: r.explain(s.cfg.anyDrops(), time.Now())}, nil
+	now := time.Now()
+	s.mu.Lock()
+	upstream := s.upstreamText(r.number, now)
+	s.mu.Unlock()
+	return &enforcev1.ExplainRuleResponse{State: r.proto(), Explanation: r.explain(s.cfg.anyDrops(), now) + upstream}, nil
 }
 
 // explain says in sentences what the rule does, why it is there, until when, and what it has done.

@@ -29,6 +29,8 @@ const (
 	ApplyFailed    Reason = "apply_failed"   // the kernel refused the entry
 	Panic          Reason = "panic"          // held until panic ends
 
+	Upstream Reason = "upstream" // it acts here, but has no route upstream
+
 	// Of entries of address lists only.
 	AllowList Reason = "allow_list" // an allow list has it
 	DropList  Reason = "drop_list"  // a list that drops has what this one only counts

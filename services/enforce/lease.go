@@ -37,11 +37,13 @@ func (s *Service) tick(c *clocks, now time.Time) time.Duration {
 	if now.Sub(c.leases) >= slowTick {
 		c.leases = now
 		s.leases(now)
+		s.steer(now)
 	}
 	if now.Sub(c.hits) >= hitsEvery {
 		c.hits = now
 		s.hits(now)
 		s.policies(now)
+		s.escort(now)
 		s.modes(now)
 		s.retry(now)
 		s.forget(now)

@@ -29,7 +29,7 @@ func newMetrics(s *Service) (*metrics, error) {
 			Name: "tidegate_enforce_refusals_total", Help: "Rules, and entries of address lists, that a guardrail or the kernel refused.",
 		}, []string{"reason"}),
 	}
-	for _, reason := range []Reason{NeverBlock, Management, Infrastructure, BlastRadius, GoodTraffic, RuleLimit, MaskLimit, RateOfRules, Invalid, Expired, ApplyFailed, Panic, AllowList, DropList, ListLimit} {
+	for _, reason := range []Reason{NeverBlock, Management, Infrastructure, BlastRadius, GoodTraffic, RuleLimit, MaskLimit, RateOfRules, Invalid, Expired, ApplyFailed, Panic, Upstream, AllowList, DropList, ListLimit} {
 		m.refusals.WithLabelValues(string(reason))
 	}
 	for _, c := range []prometheus.Collector{m.apply, m.firstDrop, m.refusals, &collector{s}} {
@@ -47,6 +47,8 @@ var (
 	panicDesc     = prometheus.NewDesc("tidegate_enforce_panic", "1 while panic is on at this node, else 0.", nil, nil)
 	forgottenDesc = prometheus.NewDesc("tidegate_xdp_sources_forgotten_total", "Sources that another one pushed out of the full table of rules with a rate of each source, and that begin anew.", []string{"iface"}, nil)
 	unaskedDesc   = prometheus.NewDesc("tidegate_xdp_out_of_state_total", "Packets dropped as out of state; they are also in tidegate_xdp_packets_total as drop.", []string{"iface"}, nil)
+	routesDesc    = prometheus.NewDesc("tidegate_enforce_upstream_routes", "FlowSpec routes upstream: wanted, and told to the program that passes them on.", []string{"state"}, nil)
+	upDesc        = prometheus.NewDesc("tidegate_enforce_upstream_up", "1 while a program takes routes upstream, else 0.", nil, nil)
 	packetsDesc   = prometheus.NewDesc("tidegate_xdp_packets_total", "Packets of the XDP program by what happened to them; count overlaps the others.", []string{"iface", "action"}, nil)
 )
 
@@ -61,6 +63,8 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- unaskedDesc
 	ch <- panicDesc
 	ch <- entriesDesc
+	ch <- routesDesc
+	ch <- upDesc
 }
 
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
@@ -92,6 +96,16 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		panicking = 1
 	}
 	ch <- prometheus.MustNewConstMetric(panicDesc, prometheus.GaugeValue, panicking)
+	if c.s.upstream != nil {
+		told, wanted, problem := c.s.upstream.state()
+		up := 1.0
+		if problem != nil {
+			up = 0
+		}
+		ch <- prometheus.MustNewConstMetric(upDesc, prometheus.GaugeValue, up)
+		ch <- prometheus.MustNewConstMetric(routesDesc, prometheus.GaugeValue, float64(told), "told")
+		ch <- prometheus.MustNewConstMetric(routesDesc, prometheus.GaugeValue, float64(wanted), "wanted")
+	}
 	for _, p := range c.s.gates() {
 		n, err := p.gate.Counters()
 		if err != nil {

@@ -125,6 +125,7 @@ func (s *Service) takePanic(c panicChange) {
 	case was.on:
 		s.release(now)
 	}
+	s.steer(now)
 	s.notify()
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/policy"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
 // What enforce changes about rules by itself: it asks the bucket for another version, as a lease's renewal does, and
@@ -35,7 +36,7 @@ func (s *Service) policies(now time.Time) {
 	}
 }
 
-// mayDrop asks the guardrails about a version that drops. A refusal is told once.
+// mayDrop asks the guardrails about a version that drops.
 func (s *Service) mayDrop(r *ruleState, next *policy.Rule, now time.Time) bool {
 	no := s.guard.check(next, now)
 	if no == nil {
@@ -45,12 +46,20 @@ func (s *Service) mayDrop(r *ruleState, next *policy.Rule, now time.Time) bool {
 		r.kept = ""
 		return true
 	}
-	if r.kept != no.reason {
-		r.kept = no.reason
-		s.m.refusals.WithLabelValues(string(no.reason)).Inc()
-		s.t.Log.Warn("a rule stays as it is", "rule", r.rule.ID, "reason", no.reason, "detail", no.detail)
-	}
+	s.stays(r, *no)
 	return false
+}
+
+// stays tells once that a rule stays as it is, though it had earned a change, and why.
+func (s *Service) stays(r *ruleState, no refusal) {
+	if r.kept == no.reason {
+		return
+	}
+	r.kept = no.reason
+	s.m.refusals.WithLabelValues(string(no.reason)).Inc()
+	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_UNCHANGED, func(e *eventv1.Enforcement) {
+		e.Reason, e.Detail = string(no.reason), no.detail
+	})
 }
 
 // promote lets a detector's rule act that has counted for long enough and hits little of what is good.
@@ -59,7 +68,12 @@ func (s *Service) promote(r *ruleState, next *policy.Rule, now time.Time) string
 		return ""
 	}
 	share, known := s.guard.goodShare(&r.rule, now)
-	if !known || share >= s.cfg.PromoteBelow {
+	switch {
+	case !known:
+		return "" // not decided yet
+	case share >= s.cfg.PromoteBelow:
+		s.stays(r, refusal{GoodTraffic, fmt.Sprintf("it stays in shadow: it hits %.2g%% of the good flows of the last hour, and may act below %.2g%%",
+			100*share, 100*s.cfg.PromoteBelow)})
 		return ""
 	}
 	next.Shadow = false

@@ -92,6 +92,9 @@ func TestEscalationSparesGood(t *testing.T) {
 	}
 	bustest.Wait(t, "a refusal", func() bool { return refused() == 1 })
 	time.Sleep(2 * time.Second)
+	if e := r.event("limit", evUnchanged); e.GetReason() != "good_traffic" || e.GetBy() != byNode || r.count("limit", evUnchanged) != 1 {
+		t.Errorf("not escalated, %d times: %v", r.count("limit", evUnchanged), e)
+	}
 	if e, _ := r.gate.get(policy.NumericID("limit")); e.Action != policy.RateLimit {
 		t.Errorf("the entry is %+v", e)
 	}
@@ -137,6 +140,15 @@ func TestPromotion(t *testing.T) {
 	for _, id := range []string{"client", "idle", "mine"} {
 		if acts(id) {
 			t.Errorf("%s acts", id)
+		}
+	}
+	if e := r.event("client", evUnchanged); e.GetBy() != byNode || e.GetReason() != "good_traffic" || !e.GetRule().GetShadow() ||
+		!strings.HasPrefix(e.GetDetail(), "it stays in shadow: it hits ") || !strings.HasSuffix(e.GetDetail(), "of the good flows of the last hour, and may act below 2%") {
+		t.Errorf("not promoted: %v", e)
+	}
+	for id, want := range map[string]int{"client": 1, "idle": 0, "mine": 0, "stranger": 0} {
+		if n := r.count(id, evUnchanged); n != want {
+			t.Errorf("%s: told %d times that it stays", id, n)
 		}
 	}
 	mine.Shadow = false // its owner may

@@ -44,6 +44,7 @@ func (s *Service) apply(batch []delivery) {
 		}
 	}
 	s.flush(c)
+	s.steer(now)
 	s.notify()
 }
 

@@ -43,6 +43,7 @@ type ruleState struct {
 	renewing  bool
 	renewFrom time.Time // not before, after a failed renewal
 	kept      Reason    // why a change that it had earned was not made, already told
+	weighed   uint64    // packets dropped when it was last considered for upstream
 	revoked   bool      // by panic: its key is being deleted
 	// Traceparent of the span that put the entry into the map; empty if an earlier run did.
 	appliedSpan string
@@ -91,7 +92,7 @@ func (r *ruleState) renews(earned uint64, now time.Time) bool {
 // keep carries over what belongs to the entry, not to the version of the rule.
 func (r *ruleState) keep(old *ruleState) {
 	r.applied, r.stat, r.told, r.leaseHits, r.dropTold = old.applied, old.stat, old.told, old.leaseHits, old.dropTold
-	r.leaseAt, r.seen, r.kept = old.leaseAt, old.seen, old.kept
+	r.leaseAt, r.seen, r.kept, r.weighed = old.leaseAt, old.seen, old.kept, old.weighed
 	if r.rule.Escalated == old.rule.Escalated {
 		r.turning = old.turning
 	}

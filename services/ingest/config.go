@@ -17,6 +17,7 @@ const (
 	ModeInline = "inline"
 	ModeTap    = "tap"
 	ModeHost   = "host"
+	ModePcap   = "pcap" // no interface: captures are read
 )
 
 // Values of Config.Tunnels.
@@ -34,14 +35,18 @@ const maxForwarded = 65536
 // Config describes a sensor. The tags are the command line's; DefaultConfig gives the same defaults.
 type Config struct {
 	Ifaces []string `name:"iface" env:"TIDEGATE_INGEST_IFACE" help:"Interface to watch; inline takes two, the bridge's ports."`
-	Mode   string   `name:"mode" env:"TIDEGATE_INGEST_MODE" default:"inline" enum:"inline,tap,host" help:"inline bridges two ports, tap reads a mirror port, host protects the machine itself: packets go to its stack, and what begins a flow is copied up."`
+	Mode   string   `name:"mode" env:"TIDEGATE_INGEST_MODE" default:"inline" enum:"inline,tap,host,pcap" help:"inline bridges two ports, tap reads a mirror port, host protects the machine itself: packets go to its stack, and what begins a flow is copied up. pcap reads captures instead of an interface."`
 	BPFFS  string   `name:"bpffs" env:"TIDEGATE_INGEST_BPFFS" default:"/sys/fs/bpf" help:"BPF file system with the pins of the XDP program."`
 	Sensor string   `name:"sensor" env:"TIDEGATE_INGEST_SENSOR" help:"Name of this sensor in subjects and rows; the host name by default."`
+
+	Pcap     []string `name:"pcap" env:"TIDEGATE_INGEST_PCAP" type:"path" help:"Mode pcap: capture to read (pcap or pcapng, gzip or not; repeatable)."`
+	PcapPace string   `name:"pcap-pace" env:"TIDEGATE_INGEST_PCAP_PACE" default:"capture" enum:"capture,full" help:"Mode pcap: at the capture's own pace, as if it happened now, or at full speed with the capture's times."`
+	PcapStay bool     `name:"pcap-stay" env:"TIDEGATE_INGEST_PCAP_STAY" help:"Mode pcap: do not end when the captures are read."`
 
 	Classify  []string `name:"classify" env:"TIDEGATE_INGEST_CLASSIFY" default:"127.0.0.1:50051" help:"Address of the classify service (repeatable). Of several each judges its part of the networks, and for the others while they do not answer."`
 	Protected []string `name:"protected" env:"TIDEGATE_INGEST_PROTECTED" help:"Prefix whose hosts are protected (repeatable), as classify has them: with several classifiers, the one of a flow is that of its protected side. One classifier needs none."`
 
-	Tunnels       string `name:"tunnels" env:"TIDEGATE_INGEST_TUNNELS" default:"outer" enum:"outer,inner" help:"Tunnelled packets (GRE, IP in IP, 6in4, VXLAN, Geneve, GTP-U, CAPWAP) of a mirror port (tap) are accounted and judged by their outer header, or by what the tunnel carries (inner). Inline and host take outer alone: it is what rules match there."`
+	Tunnels       string `name:"tunnels" env:"TIDEGATE_INGEST_TUNNELS" default:"outer" enum:"outer,inner" help:"Tunnelled packets (GRE, IP in IP, 6in4, VXLAN, Geneve, GTP-U, CAPWAP) of a mirror port (tap) are accounted and judged by their outer header, or by what the tunnel carries (inner), as those of captures always are. Inline and host take outer alone: it is what rules match there."`
 	Capture       string `name:"capture" env:"TIDEGATE_INGEST_CAPTURE" default:"auto" enum:"auto,af_xdp,af_packet" help:"How frames come from a mirror port (tap): by af_xdp, by af_packet, or auto, which takes AF_PACKET where AF_XDP cannot be had. Inline and host need XDP."`
 	PacketWorkers int    `name:"packet-workers" env:"TIDEGATE_INGEST_PACKET_WORKERS" default:"0" help:"AF_PACKET: workers that share an interface's frames; 0 is one for each CPU, 8 at most."`
 	PacketFanout  string `name:"packet-fanout" env:"TIDEGATE_INGEST_PACKET_FANOUT" default:"hash" enum:"hash,cpu" help:"AF_PACKET: frames go to workers by their flow (hash) or by the CPU that they came in on."`
@@ -73,7 +78,7 @@ type Config struct {
 // DefaultConfig is the configuration of a command line without flags; it names no interface.
 func DefaultConfig() Config {
 	return Config{
-		Mode: ModeInline, BPFFS: "/sys/fs/bpf", Classify: []string{"127.0.0.1:50051"},
+		Mode: ModeInline, PcapPace: PaceCapture, BPFFS: "/sys/fs/bpf", Classify: []string{"127.0.0.1:50051"},
 		Tunnels: TunnelsOuter, Capture: CaptureAuto, PacketFanout: afpacket.FanoutHash, PacketRing: 32 << 20,
 		Backend: afxdp.Native, Frames: 16384, RxRing: 16384, TxRing: 2048, Nice: -10, Spin: 37 * time.Microsecond,
 		BatchInterval: 5 * time.Millisecond, WindowInterval: 100 * time.Millisecond, BufferBytes: 64 << 20,
@@ -85,23 +90,31 @@ func DefaultConfig() Config {
 // validate reports the first mistake as one sentence. An empty Sensor is filled with the host name.
 func (c *Config) validate() error {
 	switch {
-	case len(c.Ifaces) == 0:
-		return errors.New("ingest: no interface: name one with --iface")
+	case c.Mode == ModePcap && len(c.Pcap) == 0:
+		return errors.New("ingest: no capture: name one with --pcap")
+	case c.Mode == ModePcap && len(c.Ifaces) > 0:
+		return fmt.Errorf("ingest: mode pcap reads captures only: leave --iface %s out, or use another mode", c.Ifaces[0])
+	case c.Mode != ModePcap && len(c.Pcap) > 0:
+		return fmt.Errorf("ingest: %s mode reads interfaces: to read the capture %s use --mode pcap", c.Mode, c.Pcap[0])
+	case c.PcapPace != PaceCapture && c.PcapPace != PaceFull:
+		return fmt.Errorf("ingest: pace %q is neither capture nor full", c.PcapPace)
+	case c.Mode != ModePcap && len(c.Ifaces) == 0:
+		return errors.New("ingest: no interface: name one with --iface, or read a capture with --mode pcap --pcap FILE")
 	case len(c.Ifaces) > 2:
 		return fmt.Errorf("ingest: %d interfaces: a sensor has one or two", len(c.Ifaces))
 	case len(c.Ifaces) == 2 && c.Ifaces[0] == c.Ifaces[1]:
 		return fmt.Errorf("ingest: both interfaces are %s: name two different ones", c.Ifaces[0])
 	case c.Mode == ModeInline && len(c.Ifaces) != 2:
 		return errors.New("ingest: inline bridges two interfaces: give --iface twice, or use --mode tap or host")
-	case c.Mode != ModeInline && c.Mode != ModeTap && c.Mode != ModeHost:
-		return fmt.Errorf("ingest: mode %q is none of inline, tap and host", c.Mode)
+	case c.Mode != ModeInline && c.Mode != ModeTap && c.Mode != ModeHost && c.Mode != ModePcap:
+		return fmt.Errorf("ingest: mode %q is none of inline, tap, host and pcap", c.Mode)
 	case c.Capture != CaptureAuto && c.Capture != CaptureAFXDP && c.Capture != CaptureAFPacket:
 		return fmt.Errorf("ingest: capture %q is none of auto, af_xdp and af_packet", c.Capture)
 	case c.Capture == CaptureAFPacket && c.Mode != ModeTap:
 		return fmt.Errorf("ingest: --capture af_packet is for --mode tap: AF_PACKET copies frames, it cannot hold them back or send them on as %s mode does", c.Mode)
 	case c.Tunnels != TunnelsOuter && c.Tunnels != TunnelsInner:
 		return fmt.Errorf("ingest: tunnels %q is none of outer and inner", c.Tunnels)
-	case c.Tunnels == TunnelsInner && c.Mode != ModeTap:
+	case c.Tunnels == TunnelsInner && c.Mode != ModeTap && c.Mode != ModePcap:
 		return fmt.Errorf("ingest: --tunnels inner is for --mode tap: the XDP program of %s mode matches outer headers, so what is found inside a tunnel could be judged there and not stopped; use --tunnels outer, or watch where the tunnel ends", c.Mode)
 	case c.PacketWorkers < 0 || c.PacketWorkers > maxQueues:
 		return fmt.Errorf("ingest: %d AF_PACKET workers: use 0 to %d", c.PacketWorkers, maxQueues)
@@ -172,3 +185,6 @@ func (c *Config) packets(iface string) afpacket.Config {
 	x.Ring, x.Fanout = c.PacketRing, c.PacketFanout
 	return x
 }
+
+// inner tells whether packets are accounted by what tunnels carry.
+func (c *Config) inner() bool { return c.Tunnels == TunnelsInner || c.Mode == ModePcap }

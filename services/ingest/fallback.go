@@ -22,7 +22,7 @@ const (
 const captureRing = "ring_buffer"
 
 // captureKinds are the values of the metric's label.
-var captureKinds = []string{CaptureAFXDP, CaptureAFPacket, captureRing, "none"}
+var captureKinds = []string{CaptureAFXDP, CaptureAFPacket, captureRing, captureFile, "none"}
 
 // maxPacketWorkers bounds the workers that AF_PACKET gets where their number is not given.
 const maxPacketWorkers = 8

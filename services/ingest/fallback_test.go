@@ -98,7 +98,7 @@ func TestTapSeesTheSame(t *testing.T) {
 				}
 				return nil
 			})
-			if got := labelled(t, tel, "tidegate_ingest_capture", "capture"); got[c.capture] != 1 || got["none"] != 0 || len(got) != 4 {
+			if got := labelled(t, tel, "tidegate_ingest_capture", "capture"); got[c.capture] != 1 || got["none"] != 0 || len(got) != len(captureKinds) {
 				t.Errorf("capture metric: %v", got)
 			}
 			stop()

@@ -77,12 +77,16 @@ func New(cfg Config, d Deps) (*Service, error) {
 		return nil, err
 	}
 	s.windows = newWindows(d.Telemetry, s.shards.putWindow, func() int { return int(s.running.Load()) })
-	if cfg.Mode != ModeTap && cfg.KernelForwarding && cfg.MaxForwarded > 0 {
+	if (cfg.Mode == ModeInline || cfg.Mode == ModeHost) && cfg.KernelForwarding && cfg.MaxForwarded > 0 {
 		s.offload = newOffload(d.Telemetry, cfg.MaxForwarded, func(queue int, r []meterReading) bool {
 			return s.post(queue, mail{meters: r})
 		})
 	}
-	for _, name := range cfg.Ifaces {
+	names := cfg.Ifaces
+	if cfg.Mode == ModePcap {
+		names = []string{ModePcap}
+	}
+	for _, name := range names {
 		c := &portCounts{name: name, queues: make([]queueCounts, maxQueues)}
 		c.capture.Store("none")
 		c.kind.Store("none")
@@ -105,9 +109,15 @@ func (s *Service) captureCheck() error {
 	return s.problem
 }
 
+func (s *Service) setProblem(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.problem = err
+}
+
 // Run captures until ctx ends, then lets the kernel forward, ends all flows, sends what is left and waits up
 // to 3 s for the acknowledgements. An interface that cannot be opened at the start is an error; one that goes
-// away later is waited for.
+// away later is waited for. In pcap mode it returns when the captures have been read, unless it is to stay.
 func (s *Service) Run(ctx context.Context) error {
 	streaming, stopStreaming := context.WithCancel(context.WithoutCancel(ctx))
 	merging, stopMerging := context.WithCancel(context.WithoutCancel(ctx))
@@ -117,16 +127,27 @@ func (s *Service) Run(ctx context.Context) error {
 	merges.Add(1)
 	go func() { defer merges.Done(); s.windows.run(merging) }()
 
-	err := s.capture(ctx)
-	close(s.recordings.ended)
-
-	now := time.Now().UnixNano()
-	for _, w := range s.workers {
-		w.pipe.Close(now)
+	var err error
+	if s.cfg.Mode == ModePcap {
+		err = s.play(ctx)
+	} else {
+		err = s.capture(ctx)
+		now := time.Now().UnixNano()
+		for _, w := range s.workers {
+			w.pipe.Close(now)
+		}
 	}
+	close(s.recordings.ended)
 	stopMerging()
 	merges.Wait()
-	if err == nil {
+	if s.cfg.Mode == ModePcap { // what was read is not given up for want of time
+		for !s.shards.idle() && sleepFor(ctx, nap) {
+		}
+		if s.cfg.PcapStay {
+			<-ctx.Done()
+		}
+	}
+	if err == nil || s.cfg.Mode == ModePcap {
 		s.awaitAcknowledgements()
 	}
 	stopStreaming()
@@ -156,9 +177,7 @@ func (s *Service) capture(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		s.mu.Lock()
-		s.problem = err
-		s.mu.Unlock()
+		s.setProblem(err)
 		s.tel.CountError("capture")
 		s.tel.Log.Error("capture stopped and will be tried again", "error", err, "retry_in", wait.String())
 		if time.Since(begun) > 10*time.Second {
@@ -210,7 +229,7 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 	if s.offload != nil {
 		s.offload.start(gates)
 	}
-	workers := s.staff(p)
+	workers := s.staff(p.workers())
 	if s.cfg.Tunnels == TunnelsInner && len(workers) > 1 {
 		s.tel.Log.Warn("several workers share the frames by their outer headers, so both directions of a flow in a tunnel may come to "+
 			"different ones and be two flows: use one queue (ethtool -L IFACE combined 1) or --packet-workers 1", "workers", len(workers))
@@ -236,9 +255,7 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 		}()
 	}
 	if err = p.connect(); err == nil {
-		s.mu.Lock()
-		s.problem = nil
-		s.mu.Unlock()
+		s.setProblem(nil)
 		s.tel.Log.Info("capture runs", "mode", s.cfg.Mode, "ifaces", s.cfg.Ifaces, "queues", len(workers),
 			"capture", s.counts[0].capture.Load())
 		err = s.watch(ctx, p, failed)
@@ -301,9 +318,8 @@ func (s *Service) watch(ctx context.Context, p *plane, failed <-chan error) erro
 	}
 }
 
-// staff returns one worker a queue of the plane; workers of earlier planes go on with their flows.
-func (s *Service) staff(p *plane) []*worker {
-	n := p.workers()
+// staff returns n workers, one a queue; workers of earlier planes go on with their flows.
+func (s *Service) staff(n int) []*worker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.workers) < n {
@@ -331,7 +347,7 @@ func (s *Service) newWorker(n, of int) *worker {
 	// The worker looks at least every nap, so the delay to the sender stays below BatchInterval.
 	age := max(s.cfg.BatchInterval-nap, time.Millisecond)
 	cfg := pipeline.Config{
-		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval, Inner: s.cfg.Tunnels == TunnelsInner,
+		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval, Inner: s.cfg.inner(),
 		Classifiers: len(s.shards.list), Choose: s.shards.choose, OnBatch: w.onBatch, OnWindow: s.windows.take,
 	}
 	if s.cfg.Mode == ModeHost {

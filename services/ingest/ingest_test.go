@@ -41,7 +41,7 @@ func TestConfigMistakes(t *testing.T) {
 		{func(c *Config) { c.Ifaces = []string{"a"} }, "inline bridges two interfaces"},
 		{func(c *Config) { c.Ifaces = []string{"a", "a"} }, "both interfaces are a"},
 		{func(c *Config) { c.Ifaces = []string{"a", "b", "c"} }, "one or two"},
-		{func(c *Config) { c.Mode = "span" }, "none of inline, tap and host"},
+		{func(c *Config) { c.Mode = "span" }, "none of inline, tap, host and pcap"},
 		{func(c *Config) { c.BatchInterval = 0 }, "batch interval"},
 		{func(c *Config) { c.WindowInterval = time.Millisecond }, "window interval"},
 		{func(c *Config) { c.BufferBytes = 10 }, "buffer of 10 bytes"},

@@ -27,7 +27,7 @@ func newCollector(s *Service) *collector {
 		drops: prometheus.NewDesc("tidegate_ingest_drops_total",
 			"Frames lost between the XDP program and the wire, by reason.", []string{"iface", "reason"}, sensor),
 		capture: prometheus.NewDesc("tidegate_ingest_capture",
-			"1 for the way in which frames come from the interface: af_xdp, af_packet, ring_buffer or none.", []string{"iface", "capture"}, sensor),
+			"1 for the way in which frames come from the interface: af_xdp, af_packet, ring_buffer, capture_file or none.", []string{"iface", "capture"}, sensor),
 		active: prometheus.NewDesc("tidegate_ingest_flows_active",
 			"Flows in the tables of all queues.", nil, nil),
 		batches: prometheus.NewDesc("tidegate_ingest_batches_total",
@@ -37,7 +37,7 @@ func newCollector(s *Service) *collector {
 		share: prometheus.NewDesc("tidegate_ingest_classifier_share",
 			"Share of the networks that the classifier judges now, 0 while it does not answer and others judge for it.", []string{"classifier"}, nil),
 		tunnels: prometheus.NewDesc("tidegate_ingest_tunnels_total",
-			"Tunnels of packets that are accounted by what they carry, by kind; with --tunnels inner alone.", []string{"tunnel"}, sensor),
+			"Tunnels of packets that are accounted by what they carry, by kind; with --tunnels inner and of captures.", []string{"tunnel"}, sensor),
 		unopened: prometheus.NewDesc("tidegate_ingest_tunnels_unopened_total",
 			"Tunnelled packets that are accounted by their outer header though they are not to be, by reason.", []string{"reason"}, sensor),
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// windowWorth is the age at which a window is no longer worth sending: detection is about now.
+	// windowWorth is the age at which a window is no longer worth sending: detection is about now. A capture's windows wait.
 	windowWorth = time.Second
 	// windowLimit bounds the windows that wait for an acknowledgement.
 	windowLimit = 64
@@ -43,6 +43,7 @@ type stock struct {
 type outbox struct {
 	*stock
 	limit int64
+	worth time.Duration // the age at which a window that was not sent is dropped
 	wake  chan struct{} // holds one token while there may be something to send
 
 	mu      sync.Mutex
@@ -127,7 +128,7 @@ func (s *stock) stamp(w *flowv1.Window) *flowv1.Window {
 }
 
 func newOutbox(s *stock, limit int64) *outbox {
-	return &outbox{stock: s, limit: limit, wake: make(chan struct{}, 1)}
+	return &outbox{stock: s, limit: limit, worth: windowWorth, wake: make(chan struct{}, 1)}
 }
 
 // put takes a batch over, numbers it, and drops the oldest batches that no longer fit.
@@ -146,6 +147,13 @@ func (o *outbox) put(b *flowv1.FlowBatch, now time.Time) {
 	}
 	o.mu.Unlock()
 	o.signal()
+}
+
+// room reports whether less than half of what may wait does, so that who can wait puts nothing that would be dropped.
+func (o *outbox) room() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.bytes <= o.limit/2 && len(o.windows) <= windowLimit/2
 }
 
 // dropOldest takes the front parcel out unacknowledged. Its memory is not reused: it may be with gRPC.
@@ -189,7 +197,7 @@ func (o *outbox) expireWindows(now time.Time) {
 	kept := o.windows[:0]
 	excess := len(o.windows) - windowLimit
 	for i, p := range o.windows {
-		if i < excess || (p.sentAt.IsZero() && now.Sub(p.made) > windowWorth) {
+		if i < excess || (p.sentAt.IsZero() && now.Sub(p.made) > o.worth) {
 			o.counts.WindowsDropped++
 			continue
 		}

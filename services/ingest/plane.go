@@ -44,6 +44,7 @@ type portCounts struct {
 	capture     atomic.Value // string
 	kind        atomic.Value // string: one of captureKinds
 	queues      []queueCounts
+	records     atomic.Uint64 // of capture files
 	transmitted atomic.Uint64
 	txDropped   atomic.Uint64
 
@@ -311,6 +312,13 @@ func (p *plane) close() {
 			_ = q.gate.Close()
 		}
 	}
+}
+
+// tookRecord counts a record of a capture file.
+func (c *portCounts) tookRecord(bytes int) {
+	c.queues[0].packets.Add(1)
+	c.queues[0].bytes.Add(uint64(bytes)) //nolint:gosec // a length
+	c.records.Add(1)
 }
 
 func (c *portCounts) received() uint64 {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
@@ -42,10 +41,6 @@ type ReplayLedger struct {
 	// that the sink was not told the end of. 0 unless the sink failed or the context ended.
 	Difference int64
 }
-
-// clockBack is how far a capture's clock may step back before it is taken for another clock (files put together),
-// whose times then go on from here. Smaller steps are packets out of order.
-const clockBack = int64(time.Minute)
 
 // Replay runs a capture file (pcap or pcapng, also gzipped) through the pipeline by the capture's own clock, and
 // returns the ledger. It is deterministic: one queue, no summaries, one record a flow. Windows are on a grid of
@@ -88,9 +83,7 @@ type replay struct {
 	q      *pipeline.Queue
 	w      flowv1.Window
 	err    error // the sink's first
-	begun  bool
-	clock  int64 // capture time, never backwards
-	shift  int64 // added to record times, after a step back
+	clock  captureClock
 	epoch  uint64
 	batch  uint64
 	window uint64
@@ -171,7 +164,7 @@ func (r *replay) read(ctx context.Context, in *pcapfile.Reader) error {
 		}
 		r.records++
 		r.advance(rec.TimeNs)
-		r.q.FrameLink(rec.LinkType, rec.Data, r.clock, 0)
+		r.q.FrameLink(rec.LinkType, rec.Data, r.clock.now, 0)
 		if r.err != nil {
 			return r.err
 		}
@@ -180,27 +173,16 @@ func (r *replay) read(ctx context.Context, in *pcapfile.Reader) error {
 
 // advance moves the clock to a record's time and runs what is due until then.
 func (r *replay) advance(recordNs int64) {
-	// Far-off stamps of broken files must not overflow what is added to them.
-	t := min(max(recordNs, 1), math.MaxInt64/4) + r.shift
-	if !r.begun {
-		r.begun = true
+	t := r.clock.at(recordNs)
+	if r.epoch == 0 {
 		r.epoch = uint64(t) //nolint:gosec // positive
-		r.clock = t
 	}
-	if t < r.clock-clockBack {
-		r.shift += r.clock - t
-	}
-	r.clock = max(r.clock, t)
-	r.step(r.clock)
+	r.step(t)
 }
 
-// step runs timers and windows up to t, window by window while there is anything that time may change.
+// step runs what is due up to t.
 func (r *replay) step(t int64) {
-	for end := r.q.WindowEnd(); end != 0 && t >= end && !r.q.Idle(); end = r.q.WindowEnd() {
-		r.q.Settle(end - 1)
-		r.q.Poll(end)
-	}
-	r.q.Settle(t)
+	runUntil(r.q, t, func() {})
 	if !r.cfg.NoWindows {
 		r.q.Poll(t)
 	}
@@ -208,11 +190,11 @@ func (r *replay) step(t int64) {
 
 // finish waits, in capture time, for answers that do not come, and ends all flows.
 func (r *replay) finish() {
-	if !r.begun {
+	if !r.clock.begun {
 		return
 	}
-	r.step(r.clock + int64(r.cfg.AnswerTimeout) + int64(200*time.Millisecond))
-	r.q.Close(r.clock)
+	r.step(r.clock.now + int64(r.cfg.AnswerTimeout) + int64(200*time.Millisecond))
+	r.q.Close(r.clock.now)
 }
 
 func (r *replay) ledger() ReplayLedger {

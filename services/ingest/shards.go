@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +55,9 @@ func newShards(cfg *Config, epoch uint64, tel *telemetry.Telemetry, clients []cl
 	s := &shards{stock: newStock(cfg.Sensor, epoch), tel: tel, sides: sides}
 	for i, name := range cfg.Classify {
 		box := newOutbox(s.stock, max(cfg.BufferBytes/int64(len(cfg.Classify)), minBuffer))
+		if cfg.Mode == ModePcap {
+			box.worth = math.MaxInt64
+		}
 		c := &classifier{
 			name: name, box: box, live: true,
 			// Every window is acknowledged.
@@ -166,6 +170,26 @@ func (s *shards) putWindow(w *flowv1.Window, now time.Time) {
 		}
 		c.box.putWindow(part, now)
 	}
+}
+
+// connected reports whether there is a stream to every classifier.
+func (s *shards) connected() bool {
+	for _, c := range s.list {
+		if !c.send.connected.Load() {
+			return false
+		}
+	}
+	return true
+}
+
+// room reports whether every outbox has room; see outbox.room.
+func (s *shards) room() bool {
+	for _, c := range s.list {
+		if !c.box.room() {
+			return false
+		}
+	}
+	return true
 }
 
 // idle reports whether nothing waits for an acknowledgement.

@@ -28,7 +28,7 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 		l := c.ledger()
 		b := &l.xdp.Bytes
 		capture, _ := c.capture.Load().(string)
-		if s.cfg.Tunnels == TunnelsInner {
+		if s.cfg.inner() {
 			capture += ", tunnels looked into"
 		}
 		r.Interfaces = append(r.Interfaces, &ingestv1.Interface{
@@ -41,7 +41,7 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 				"seen": b.Seen, "drop": b.Drop, "rate_limited": b.RateLimited, "count": b.Count,
 				"pass": b.Pass, "forward": b.Forward, "redirect": b.Redirect, "no_reader": b.NoReader,
 			},
-			Received: l.received, RingDrops: l.lost(), Transmitted: c.transmitted.Load(),
+			Received: l.received + c.records.Load(), RingDrops: l.lost(), Transmitted: c.transmitted.Load(),
 		})
 	}
 	for _, c := range s.shards.list {
@@ -74,7 +74,7 @@ func (s *Service) queuesOf(name string) uint32 {
 // Ledger returns the sensor's terms, of this run and summed over its interfaces. Once traffic has stopped:
 //
 //	xdp_seen = xdp_dropped + xdp_rate_limited + xdp_passed + xdp_forwarded + xdp_no_reader + redirected
-//	raised = received + ring_drops + lost_at_restart (raised is redirected, host mode's copies, or packet_copied)
+//	raised = received + ring_drops + lost_at_restart (raised is redirected, host mode's copies, packet_copied, or what was read from captures)
 //	received = accounted + undecodable
 //	flows_created = flows_ended + flows_active + flows_summarised + flows_evicted
 //	batches_made = batches_acked + batches_dropped + batches_pending
@@ -137,8 +137,8 @@ func (s *Service) Ledger() map[string]uint64 {
 		t["xdp_no_reader"] += l.xdp.NoReader
 		t["xdp_unread"] += l.xdp.Unread
 		t["redirected"] += l.xdp.Redirect
-		t["raised"] += l.raised()
-		t["received"] += l.received
+		t["raised"] += l.raised() + c.records.Load()
+		t["received"] += l.received + c.records.Load()
 		t["packet_copied"] += l.packets.Copied
 		t["ring_drops"] += l.lost()
 		t["lost_at_restart"] += l.lostAtRestart
@@ -151,7 +151,7 @@ func (s *Service) Ledger() map[string]uint64 {
 // tunnels counts tunnels that were looked into by their kind, and those that were not by the reason. Both are empty
 // unless packets are accounted by what tunnels carry.
 func (s *Service) tunnels() (opened, unopened map[string]uint64) {
-	if s.cfg.Tunnels != TunnelsInner {
+	if !s.cfg.inner() {
 		return nil, nil
 	}
 	opened, unopened = map[string]uint64{}, map[string]uint64{}

@@ -64,6 +64,9 @@ func (w *windows) take(b *window.Builder) *window.Builder {
 	}
 }
 
+// room reports whether the merging keeps up.
+func (w *windows) room() bool { return len(w.in) <= builderPool/2 }
+
 func (w *windows) giveBack(b *window.Builder) {
 	select {
 	case w.spare <- b:

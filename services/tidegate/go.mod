@@ -66,7 +66,7 @@ require (
 	github.com/prometheus/common v0.66.1 // indirect
 	github.com/prometheus/procfs v0.16.1 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
-	github.com/safchain/ethtool v0.6.2 // indirect
+	github.com/safchain/ethtool v0.6.2
 	github.com/sethvargo/go-retry v0.3.0 // indirect
 	github.com/tidegate-mesh/tidegate/services/gateway v0.0.0
 	github.com/vishvananda/netlink v1.3.1 // indirect

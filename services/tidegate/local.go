@@ -69,13 +69,14 @@ func (c *certsCmd) writeNATSConf() error {
 
 type doctorCmd struct {
 	Ifaces []string `name:"iface" help:"interface to check; repeat or separate by commas"`
+	CPUs   []int    `name:"cpus" env:"TIDEGATE_INGEST_CPUS" help:"CPUs that ingest gets as --cpus: are they those of the interfaces' queues and NUMA node?"`
 	BPFFS  string   `name:"bpffs" help:"mount point of the BPF file system" default:"/sys/fs/bpf"`
 	JSON   bool     `help:"print one JSON object a line"`
 }
 
 func (c *doctorCmd) Run() error {
 	failed := 0
-	for _, f := range doctor.Run(c.BPFFS, c.Ifaces) {
+	for _, f := range doctor.Run(c.BPFFS, c.Ifaces, c.CPUs) {
 		if f.Level == doctor.Fail {
 			failed++
 		}

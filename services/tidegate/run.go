@@ -25,8 +25,10 @@ import (
 // runCmd is the all-in-one. The short flags set what several services share; each service's own settings
 // are there with its name in front, also in the file (ingest: {spin: 50us}).
 type runCmd struct {
-	Iface      []string `help:"interface; inline bridges two" required:"" env:"TIDEGATE_IFACE"`
-	Mode       string   `help:"inline, host or tap" enum:"inline,host,tap" default:"inline" env:"TIDEGATE_MODE"`
+	Iface      []string `help:"interface; inline bridges two" env:"TIDEGATE_IFACE"`
+	Mode       string   `help:"inline, host, tap, or pcap, which reads captures instead of an interface" enum:"inline,host,tap,pcap" default:"inline" env:"TIDEGATE_MODE"`
+	Pcap       []string `help:"mode pcap: capture to read (pcap or pcapng, gzip or not); repeat for more" type:"path" env:"TIDEGATE_PCAP"`
+	PcapPace   string   `name:"pcap-pace" help:"mode pcap: at the capture's own pace, as if it happened now, or at full speed with the capture's times" enum:"capture,full" default:"capture" env:"TIDEGATE_PCAP_PACE"`
 	Protected  []string `help:"protected prefix; repeat or separate by commas; without it every address is" env:"TIDEGATE_PROTECTED"`
 	Enforce    bool     `help:"drop for real; without it rules only count what they would have dropped (shadow)" env:"TIDEGATE_ENFORCE"`
 	Data       string   `help:"folder of the database and the message store" default:"/var/lib/tidegate" type:"path" env:"TIDEGATE_DATA"`
@@ -48,6 +50,12 @@ type runCmd struct {
 // Validate is called by the flag parser.
 func (c *runCmd) Validate() error {
 	switch {
+	case c.Mode == ingest.ModePcap && (len(c.Pcap) == 0 || len(c.Iface) > 0):
+		return errors.New("--mode pcap takes captures and no interface: give --pcap FILE and leave --iface out")
+	case c.Mode != ingest.ModePcap && len(c.Pcap) > 0:
+		return errors.New("--pcap is read with --mode pcap")
+	case c.Mode != ingest.ModePcap && len(c.Iface) == 0:
+		return errors.New("no interface: name one with --iface, or read a capture with --mode pcap --pcap FILE")
 	case c.Mode == ingest.ModeInline && len(c.Iface) != 2:
 		return fmt.Errorf("--mode inline bridges two interfaces, %d named: give --iface twice, or use --mode tap or host", len(c.Iface))
 	case c.Mode == ingest.ModeHost && len(c.Iface) != 1:
@@ -128,6 +136,7 @@ func (c *runCmd) stackConfig() stackConfig {
 		s.bus.TLS = bus.TLS{}.Or(c.TLS.CA, c.TLS.Cert, c.TLS.Key)
 	}
 	s.ingest.Ifaces, s.ingest.Mode, s.ingest.BPFFS = c.Iface, c.Mode, c.BPFFS
+	s.ingest.Pcap, s.ingest.PcapPace, s.ingest.PcapStay = c.Pcap, c.PcapPace, true
 	s.enforce.Ifaces, s.enforce.Enforce, s.enforce.BPFFS = c.Iface, c.Enforce, c.BPFFS
 	s.classify.Engine.Protected = append(s.classify.Engine.Protected, c.Protected...)
 	if s.persist.DataDir == persist.DefaultConfig().DataDir {

@@ -8,7 +8,7 @@
 
 #include "kernel.h"
 
-enum { MAX_MASKS = 32, MASK_SETS = 8, MAX_QUEUES = 256, MAX_LISTS = 1024, SYN_BUCKETS = 1 << 20, MAX_KNOWN = 65536, SOURCE_WAYS = 4, TALK_WAYS = 7, TALK_LINES = 1 << 17 };
+enum { MAX_MASKS = 32, MASK_SETS = 64, MAX_QUEUES = 256, MAX_LISTS = 1024, SYN_BUCKETS = 1 << 20, MAX_KNOWN = 65536, SOURCE_WAYS = 4, TALK_WAYS = 7, TALK_LINES = 1 << 17 };
 
 /*
  * A bit for each IPv4 /24 and, from COVERED_V6 on, for each value that the first 32 bits of an IPv6 address hash to:

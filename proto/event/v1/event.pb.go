@@ -87,19 +87,25 @@ const (
 	EnforcementState_ENFORCEMENT_STATE_RENEWED     EnforcementState = 5
 	EnforcementState_ENFORCEMENT_STATE_EXPIRED     EnforcementState = 6
 	EnforcementState_ENFORCEMENT_STATE_REVOKED     EnforcementState = 7
+	EnforcementState_ENFORCEMENT_STATE_UNCHANGED   EnforcementState = 8  // a change that it had earned was refused (reason): it stays as it is
+	EnforcementState_ENFORCEMENT_STATE_ANNOUNCED   EnforcementState = 9  // a route of it was sent upstream
+	EnforcementState_ENFORCEMENT_STATE_WITHDRAWN   EnforcementState = 10 // that route was taken back
 )
 
 // Enum value maps for EnforcementState.
 var (
 	EnforcementState_name = map[int32]string{
-		0: "ENFORCEMENT_STATE_UNSPECIFIED",
-		1: "ENFORCEMENT_STATE_APPLIED",
-		2: "ENFORCEMENT_STATE_REFUSED",
-		3: "ENFORCEMENT_STATE_FIRST_DROP",
-		4: "ENFORCEMENT_STATE_HITS",
-		5: "ENFORCEMENT_STATE_RENEWED",
-		6: "ENFORCEMENT_STATE_EXPIRED",
-		7: "ENFORCEMENT_STATE_REVOKED",
+		0:  "ENFORCEMENT_STATE_UNSPECIFIED",
+		1:  "ENFORCEMENT_STATE_APPLIED",
+		2:  "ENFORCEMENT_STATE_REFUSED",
+		3:  "ENFORCEMENT_STATE_FIRST_DROP",
+		4:  "ENFORCEMENT_STATE_HITS",
+		5:  "ENFORCEMENT_STATE_RENEWED",
+		6:  "ENFORCEMENT_STATE_EXPIRED",
+		7:  "ENFORCEMENT_STATE_REVOKED",
+		8:  "ENFORCEMENT_STATE_UNCHANGED",
+		9:  "ENFORCEMENT_STATE_ANNOUNCED",
+		10: "ENFORCEMENT_STATE_WITHDRAWN",
 	}
 	EnforcementState_value = map[string]int32{
 		"ENFORCEMENT_STATE_UNSPECIFIED": 0,
@@ -110,6 +116,9 @@ var (
 		"ENFORCEMENT_STATE_RENEWED":     5,
 		"ENFORCEMENT_STATE_EXPIRED":     6,
 		"ENFORCEMENT_STATE_REVOKED":     7,
+		"ENFORCEMENT_STATE_UNCHANGED":   8,
+		"ENFORCEMENT_STATE_ANNOUNCED":   9,
+		"ENFORCEMENT_STATE_WITHDRAWN":   10,
 	}
 )
 
@@ -1706,7 +1715,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x18ATTACK_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14ATTACK_STATE_STARTED\x10\x01\x12\x18\n" +
 	"\x14ATTACK_STATE_UPDATED\x10\x02\x12\x16\n" +
-	"\x12ATTACK_STATE_ENDED\x10\x03*\x8e\x02\n" +
+	"\x12ATTACK_STATE_ENDED\x10\x03*\xf1\x02\n" +
 	"\x10EnforcementState\x12!\n" +
 	"\x1dENFORCEMENT_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ENFORCEMENT_STATE_APPLIED\x10\x01\x12\x1d\n" +
@@ -1715,7 +1724,11 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x16ENFORCEMENT_STATE_HITS\x10\x04\x12\x1d\n" +
 	"\x19ENFORCEMENT_STATE_RENEWED\x10\x05\x12\x1d\n" +
 	"\x19ENFORCEMENT_STATE_EXPIRED\x10\x06\x12\x1d\n" +
-	"\x19ENFORCEMENT_STATE_REVOKED\x10\a*\x97\x01\n" +
+	"\x19ENFORCEMENT_STATE_REVOKED\x10\a\x12\x1f\n" +
+	"\x1bENFORCEMENT_STATE_UNCHANGED\x10\b\x12\x1f\n" +
+	"\x1bENFORCEMENT_STATE_ANNOUNCED\x10\t\x12\x1f\n" +
+	"\x1bENFORCEMENT_STATE_WITHDRAWN\x10\n" +
+	"*\x97\x01\n" +
 	"\fAuditOutcome\x12\x1d\n" +
 	"\x19AUDIT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17AUDIT_OUTCOME_REQUESTED\x10\x01\x12\x16\n" +

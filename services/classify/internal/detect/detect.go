@@ -125,6 +125,9 @@ type Flood struct {
 	Measure func(s *Sums, t *Thresholds) Measure
 	// Steep: the threshold is so high that twice its rate is an attack before a second is over.
 	Steep bool
+	// Burst: what many sources send within one window is an attack from this level on only; 0: from 1 on, as all else. Clients
+	// that try again together are answered late when the server is busy.
+	Burst float64
 	// Kind tells the packets that this flood is made of.
 	Kind func(f *header.Facts) bool
 	// Stray: it counts packets outside any flow, which every sensor sees that has just started.

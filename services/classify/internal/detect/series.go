@@ -357,6 +357,14 @@ func (s *Series) Sum(k int) Sums {
 	return out
 }
 
+// Most is the highest level that one of the slots has alone. The sums that level is given tell no sources.
+func (s *Series) Most(level func(*Sums) float64) (most float64) {
+	for i := range s.slots {
+		most = max(most, level(&s.slots[i]))
+	}
+	return most
+}
+
 // Registers merges the sources of the newest k slots into h.
 func (s *Series) Registers(k int, h *sketch.HLL) {
 	for d := range int64(min(k, Slots)) {

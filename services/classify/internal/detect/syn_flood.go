@@ -8,8 +8,10 @@ import (
 // synFlood: syn − 2·handshakes ≥ SYN. A completed handshake pays for its own SYN and for one retransmission,
 // so a busy server stays below zero while SYNs that lead nowhere add up. SYNs of a lone source that walks
 // over ports are taken out: they are a port scan. Of windows that have no SYN among their samples the same share is.
+// Below five times the threshold it has to be more than one window's burst of many sources.
 var synFlood = Flood{
-	Type: SYNFlood,
+	Type:  SYNFlood,
+	Burst: 5,
 	Measure: func(s *Sums, t *Thresholds) Measure {
 		if s.SYN == 0 {
 			return Measure{}

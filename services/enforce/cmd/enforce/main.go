@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -25,7 +26,12 @@ type cli struct {
 }
 
 // Validate lets --check-config find what the tags cannot express.
-func (c *cli) Validate() error { return c.Enforce.Validate() }
+func (c *cli) Validate() error {
+	if len(c.Enforce.Ifaces) == 0 {
+		return errors.New("enforce: name at least one interface (--iface)")
+	}
+	return c.Enforce.Validate()
+}
 
 func main() {
 	err := capability.Raise()

@@ -213,6 +213,12 @@ func enforcementEntry(e *eventv1.Enforcement) api.TimelineEntry {
 		out.Text = fmt.Sprintf("%s expired after %d packets.", rule, e.GetPackets())
 	case eventv1.EnforcementState_ENFORCEMENT_STATE_REVOKED:
 		out.Text = fmt.Sprintf("%s was revoked after %d packets.", rule, e.GetPackets())
+	case eventv1.EnforcementState_ENFORCEMENT_STATE_UNCHANGED:
+		out.Text = rule + " stays as it is: " + strings.TrimSuffix(cmp.Or(e.GetDetail(), e.GetReason()), ".") + "."
+	case eventv1.EnforcementState_ENFORCEMENT_STATE_ANNOUNCED:
+		out.Text = rule + " was sent upstream."
+	case eventv1.EnforcementState_ENFORCEMENT_STATE_WITHDRAWN:
+		out.Text = rule + " was taken back upstream: " + strings.TrimSuffix(e.GetDetail(), ".") + "."
 	default:
 		out.Text = rule + " changed."
 	}

@@ -158,6 +158,7 @@ func checkEVEFile(path string) error {
 var types = []string{
 	"attack.started", "attack.updated", "attack.ended", "verdict.made",
 	"rule.applied", "rule.refused", "rule.first_drop", "rule.hits", "rule.renewed", "rule.expired", "rule.revoked",
+	"rule.unchanged", "rule.announced", "rule.withdrawn",
 	"audit.requested", "audit.done", "audit.refused", "audit.failed",
 }
 

@@ -36,13 +36,24 @@ type Finding struct {
 	Advice string `json:"advice,omitempty"` // what to do, empty when all is well
 }
 
-// Run checks the machine, and the interfaces named.
-func Run(bpffs string, ifaces []string) []Finding {
+// sysfs is where the kernel tells about interfaces of the own network namespace.
+const sysfs = "/sys"
+
+// Run checks the machine, and the interfaces named; workers are the CPUs that ingest is given with --cpus, none if it is not.
+func Run(bpffs string, ifaces []string, workers []int) []Finding {
 	program, sockets, copies, pins := bpf(), xskmap(), packets(), mount(bpffs)
 	canXDP := program.Level != Fail && sockets.Level != Fail && pins.Level != Fail
 	out := []Finding{kernel(), privileges(), program, sockets, copies, modes(canXDP, copies.Level != Fail), pins, memlock(), jit()}
+	if len(ifaces) == 0 {
+		return out
+	}
+	drivers, err := openDriver()
+	if err != nil {
+		return append(out, Finding{"interfaces", Fail, err.Error(), "let this process open sockets"})
+	}
+	defer drivers.close()
 	for _, name := range ifaces {
-		out = append(out, iface(name, canXDP)...)
+		out = append(out, iface(sysfs, drivers, name, host{runtime.NumCPU(), workers, canXDP})...)
 	}
 	return out
 }
@@ -168,8 +179,8 @@ func jit() Finding {
 	return Finding{Name: "bpf jit", Level: OK, Found: "on"}
 }
 
-// iface looks at one interface; useXDP tells whether this machine could use XDP on it.
-func iface(name string, useXDP bool) []Finding {
+// iface looks at one interface.
+func iface(root string, ask asker, name string, h host) []Finding {
 	label := "interface " + name
 	i, err := net.InterfaceByName(name)
 	if err != nil {
@@ -183,28 +194,15 @@ func iface(name string, useXDP bool) []Finding {
 		out[0].Level, out[0].Advice = Fail, "a sensor refuses the loopback interface: name another"
 		return out
 	}
-	if i.MTU > 3818 {
-		out = append(out, Finding{label + " mtu", Warn, strconv.Itoa(i.MTU) + ": its frames do not fit AF_XDP's memory, so tap reads by AF_PACKET and inline is refused",
-			"ip link set " + name + " mtu 3818, or less"})
+	n := lookAt(root, ask, name)
+	if f := n.mtu(label+" mtu", i.MTU); f != nil {
+		out = append(out, *f)
 	}
-	queues, _ := filepath.Glob("/sys/class/net/" + name + "/queues/rx-*")
-	driver := "virtual"
-	if l, err := os.Readlink("/sys/class/net/" + name + "/device/driver"); err == nil {
-		driver = filepath.Base(l)
-	}
-	f := Finding{Name: label + " queues", Level: OK, Found: fmt.Sprintf("%d rx, driver %s", len(queues), driver)}
-	if len(queues) > runtime.NumCPU() {
-		f.Level = Warn
-		f.Advice = fmt.Sprintf("each queue is read by a thread of its own: ethtool -L %s combined %d", name, runtime.NumCPU())
-	}
-	out = append(out, f)
 	if len(i.HardwareAddr) == 0 {
 		return append(out, Finding{label + " frames", Fail, "not Ethernet", "only Ethernet frames are read: name another"})
 	}
-	if joins, err := afpacket.Joins(name); err == nil && joins && (!useXDP || i.MTU > 3818) {
-		out = append(out, Finding{label + " offload", Warn, "GRO or LRO is on: AF_PACKET sees segments joined, fewer packets than on the wire",
-			"ethtool -K " + name + " gro off lro off"})
-	}
+	h.useXDP = h.useXDP && i.MTU <= maxMTU
+	out = append(out, n.tuning(h)...)
 	if d, err := xdp.DriverOf(i.Index); err == nil { // kernels before 6.3 cannot say
 		out = append(out, native(label+" xdp", d))
 	}

@@ -13,7 +13,7 @@ const child = "TIDEGATE_TEST_DOCTOR_CHILD"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(child) != "" {
-		for _, f := range Run("/sys/fs/bpf", nil) {
+		for _, f := range Run("/sys/fs/bpf", nil, nil) {
 			println(f.Name + "|" + string(f.Level) + "|" + f.Found + "|" + f.Advice)
 		}
 		return
@@ -35,7 +35,7 @@ func find(t *testing.T, findings []Finding, name string) Finding {
 // Whatever is not well must come with what to do about it.
 func TestAdvice(t *testing.T) {
 	dir := t.TempDir() // no BPF file system
-	findings := Run(dir, []string{"lo", "tg-absent"})
+	findings := Run(dir, []string{"lo", "tg-absent"}, nil)
 	for _, f := range findings {
 		if f.Level != OK && f.Advice == "" {
 			t.Errorf("%s is %s (%s) and nothing is advised", f.Name, f.Level, f.Found)
