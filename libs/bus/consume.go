@@ -17,10 +17,15 @@ import (
 )
 
 const (
-	batchMax       = 64
+	batchMax       = 512
+	batchBytes     = 4 << 20 // a batch ends with the message that gets it there
 	batchLinger    = 200 * time.Millisecond
-	firstWait      = 10 * time.Second // one pull while idle
-	pullHeartbeat  = 2 * time.Second  // a pull whose server went away ends after two of them
+	busyMessages   = 16 // so many in batchLinger are worth a larger batch …
+	busyLinger     = time.Second
+	fetchMax       = 64                    // messages of one pull
+	pullMin        = 10 * time.Millisecond // a shorter one is not worth its messages
+	firstWait      = 10 * time.Second      // one pull while idle
+	pullHeartbeat  = 2 * time.Second       // a pull whose server went away ends after two of them
 	ackWait        = 30 * time.Second
 	keepAliveEvery = 10 * time.Second // a handler that takes long keeps its messages by this
 	nakMin         = time.Second
@@ -62,7 +67,8 @@ func (m *EventMsg) Context(ctx context.Context) context.Context {
 }
 
 // ConsumeFlows hands stored flow records to h, from the oldest that this durable consumer has not acknowledged.
-// A batch ends at 64 messages or 200 ms after its first; h runs in one goroutine. When h returns nil all are
+// A batch ends 200 ms after its first message, or a second after it when many come, and at 512 messages or 4 MiB; h runs
+// in one goroutine. When h returns nil all are
 // acknowledged, otherwise all come again after a growing delay of 1 to 30 s, so h must be idempotent. A message that
 // cannot be read is terminated and reported to Config.OnBad. It returns when ctx ends (nil), after the batch in h's
 // hands; it survives reconnects and lost servers.
@@ -135,7 +141,7 @@ func consume[T any](ctx context.Context, b *Bus, stream, durable string, subject
 ) error {
 	cfg := jetstream.ConsumerConfig{
 		Durable: durable, FilterSubjects: subjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait,
-		DeliverPolicy: jetstream.DeliverAllPolicy, MaxAckPending: 4 * batchMax, InactiveThreshold: forgetDurable,
+		DeliverPolicy: jetstream.DeliverAllPolicy, MaxAckPending: 2 * batchMax, InactiveThreshold: forgetDurable,
 	}
 	wait := retryMin
 	pause := func(op string, err error) {
@@ -242,8 +248,8 @@ func (b *Bus) check(err error) {
 	}
 }
 
-// fetch waits for a first message and takes up to batchMax within batchLinger of it. No message in firstWait is not
-// an error.
+// fetch waits for a first message and takes more until a batch is full or its time is over: what costs by the batch, such
+// as a page of an index that it writes, costs less when many messages share it. No message in firstWait is not an error.
 func fetch(ctx context.Context, c jetstream.Consumer) ([]jetstream.Msg, error) {
 	first, cancel := context.WithTimeout(ctx, firstWait)
 	defer cancel()
@@ -254,13 +260,24 @@ func fetch(ctx context.Context, c jetstream.Consumer) ([]jetstream.Msg, error) {
 		}
 		return nil, err
 	}
-	msgs := append(make([]jetstream.Msg, 0, batchMax), m)
-	more, err := c.Fetch(batchMax-1, jetstream.FetchMaxWait(batchLinger))
-	if err != nil {
-		return msgs, nil //nolint:nilerr // what is there is handled first; the next fetch reports it
-	}
-	for m := range more.Messages() {
-		msgs = append(msgs, m)
+	begun := time.Now()
+	msgs, bytes := append(make([]jetstream.Msg, 0, fetchMax), m), len(m.Data())
+	for len(msgs) < batchMax && bytes < batchBytes {
+		linger := batchLinger
+		if len(msgs) >= busyMessages {
+			linger = busyLinger
+		}
+		left := linger - time.Since(begun)
+		if left < pullMin || ctx.Err() != nil {
+			break
+		}
+		more, err := c.Fetch(min(fetchMax, batchMax-len(msgs)), jetstream.FetchMaxWait(min(left, batchLinger)))
+		if err != nil {
+			break // what is there is handled first; the next fetch reports it
+		}
+		for m := range more.Messages() {
+			msgs, bytes = append(msgs, m), bytes+len(m.Data())
+		}
 	}
 	return msgs, nil
 }

@@ -86,6 +86,33 @@ func removeNamespace(name string) error {
 	return nil
 }
 
+// shareNamespaces makes /run/netns a shared mount, as ip-netns(8) does before its first namespace. Were it none, an `ip netns
+// add` beside would mount it over itself, and what was there could not be removed any more.
+func shareNamespaces() error {
+	if err := os.MkdirAll(namespaceDir, 0o755); err != nil { //nolint:gosec // as ip netns makes it
+		return fmt.Errorf("make the folder of namespaces: %w", err)
+	}
+	dir, err := os.Open(namespaceDir)
+	if err != nil {
+		return fmt.Errorf("open the folder of namespaces: %w", err)
+	}
+	defer func() { _ = dir.Close() }()                              // ends the lock
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { //nolint:gosec // descriptors are small
+		return fmt.Errorf("lock %s: %w", namespaceDir, err)
+	}
+	share := func() error { return unix.Mount("", namespaceDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err = share()
+	if errors.Is(err, unix.EINVAL) { // no mount yet
+		if err = unix.Mount(namespaceDir, namespaceDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", namespaceDir, err)
+	}
+	return nil
+}
+
 // createNamespace makes a named namespace with loopback up and leaves the calling goroutine where it was.
 func createNamespace(name string) (*NS, error) {
 	here, err := current()
@@ -93,6 +120,9 @@ func createNamespace(name string) (*NS, error) {
 		return nil, err
 	}
 	defer release(here)
+	if err := shareNamespaces(); err != nil {
+		return nil, err
+	}
 
 	ns := &NS{name: name, handle: netns.None()}
 	// The creation moves the thread into the new namespace; inside takes it back.

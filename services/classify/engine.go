@@ -4,6 +4,7 @@
 package classify
 
 import (
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -62,9 +63,11 @@ type Engine struct {
 
 	hosts        atomic.Pointer[hostlist.Table]
 	apps         *app.Engine
-	flows        map[flowID]*flowState
-	unused       []*flowState // of flows that ended
+	flows        *flowMap
 	flowsEvicted uint64
+	result       app.Result                 // of one flow at hand
+	results      [sharedResults]*app.Result // by their hash, which seed is of
+	seed         maphash.Seed
 	streams      map[string]uint32
 	streamCount  uint32
 	lastStream   struct { // of the newest batch
@@ -112,7 +115,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), apps: app.NewEngine()}
+	e := &Engine{cfg: cfg, version: cfg.version(), groups: g, floods: detect.Floods(), carpets: detect.Carpets(), apps: app.NewEngine(), seed: maphash.MakeSeed()}
 	e.usual = usual.New(usual.Config{Days: cfg.UsualDays, Factor: cfg.UsualFactor}, e.thresholdsOf)
 	e.reset()
 	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]*known), make(map[string]int64)
@@ -121,7 +124,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 
 // reset empties all memory of traffic.
 func (e *Engine) reset() {
-	e.flows = make(map[flowID]*flowState)
+	e.flows = newFlowMap()
 	e.peers = verdict.NewPeers()
 	e.targets, e.nets = make(map[netip.Addr]*target), make(map[netip.Prefix]*network)
 	e.scanners = make(map[netip.Addr]*detect.Scanner)
@@ -139,7 +142,7 @@ func (e *Engine) reset() {
 func (e *Engine) Stats() EngineStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := EngineStats{Flows: uint64(len(e.flows)), FlowsEvicted: e.flowsEvicted, Targets: uint64(len(e.targets)),
+	s := EngineStats{Flows: uint64(e.flows.len()), FlowsEvicted: e.flowsEvicted, Targets: uint64(len(e.targets)),
 		Sources: uint64(len(e.scanners)), Attacks: uint64(len(e.attacks))}
 	s.UsualHosts, s.UsualRaised, s.UsualRefused = e.usual.Stats()
 	return s
@@ -429,8 +432,10 @@ func (e *Engine) Flush(b *BatchResult, out *WindowResult) {
 	for _, a := range e.ordered() {
 		e.finish(a, a.updatedNs, out)
 	}
-	for _, f := range e.flows {
-		f.close()
-	}
+	e.flows.each(func(f *flowState) {
+		if f.label != nil {
+			f.label.Release()
+		}
+	})
 	e.reset()
 }

@@ -2,6 +2,7 @@ package classify
 
 import (
 	"fmt"
+	"hash/maphash"
 	"strconv"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
@@ -22,17 +23,18 @@ type flowID struct {
 
 // flowState is what is known of a flow that has not ended.
 type flowState struct {
+	id      flowID
 	key     flow.Key
-	label   *app.Flow // nil until payload came, and again when the label is final
-	result  app.Result
+	label   *app.Flow   // nil until payload came, and again when the label is final
+	result  *app.Result // nil until the label is final; several flows may have the same one
 	lastNs  int64
+	head    detect.Head
 	payload uint8 // bit 0: from the source, bit 1: towards it
 	final   bool  // the label is final
 	said    bool  // … and was told in Enough
 	good    bool  // noted as good peers
 	stalled bool  // its request is noted as unfinished
 	denied  bool  // the server refused a log-in
-	head    detect.Head
 }
 
 // streamNumber gives sensor and epoch a small number.
@@ -69,6 +71,7 @@ func (e *Engine) Batch(b *flowv1.FlowBatch, out *BatchResult) error {
 	stream := e.streamNumber(b.GetSensor(), b.GetEpoch())
 	if c := b.GetOpens(); c != nil {
 		for i := range int(c.Count) {
+			e.warm(stream, c.FlowId, i)
 			o := flow.OpenAt(c, i)
 			e.open(flowID{stream, o.ID}, &o)
 		}
@@ -76,6 +79,7 @@ func (e *Engine) Batch(b *flowv1.FlowBatch, out *BatchResult) error {
 	if c := b.GetSegments(); c != nil {
 		at := 0
 		for i := range int(c.Count) {
+			e.warm(stream, c.FlowId, i)
 			n := int(flow.Column(c.Length).U16(i))
 			id := flowID{stream, flow.Column(c.FlowId).U64(i)}
 			e.segment(id, c.Direction[i]&1, flow.Column(c.Offset).U32(i), int64(flow.Column(c.TimeNs).U64(i)), c.Data[at:at+n], out) //nolint:gosec // written from an int64
@@ -84,7 +88,8 @@ func (e *Engine) Batch(b *flowv1.FlowBatch, out *BatchResult) error {
 	}
 	if c := b.GetUpdates(); c != nil {
 		for i := range int(c.Count) {
-			if f := e.flows[flowID{stream, flow.Column(c.FlowId).U64(i)}]; f != nil {
+			e.warm(stream, c.FlowId, i)
+			if f := e.flows.find(flowID{stream, flow.Column(c.FlowId).U64(i)}); f != nil {
 				f.lastNs = int64(flow.Column(c.LastNs).U64(i)) //nolint:gosec // written from an int64
 				e.answered(f, flow.Column(c.PacketsFwd).U64(i), flow.Column(c.PacketsRev).U64(i))
 			}
@@ -92,6 +97,7 @@ func (e *Engine) Batch(b *flowv1.FlowBatch, out *BatchResult) error {
 	}
 	if c := b.GetEnds(); c != nil {
 		for i := range int(c.Count) {
+			e.warm(stream, c.FlowId, i)
 			x := flow.EndAt(c, i)
 			e.end(flowID{stream, x.ID}, &x, b, out)
 		}
@@ -102,72 +108,94 @@ func (e *Engine) Batch(b *flowv1.FlowBatch, out *BatchResult) error {
 	return nil
 }
 
-func (e *Engine) open(id flowID, o *flow.Open) {
-	if e.flows[id] != nil {
+// warm is called before flow i of a column of ids is looked up.
+func (e *Engine) warm(stream uint32, ids []byte, i int) {
+	if i%warmMax != 0 {
 		return
 	}
-	if len(e.flows) >= e.cfg.MaxFlows {
+	var next [warmMax]uint64
+	n := min(warmMax, len(ids)/8-i)
+	for k := range n {
+		next[k] = flow.Column(ids).U64(i + k)
+	}
+	e.flows.warm(stream, next[:n])
+}
+
+func (e *Engine) open(id flowID, o *flow.Open) {
+	if e.flows.find(id) != nil {
+		return
+	}
+	if e.flows.len() >= e.cfg.MaxFlows {
 		e.evictFlow()
 	}
-	var f *flowState
-	if n := len(e.unused); n > 0 {
-		f, e.unused = e.unused[n-1], e.unused[:n-1]
-	} else {
-		f = &flowState{}
-	}
-	*f = flowState{key: o.Key, lastNs: o.FirstNs}
-	e.flows[id] = f
+	f := e.flows.add(id)
+	f.key, f.lastNs = o.Key, o.FirstNs
 }
 
 // forget ends what is known of a flow; f is for another one afterwards.
-func (e *Engine) forget(id flowID, f *flowState) {
-	f.close()
-	delete(e.flows, id)
-	if len(e.unused) < maxUnused {
-		e.unused = append(e.unused, f)
+func (e *Engine) forget(f *flowState) {
+	if f.label != nil {
+		f.label.Release()
 	}
+	e.flows.remove(f.id)
 }
 
-// maxUnused bounds the memory that a peak of flows leaves behind.
-const maxUnused = 1 << 14
-
-// evictTries is how many flows an eviction looks at; a map's order is random enough for it.
+// evictTries is how many an eviction looks at: a few of a map that has no order, or the next few of the flows.
 const evictTries = 8
 
 func (e *Engine) evictFlow() {
-	var oldest flowID
-	var found *flowState
-	n := 0
-	for id, f := range e.flows {
-		if found == nil || f.lastNs < found.lastNs {
-			oldest, found = id, f
-		}
-		if n++; n == evictTries {
-			break
-		}
+	f := e.flows.idlest()
+	if f == nil {
+		return // all that were looked at are empty: the next flow tries others
 	}
-	e.over(oldest, found)
-	e.forget(oldest, found)
+	e.over(f)
+	e.forget(f)
 	e.flowsEvicted++
 }
 
-func (f *flowState) close() {
-	if f.label != nil {
-		f.result = f.label.Result()
-		f.label.Release()
-		f.label = nil
+// final keeps what a flow's label is, and gives back what it came from.
+func (e *Engine) final(f *flowState) {
+	f.result = e.shared(f.label.Result())
+	f.label.Release()
+	f.label, f.final = nil, true
+}
+
+// said is what a flow's payload says so far. It is valid until the next call.
+func (e *Engine) said(f *flowState) *app.Result {
+	switch {
+	case f.label != nil:
+		e.result = f.label.Result()
+		return &e.result
+	case f.result != nil:
+		return f.result
 	}
+	return &nothing
+}
+
+var nothing app.Result
+
+// sharedResults is how many results are kept for flows that say the same.
+const sharedResults = 1 << 12
+
+// shared is a result for a flow to keep: another flow's, where that says the same.
+func (e *Engine) shared(r app.Result) *app.Result {
+	kept := &e.results[maphash.Comparable(e.seed, r)%sharedResults]
+	if *kept == nil || **kept != r {
+		own := r // not r itself, which would be on the heap each time
+		*kept = &own
+	}
+	return *kept
 }
 
 func (e *Engine) segment(id flowID, direction uint8, offset uint32, timeNs int64, data []byte, out *BatchResult) {
-	f := e.flows[id]
+	f := e.flows.find(id)
 	if f == nil {
 		return
 	}
 	f.lastNs = max(f.lastNs, timeNs)
 	f.payload |= 1 << direction
 	if !e.cfg.LabelsOnly {
-		e.dialogue(id, f, direction, offset, timeNs, data)
+		e.dialogue(f, direction, offset, timeNs, data)
 		if f.payload == 3 {
 			e.good(f)
 		}
@@ -183,8 +211,7 @@ func (e *Engine) segment(id flowID, direction uint8, offset uint32, timeNs int64
 			}
 		}
 		if final {
-			f.close()
-			f.final = true
+			e.final(f)
 		}
 	}
 	// Once the kernel forwards a flow no payload comes any more, so a TCP flow waits for its answer: it tells

@@ -39,20 +39,17 @@ func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch, out *BatchResu
 	r.PacketsFwd, r.PacketsRev, r.BytesFwd, r.BytesRev = x.Totals.PacketsFwd, x.Totals.PacketsRev, x.Totals.BytesFwd, x.Totals.BytesRev
 	r.TcpFlagsFwd, r.TcpFlagsRev = uint32(x.FlagsFwd), uint32(x.FlagsRev)
 	r.EndReason = uint32(x.Reason) //nolint:gosec // an enum of a few values
-	if f := e.flows[id]; f != nil {
+	if f := e.flows.find(id); f != nil {
 		f.lastNs = max(f.lastNs, x.LastNs)
 		e.answered(f, x.Totals.PacketsFwd, x.Totals.PacketsRev)
 		if x.Reason == flowv1.EndReason_END_REASON_ACTIVE {
-			if f.label != nil {
-				f.result = f.label.Result()
-			}
-			says(r, &f.result)
+			says(r, e.said(f))
 		} else {
-			e.over(id, f)
-			f.close()
-			e.session(f, x)
-			says(r, &f.result)
-			e.forget(id, f)
+			e.over(f)
+			said := e.said(f)
+			e.session(f, x, said.App)
+			says(r, said)
+			e.forget(f)
 		}
 	}
 	if r.App == "" || r.App == Unknown {

@@ -42,7 +42,7 @@ func (e *Engine) find(f finding) {
 }
 
 // dialogue looks at a segment for what makes requests and log-ins attacks.
-func (e *Engine) dialogue(id flowID, f *flowState, direction uint8, offset uint32, timeNs int64, data []byte) {
+func (e *Engine) dialogue(f *flowState, direction uint8, offset uint32, timeNs int64, data []byte) {
 	switch {
 	case f.key.Protocol == 17 && f.key.DstPort == 53 && direction == 0:
 		if q, ok := header.Query(data); ok {
@@ -51,27 +51,27 @@ func (e *Engine) dialogue(id flowID, f *flowState, direction uint8, offset uint3
 	case f.key.Protocol != 6:
 	case direction == 1:
 		f.denied = f.denied || detect.Denial(data)
-		e.over(id, f)
+		e.over(f)
 	case f.head.Read(offset, data):
 		if f.payload&2 == 0 {
 			f.stalled = true
-			e.stallers.Begin(flow.Addr(f.key.Src), flow.Addr(f.key.Dst), f.key.DstPort, id.number(), timeNs)
+			e.stallers.Begin(flow.Addr(f.key.Src), flow.Addr(f.key.Dst), f.key.DstPort, f.id.number(), timeNs)
 		}
 	default:
-		e.over(id, f)
+		e.over(f)
 	}
 }
 
 // over: a flow's request is not unfinished any more.
-func (e *Engine) over(id flowID, f *flowState) {
+func (e *Engine) over(f *flowState) {
 	if f.stalled {
 		f.stalled = false
-		e.stallers.Finish(flow.Addr(f.key.Src), flow.Addr(f.key.Dst), f.key.DstPort, id.number())
+		e.stallers.Finish(flow.Addr(f.key.Src), flow.Addr(f.key.Dst), f.key.DstPort, f.id.number())
 	}
 }
 
-// session judges a flow that ended.
-func (e *Engine) session(f *flowState, x *flow.End) {
+// session judges a flow that ended, with the label that it has.
+func (e *Engine) session(f *flowState, x *flow.End, label string) {
 	if x.Key.Protocol != 6 || e.cfg.LabelsOnly {
 		return
 	}
@@ -80,7 +80,7 @@ func (e *Engine) session(f *flowState, x *flow.End) {
 	if t == nil {
 		return
 	}
-	s := detect.Session{Src: src, Dst: dst, Port: x.Key.DstPort, App: f.result.App, FirstNs: x.FirstNs, LastNs: x.LastNs, Answered: f.payload == 3,
+	s := detect.Session{Src: src, Dst: dst, Port: x.Key.DstPort, App: label, FirstNs: x.FirstNs, LastNs: x.LastNs, Answered: f.payload == 3,
 		Denied: f.denied, Packets: x.Totals.PacketsFwd + x.Totals.PacketsRev, Bytes: x.Totals.BytesFwd + x.Totals.BytesRev}
 	if scan, ok := e.logins.Add(&s, t); ok {
 		e.find(finding{scan: scan, source: src, firstNs: scan.FirstNs, toward: true})

@@ -227,3 +227,34 @@ func TestUpstreamOnRealLink(t *testing.T) {
 		t.Error("nothing arrives after the rule was revoked")
 	}
 }
+
+// TestUpstreamConfig: what cannot work is told before anything begins.
+func TestUpstreamConfig(t *testing.T) {
+	open := filepath.Join(t.TempDir(), "open")
+	if err := os.WriteFile(open, nil, 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	if err := os.Chmod(open, 0o707); err != nil { //nolint:gosec // that is the mistake
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"": "", "/bin/sh": "", "sh": "absolute path", "/nonexistent/sh": "does not exist", "/etc/passwd": "chmod +x", "/tmp": "no program", open: "chmod o-w",
+	} {
+		c := DefaultConfig()
+		c.Ifaces, c.UpstreamExec = []string{"test0"}, path
+		err := c.Validate()
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", path, err, want)
+		}
+	}
+	for name, change := range map[string]func(*Config){
+		"limit": func(c *Config) { c.UpstreamLimit = 0 }, "hold": func(c *Config) { c.UpstreamHold = -1 },
+	} {
+		c := DefaultConfig()
+		c.Ifaces, c.UpstreamExec = []string{"test0"}, "/bin/sh"
+		change(&c)
+		if c.Validate() == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+}

@@ -68,7 +68,7 @@ type Config struct {
 	IdleTCP       time.Duration `name:"idle-tcp" env:"TIDEGATE_INGEST_IDLE_TCP" default:"120s" help:"Idle timeout of TCP flows."`
 	IdleUDP       time.Duration `name:"idle-udp" env:"TIDEGATE_INGEST_IDLE_UDP" default:"60s" help:"Idle timeout of UDP flows."`
 	IdleOther     time.Duration `name:"idle-other" env:"TIDEGATE_INGEST_IDLE_OTHER" default:"30s" help:"Idle timeout of other flows."`
-	ActiveTimeout time.Duration `name:"active-timeout" env:"TIDEGATE_INGEST_ACTIVE_TIMEOUT" default:"60s" help:"Long flows are exported in parts of this length; 0 exports them whole."`
+	ActiveTimeout time.Duration `name:"active-timeout" env:"TIDEGATE_INGEST_ACTIVE_TIMEOUT" default:"60s" help:"Long flows are exported in parts of this length; 0 exports them whole. One that is silent by then for half its idle timeout is exported when it ends."`
 
 	FailClosed       bool `name:"fail-closed" env:"TIDEGATE_INGEST_FAIL_CLOSED" help:"Inline: drop instead of forward while no sensor reads."`
 	KernelForwarding bool `name:"kernel-forwarding" env:"TIDEGATE_INGEST_KERNEL_FORWARDING" default:"true" negatable:"" help:"Inline and host: forward flows whose label is final in the kernel, or spare them the copy, and meter them there."`

@@ -142,6 +142,11 @@ func (e *Engine) Open(key flow.Key) *Flow {
 	return f
 }
 
+// Warm reads what a segment needs first of the flow, so that it is in the CPU's caches, and returns any number.
+func (f *Flow) Warm() uint64 {
+	return uint64(f.dirs[0].packets) + uint64(f.dirs[1].packets) + uint64(len(f.host)) //nolint:gosec // any sum will do
+}
+
 // Release gives the flow's memory back to its engine; f must not be used afterwards. Strings of its Result
 // stay valid.
 func (f *Flow) Release() {

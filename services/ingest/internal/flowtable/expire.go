@@ -46,14 +46,21 @@ func waiting(e *entry) bool {
 	return e.key.Protocol != packet.ProtoTCP || e.state&(syn|invalid) != 0 || e.state&data == 0 && e.packets[0] <= 2
 }
 
+// part is when a part of the flow is told of, unless its end comes first. A flow that will have been silent for half its
+// idle timeout by then is told of once, when that is over: its end would be a record of its own with nothing in it.
+func (t *Table) part(e *entry) (at int64, due bool) {
+	at = e.first + int64(t.cfg.Active)
+	return at, t.cfg.Active > 0 && e.last+int64(t.idle(e))/2 > at
+}
+
 // deadline is when the flow must be looked at next.
 func (t *Table) deadline(e *entry) int64 {
 	at := e.last + int64(t.idle(e))
 	if waiting(e) {
 		at = min(at, e.first+int64(t.cfg.AnswerTimeout))
 	}
-	if t.cfg.Active > 0 {
-		at = min(at, e.first+int64(t.cfg.Active))
+	if part, due := t.part(e); due {
+		at = min(at, part)
 	}
 	if t.cfg.Update > 0 && e.state&opened != 0 {
 		at = min(at, e.updateAt())
@@ -125,7 +132,7 @@ func (t *Table) due(i uint32, e *entry, out *Out, failed func(*Failure)) {
 		t.finish(i, e, endReason(e), out)
 		return
 	}
-	if t.cfg.Active > 0 && e.first+int64(t.cfg.Active) <= t.now {
+	if part, due := t.part(e); due && part <= t.now {
 		t.export(i, e, flowv1.EndReason_END_REASON_ACTIVE, out)
 		e.part++
 		e.first = t.now

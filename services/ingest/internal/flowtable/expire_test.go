@@ -51,6 +51,36 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
+// TestSilentIsToldOnce: a flow that was silent for long when a part of it would be told of is told of when it ends, and one
+// that speaks again by then has its part.
+func TestSilentIsToldOnce(t *testing.T) {
+	r := newRig(t, nil)
+	speak := func(port uint16, seconds int) {
+		for range seconds {
+			r.udp("192.0.2.1", port, "198.51.100.1", 80, "x")
+			r.wait(time.Second)
+		}
+	}
+	speak(1, 5)
+	r.wait(59 * time.Second) // 59 s of 60 s silent, 64 s old
+	if e := r.ends(); len(e) != 0 {
+		t.Fatalf("told of early: %+v", e)
+	}
+	r.wait(2 * time.Second)
+	if e := r.ends(); len(e) != 1 || e[0].Reason != flowv1.EndReason_END_REASON_IDLE || e[0].Part != 0 || e[0].Totals.PacketsFwd != 5 {
+		t.Fatalf("ends: %+v", e)
+	}
+	speak(2, 5)
+	r.wait(57 * time.Second) // 62 s old
+	speak(2, 30)
+	r.flush()
+	e := r.ends()[1:]
+	if len(e) != 2 || e[0].Reason != flowv1.EndReason_END_REASON_ACTIVE || e[0].Totals.PacketsFwd+e[1].Totals.PacketsFwd != 35 || e[1].Totals.PacketsFwd == 0 {
+		t.Fatalf("ends: %+v", e)
+	}
+	r.ledger()
+}
+
 func TestActiveAndUpdate(t *testing.T) {
 	r := newRig(t, nil)
 	for range 130 {
