@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/e2e/rig"
+	"github.com/tidegate-mesh/tidegate/libs/api"
 )
 
 // firstLabels are the applications that classify must know; see the measure of the same name in docs/accuracy.md.
@@ -33,6 +34,7 @@ type replayed struct {
 	Host        string            `json:"host"`
 	Type        string            `json:"type"`
 	VLAN        uint16            `json:"vlan"`
+	TCP         *api.TCPFacts     `json:"tcp"`
 	Packets     uint64            `json:"packets"`
 	Bytes       uint64            `json:"bytes"`
 	Undecodable map[string]uint64 `json:"undecodable"`

@@ -27,6 +27,7 @@ type content struct {
 	packets, bytes uint64 // records, and what they had on the wire
 	flows          map[tuple]amount
 	notes          map[tuple]string // of tshark's: what may be the reason of a difference
+	tcp            map[tuple]*connection
 }
 
 // tuple is a flow on both sides: addresses with ports, the lower one first, IP protocol by our name, and VLAN. Ports are 0
@@ -41,7 +42,7 @@ type tuple struct {
 type amount struct{ packets, bytes uint64 }
 
 func newContent() *content {
-	return &content{flows: map[tuple]amount{}, notes: map[tuple]string{}}
+	return &content{flows: map[tuple]amount{}, notes: map[tuple]string{}, tcp: map[tuple]*connection{}}
 }
 
 func (c *content) add(a, b netip.AddrPort, transport string, vlan uint16, n amount) tuple {
@@ -117,8 +118,11 @@ func ours(t *testing.T, files []string) map[string]*content {
 			if err := errors.Join(err1, err2); err != nil {
 				t.Fatal(err)
 			}
-			found[l.Pcap].add(netip.AddrPortFrom(a, uint16(l.SrcPort)), netip.AddrPortFrom(b, uint16(l.DstPort)), //nolint:gosec // ports
+			k := found[l.Pcap].add(netip.AddrPortFrom(a, uint16(l.SrcPort)), netip.AddrPortFrom(b, uint16(l.DstPort)), //nolint:gosec // ports
 				l.Transport, l.VLAN, amount{l.Packets, l.Bytes})
+			if l.Transport == "tcp" && l.TCP != nil {
+				found[l.Pcap].replayedTCP(k, l.TCP)
+			}
 		case "ledger":
 			if l.Packets != packets || l.Difference != 0 {
 				t.Errorf("replayed %d of %d packets, ledger difference %d", l.Packets, packets, l.Difference)
@@ -136,6 +140,8 @@ func ours(t *testing.T, files []string) map[string]*content {
 var sharkFields = []string{
 	"frame.len", "frame.protocols", "vlan.id", "ip.src", "ip.dst", "ip.proto", "ip.len", "ipv6.src", "ipv6.dst", "ipv6.nxt", "ipv6.plen",
 	"tcp.srcport", "tcp.dstport", "udp.srcport", "udp.dstport", "sctp.srcport", "sctp.dstport", "tcp.hdr_len",
+	"tcp.stream", "tcp.flags", "tcp.analysis.initial_rtt", "tcp.analysis.retransmission", "tcp.analysis.fast_retransmission",
+	"tcp.analysis.spurious_retransmission",
 	"ipv6.hopopts.nxt", "ipv6.dstopts.nxt", "ipv6.routing.nxt", "ipv6.fraghdr.nxt", "ah.next_header",
 	"_ws.short", "_ws.malformed", // where a header is cut or broken
 }
@@ -245,6 +251,9 @@ func (c *content) dissected(fields []string) error {
 	if note != "" {
 		c.notes[k] = note
 	}
+	if proto == 6 {
+		return c.dissectedTCP(k, next)
+	}
 	return nil
 }
 
@@ -301,7 +310,7 @@ func theirs(t *testing.T, files []string) map[string]*content {
 }
 
 // TestFullTshark compares what replay finds in every capture of the corpus with what tshark finds: packets, bytes on the
-// wire, flows, and each flow's packets and bytes. docs/accuracy.md has the differences with their reasons.
+// wire, flows, each flow's packets and bytes, and the round trip and retransmits of TCP. docs/accuracy.md has the differences with their reasons.
 func TestFullTshark(t *testing.T) {
 	for _, tool := range []string{"tshark", "capinfos", "mergecap"} {
 		_, err := exec.LookPath(tool)
@@ -340,6 +349,7 @@ func TestFullTshark(t *testing.T) {
 	}
 	t.Logf("%d captures, %d packets, %d flows: %d captures differ in a count, %d in the packets and bytes of a flow or in a count",
 		len(files), packets, flows, byCounts, byFlows)
+	compareTCP(t, files, a, b)
 	if 50*byFlows > len(files) {
 		t.Errorf("%d of %d captures differ, at most 2%% may", byFlows, len(files))
 	}

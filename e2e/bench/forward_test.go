@@ -27,6 +27,7 @@ type forwardRow struct {
 
 type forwardRun struct {
 	mpps     float64 // that arrived
+	cpu      float64 // of ingest, in nanoseconds for each of those
 	p50, p99 time.Duration
 	timed    uint64 // frames of which p50 and p99 are
 }
@@ -42,6 +43,7 @@ func TestBenchForward(t *testing.T) {
 		{name: "bare redirect (devmap)"},
 		{name: "inline, known flows in the kernel", args: []string{"--kernel-forwarding"}},
 		{name: "inline, all through user space", args: []string{"--no-kernel-forwarding"}},
+		{name: "the same, frames copied", args: []string{"--no-kernel-forwarding", "--no-shared-frames"}},
 	}
 	turns := 5
 	if seconds(4) != 4*time.Second {
@@ -53,7 +55,7 @@ func TestBenchForward(t *testing.T) {
 		}
 	}
 	var table strings.Builder
-	fmt.Fprintf(&table, "%-36s %8s %8s %10s %10s %10s %10s\n", "", "Mpps", "of bare", "p50", "p99", "added p50", "added p99")
+	fmt.Fprintf(&table, "%-36s %8s %8s %8s %10s %10s %10s %10s\n", "", "Mpps", "of bare", "CPU ns", "p50", "p99", "added p50", "added p99")
 	median := func(r []forwardRun, of func(*forwardRun) float64) float64 {
 		var all []float64
 		for i := range r {
@@ -71,7 +73,8 @@ func TestBenchForward(t *testing.T) {
 		if i == 0 {
 			bare = m
 		}
-		fmt.Fprintf(&table, "%-36s %8.2f %8.2f %10v %10v %10v %10v\n", row.name, m[0], m[0]/bare[0], time.Duration(m[1]), time.Duration(m[2]),
+		fmt.Fprintf(&table, "%-36s %8.2f %8.2f %8.0f %10v %10v %10v %10v\n", row.name, m[0], m[0]/bare[0],
+			median(row.runs, func(r *forwardRun) float64 { return r.cpu }), time.Duration(m[1]), time.Duration(m[2]),
 			time.Duration(m[1]-bare[1]), time.Duration(m[2]-bare[2]))
 	}
 	t.Logf("forwarding, medians of %d runs in turns, 60-byte frames; delays at %d packets/s:\n%s", turns, stampedRate, table.String())
@@ -84,6 +87,7 @@ func (row *forwardRow) run(t *testing.T) (run forwardRun) {
 		t.Fatal(err)
 	}
 	defer closed(t, link)
+	used := func() float64 { return 0 }
 	if row.args == nil {
 		relay, err := loadgen.NewRelay(link.PortA, link.PortB)
 		if err != nil {
@@ -95,6 +99,7 @@ func (row *forwardRow) run(t *testing.T) (run forwardRun) {
 		stop, _ := child(t, classifierVariable+"="+address)
 		defer stop()
 		ingest := startIngest(t, link, address, listen, "inline", row.args...)
+		used = func() float64 { return cpuSeconds(t, ingest.PID()) }
 		defer func() {
 			if err := ingest.Stop(15 * time.Second); err != nil {
 				t.Error(err)
@@ -143,11 +148,13 @@ func (row *forwardRow) run(t *testing.T) (run forwardRun) {
 		}
 		return c.Benign
 	}
-	count, began := arrived(), time.Now()
+	count, cpu, began := arrived(), used(), time.Now()
 	if _, err := stream.Run(t.Context(), seconds(4)); err != nil {
 		t.Fatal(err)
 	}
-	run.mpps = float64(arrived()-count) / time.Since(began).Seconds() / 1e6
+	n := float64(arrived() - count)
+	run.mpps = n / time.Since(began).Seconds() / 1e6
+	run.cpu = (used() - cpu) / n * 1e9
 	return run
 }
 

@@ -78,11 +78,16 @@ func NewHost(t testing.TB) *Host {
 // Start runs the all-in-one on the host, enforcing, and waits until it is ready.
 func (h *Host) Start(t testing.TB, args ...string) *Process {
 	t.Helper()
+	return h.Run(t, append([]string{"--mode", "host", "--iface", HostIface, "--enforce", "--protected", loadgen.VictimAddr.String()}, args...)...)
+}
+
+// Run runs the all-in-one in the namespace h.Host and waits until it is ready.
+func (h *Host) Run(t testing.TB, args ...string) *Process {
+	t.Helper()
 	data := t.TempDir()
 	h.gateway = NewGateway(t, data, filepath.Join(data, "certs", "ca.pem"))
 	p := Start(t, "/usr/bin/nsenter", nil, append([]string{
-		"--net=" + h.Host.Path(), Binary(t, "tidegate"), "run", "--mode", "host", "--iface", HostIface, "--bpffs", h.BPFFS, "--data", data, "--enforce",
-		"--protected", loadgen.VictimAddr.String(), "--listen", "", "--metrics-listen", "", "--local-credentials", "", "--gateway-listen", h.gateway.Addr,
+		"--net=" + h.Host.Path(), Binary(t, "tidegate"), "run", "--bpffs", h.BPFFS, "--data", data, "--listen", "", "--metrics-listen", "", "--local-credentials", "", "--gateway-listen", h.gateway.Addr,
 		"--log-level", "error",
 	}, args...)...)
 	err := Eventually(30*time.Second, func() error {

@@ -21,7 +21,11 @@ import (
 // written until the next Release of the socket, never after.
 type Frame struct {
 	Data []byte
+	slot int // where the native socket holds it until Release
 }
+
+// forwarded is the slot of a frame that is in a transmit ring.
+const forwarded = -1
 
 // Receiver is the receive half of a Socket, for one goroutine at a time. The sockets of libs/afpacket have it too.
 type Receiver interface {
@@ -48,6 +52,12 @@ type Socket interface {
 	// len(frames) while the ring is full: Flush and try the rest again. An error concerns frames[n].
 	// Nothing is certain to leave before Flush.
 	Send(frames [][]byte) (n int, err error)
+	// Forward transmits received frames, not yet released, as they were received, by another socket: the receive half
+	// of this socket and the transmit half of the other in one goroutine. It returns how many the other accepted, as
+	// its Send does. Between the sockets of a Pair with shared memory no byte is copied: such a frame goes to the
+	// kernel once, else ErrNotHeld concerns frames[n], and from then on until Release it may be read, not
+	// written, as long as no other goroutine uses the other's transmit half. Between other sockets it is copied.
+	Forward(frames []Frame, to Socket) (n int, err error)
 	// Flush tells the kernel to transmit what was sent and takes back the frames that have left.
 	Flush() error
 	// Stats reads the kernel's counters of this socket; they start at 0 when the socket is opened.
@@ -133,29 +143,43 @@ var (
 	ErrNoQueue       = errors.New("the interface has no such queue")
 	ErrNoZeroCopy    = errors.New("the interface's driver has no AF_XDP zero-copy; use ZeroCopyAuto")
 	ErrFrameTooLarge = errors.New("frame is larger than the socket's frame size")
+	ErrNotHeld       = errors.New("the frame was forwarded or released before")
 	ErrLockedMemory  = errors.New("the limit of locked memory is below the frame memory: give the process CAP_IPC_LOCK, raise the limit (LimitMEMLOCK of systemd, ulimit -l), or use fewer --frames")
 )
 
 // Open creates a socket and binds it to the queue. Frames arrive once FD is in the XSKMAP of the
 // interface's XDP program.
 func Open(cfg Config) (Socket, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, fmt.Errorf("open AF_XDP socket on %s queue %d: %w", cfg.Iface, cfg.Queue, err)
-	}
-	ifi, err := net.InterfaceByName(cfg.Iface)
+	ifindex, err := cfg.resolve()
 	if err != nil {
-		return nil, fmt.Errorf("open AF_XDP socket on %s: %w", cfg.Iface, ErrNoInterface)
+		return nil, err
 	}
 	var s Socket
 	if cfg.Backend == Asavie {
-		s, err = openAsavie(cfg, ifi.Index)
+		s, err = openAsavie(cfg, ifindex)
 	} else {
-		s, err = openNative(cfg, ifi.Index)
+		s, err = openNative(cfg, ifindex)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open AF_XDP socket on %s queue %d: %w", cfg.Iface, cfg.Queue, err)
+		return nil, cfg.describe(err)
 	}
 	return s, nil
+}
+
+// resolve checks the configuration and finds the interface.
+func (c *Config) resolve() (ifindex int, err error) {
+	if err := c.Validate(); err != nil {
+		return 0, c.describe(err)
+	}
+	ifi, err := net.InterfaceByName(c.Iface)
+	if err != nil {
+		return 0, c.describe(ErrNoInterface)
+	}
+	return ifi.Index, nil
+}
+
+func (c *Config) describe(err error) error {
+	return fmt.Errorf("open AF_XDP socket on %s queue %d: %w", c.Iface, c.Queue, err)
 }
 
 // Validate reports the first mistake; it does not look at the interface.

@@ -1,8 +1,10 @@
 package afxdp_test
 
 import (
+	"bytes"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 	"github.com/tidegate-mesh/tidegate/libs/afxdp/afxdptest"
@@ -10,6 +12,9 @@ import (
 
 func TestNative(t *testing.T) { afxdptest.Run(t, afxdp.Native) }
 func TestAsavie(t *testing.T) { afxdptest.Run(t, afxdp.Asavie) }
+
+func TestNativePair(t *testing.T) { afxdptest.RunPair(t, afxdp.Native, true, afxdp.Inventory) }
+func TestAsaviePair(t *testing.T) { afxdptest.RunPair(t, afxdp.Asavie, false, afxdp.Inventory) }
 
 func TestOpenRefuses(t *testing.T) {
 	for _, c := range []struct {
@@ -35,6 +40,56 @@ func TestOpenRefuses(t *testing.T) {
 			}
 			if c.want != nil && !errors.Is(err, c.want) {
 				t.Fatalf("%v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+// TestPairRefused: where memory cannot be shared, there is a reason, and two sockets that forward by copying.
+func TestPairRefused(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(b *afxdp.Config)
+	}{
+		{"frame size", func(b *afxdp.Config) { b.FrameSize = 4096 }},
+		{"need-wakeup", func(b *afxdp.Config) { b.NeedWakeup = false }},
+		{"one is asavie", func(b *afxdp.Config) { b.Backend = afxdp.Asavie }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			near, far := afxdptest.NewLinks(t)
+			a, b := afxdp.DefaultConfig(near.Near, 0), afxdp.DefaultConfig(far.Near, 0)
+			c.change(&b)
+			p, err := afxdp.OpenPair(a, b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _, _ = p.A.Close(), p.B.Close() })
+			if p.Copies == nil {
+				t.Fatal("no reason")
+			}
+			near.Register(t, 0, p.A)
+			var buf, in [2048]byte
+			want := afxdptest.Frame(buf[:], 1, 500)
+			if err := near.Inject(want); err != nil {
+				t.Fatal(err)
+			}
+			frames := make([]afxdp.Frame, 1)
+			for end := time.Now().Add(5 * time.Second); time.Now().Before(end); p.A.Release() {
+				if p.A.Receive(frames) == 0 {
+					continue
+				}
+				if _, ours := afxdptest.Number(frames[0].Data); ours {
+					break
+				}
+			}
+			if n, err := p.A.Forward(frames, p.B); n != 1 || err != nil {
+				t.Fatalf("Forward: %d, %v", n, err)
+			}
+			if err := p.B.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := far.Arrived(in[:], 5*time.Second); err != nil || !bytes.Equal(in[:n], want) {
+				t.Fatalf("%d bytes arrived: %v", n, err)
 			}
 		})
 	}

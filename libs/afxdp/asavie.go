@@ -28,6 +28,7 @@ type asavie struct {
 	size   int
 	frames int
 	held   []xdp.Desc
+	copier copier
 	broken error
 }
 
@@ -136,6 +137,8 @@ func (s *asavie) Send(frames [][]byte) (int, error) {
 	}
 	return n, tooLarge
 }
+
+func (s *asavie) Forward(frames []Frame, to Socket) (int, error) { return s.copier.forward(frames, to) }
 
 // transmit turns the library's panic on an unexpected errno (the link went down) into an error; the
 // socket's transmit half is unusable afterwards.

@@ -3,7 +3,6 @@ package afxdp
 import (
 	"errors"
 	"fmt"
-	"os"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -13,20 +12,26 @@ import (
 
 // native is the backend with rings of our own.
 //
-// Frame memory: frames [0, Frames) belong to the receive half and wander fill ring → kernel → receive ring →
-// held → fill ring; frames [Frames, Frames+TxRing) belong to the transmit half and wander free → transmit
-// ring → kernel → completion ring → free. No frame changes sides, so the halves share no state.
+// Its part of the frame memory has Frames frames of the receive half, which wander fill ring → kernel → receive
+// ring → held → fill ring, and TxRing frames of the transmit half, which wander spare → transmit ring → kernel →
+// completion ring → spare. Each half always has as many, and the halves of a socket share no state. To forward a
+// frame by descriptor, a receive half and the transmit half of the other socket of its pair exchange frames one for
+// one: the received frame goes to the transmit ring, a spare one takes its place among the held. So no transmit
+// ring, however slow or dead its port, takes frames that the receive half needs, and no frame has two owners.
 type native struct {
 	fd       int
-	umem     []byte
+	memory   *memory
+	umem     []byte // memory's bytes
 	mask     uint64 // clears the offset within a frame
 	size     int    // of a frame
 	wakeup   bool   // need-wakeup was asked for
 	zeroCopy bool
 
-	fill ring[uint64]
-	rx   ring[unix.XDPDesc]
-	held []uint64 // received, not yet released
+	fill    ring[uint64]
+	rx      ring[unix.XDPDesc]
+	held    []uint64 // received, not yet released; with the offset within the frame
+	copier  copier
+	touched byte
 
 	tx         ring[unix.XDPDesc]
 	completion ring[uint64]
@@ -45,18 +50,35 @@ const copyBudget = 32
 const busyPollBudget = 64
 
 func openNative(cfg Config, ifindex int) (_ Socket, err error) {
+	m, err := mapMemory(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, m.release()) }()
+	return newNative(cfg, ifindex, m, 0, nil)
+}
+
+// newNative opens a socket whose part of the memory begins at part. first is the bound socket that registered the
+// memory; nil: this one does.
+func newNative(cfg Config, ifindex int, m *memory, part int, first *native) (_ *native, err error) {
 	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, explain("socket", err)
 	}
-	s := &native{fd: fd, size: cfg.FrameSize, mask: ^uint64(cfg.FrameSize - 1), wakeup: cfg.NeedWakeup} //nolint:gosec // a checked size
+	m.users.Add(1)
+	s := &native{
+		fd: fd, memory: m, umem: m.bytes, size: cfg.FrameSize,
+		mask: ^uint64(cfg.FrameSize - 1), wakeup: cfg.NeedWakeup, //nolint:gosec // a checked size
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if err = s.mapMemory(cfg); err != nil {
-		return nil, err
+	if first == nil {
+		if err = m.register(fd); err != nil {
+			return nil, err
+		}
 	}
 	if err = s.mapRings(cfg); err != nil {
 		return nil, err
@@ -64,10 +86,10 @@ func openNative(cfg Config, ifindex int) (_ Socket, err error) {
 	s.held = make([]uint64, 0, cfg.Frames)
 	s.spare = make([]uint64, 0, cfg.TxRing)
 	for i := range cfg.Frames {
-		s.held = append(s.held, uint64(i*cfg.FrameSize)) //nolint:gosec // within the mapping
+		s.held = append(s.held, uint64(part+i*cfg.FrameSize)) //nolint:gosec // within the mapping
 	}
 	for i := range cfg.TxRing {
-		s.spare = append(s.spare, uint64((cfg.Frames+i)*cfg.FrameSize)) //nolint:gosec // within the mapping
+		s.spare = append(s.spare, uint64(part+(cfg.Frames+i)*cfg.FrameSize)) //nolint:gosec // within the mapping
 	}
 	// The kernel must own frames before the first one arrives.
 	s.Release()
@@ -82,37 +104,13 @@ func openNative(cfg Config, ifindex int) (_ Socket, err error) {
 			return nil, err
 		}
 	}
-	if err = s.bind(cfg, ifindex); err != nil {
+	if err = s.bind(cfg, ifindex, first); err != nil {
 		return nil, err
 	}
 	if v, err := unix.GetsockoptInt(fd, unix.SOL_XDP, unix.XDP_OPTIONS); err == nil {
 		s.zeroCopy = v&unix.XDP_OPTIONS_ZEROCOPY != 0
 	}
 	return s, nil
-}
-
-func (s *native) mapMemory(cfg Config) error {
-	length := (cfg.Frames + cfg.TxRing) * cfg.FrameSize
-	m, err := unix.Mmap(-1, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return fmt.Errorf("map %d bytes of frame memory: %w", length, err)
-	}
-	s.umem = m
-	preferNode(m, cfg.Iface)
-	// Touched now, after the NUMA preference, and by this process: neither a page fault nor, where a hypervisor keeps page
-	// tables of its own, the first access to a page that madvise populated, should cost microseconds in the hot loop.
-	for i := 0; i < len(m); i += os.Getpagesize() {
-		m[i] = 0
-	}
-	reg := unix.XDPUmemReg{
-		Addr: uint64(uintptr(unsafe.Pointer(&m[0]))), //nolint:gosec // address of a mapping, which does not move
-		Len:  uint64(length),                         //nolint:gosec // positive
-		Size: uint32(cfg.FrameSize),                  //nolint:gosec // checked
-	}
-	if err := setsockopt(s.fd, unix.XDP_UMEM_REG, unsafe.Pointer(&reg), unsafe.Sizeof(reg)); err != nil {
-		return explain("register frame memory", err)
-	}
-	return nil
 }
 
 func (s *native) mapRings(cfg Config) error {
@@ -149,8 +147,9 @@ func (s *native) mapRings(cfg Config) error {
 	return nil
 }
 
-// bind asks for zero-copy unless told otherwise: without a mode flag the kernel tries it and falls back.
-func (s *native) bind(cfg Config, ifindex int) error {
+// bind asks for zero-copy unless told otherwise: without a mode flag the kernel tries it and falls back. A second
+// socket in the first one's memory has the first one's mode and need-wakeup; the kernel takes no flags beside it.
+func (s *native) bind(cfg Config, ifindex int, first *native) error {
 	sa := unix.SockaddrXDP{Ifindex: uint32(ifindex), QueueID: uint32(cfg.Queue)} //nolint:gosec // both checked non-negative
 	switch cfg.ZeroCopy {
 	case ZeroCopyNever:
@@ -162,6 +161,9 @@ func (s *native) bind(cfg Config, ifindex int) error {
 	if cfg.NeedWakeup {
 		sa.Flags |= unix.XDP_USE_NEED_WAKEUP
 	}
+	if first != nil {
+		sa.Flags, sa.SharedUmemFD = unix.XDP_SHARED_UMEM, uint32(first.fd) //nolint:gosec // descriptors are small
+	}
 	// A queue stays bound for a moment after its last socket is closed: the kernel frees it in the
 	// background.
 	var err error
@@ -171,10 +173,13 @@ func (s *native) bind(cfg Config, ifindex int) error {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	if err != nil {
-		return explainBind(err)
+	switch {
+	case err == nil:
+		return nil
+	case first != nil: // EINVAL may mean the first one's mode
+		return explain("bind in the frame memory of another socket", err)
 	}
-	return nil
+	return explainBind(err)
 }
 
 func (s *native) Receive(frames []Frame) int {
@@ -189,7 +194,8 @@ func (s *native) Receive(frames []Frame) int {
 	cons, mask := s.rx.cons, s.rx.mask
 	for i := range n {
 		d := &s.rx.entries[(cons+i)&mask]
-		s.held = append(s.held, d.Addr&s.mask)
+		frames[i].slot = len(s.held)
+		s.held = append(s.held, d.Addr)
 		frames[i].Data = s.umem[d.Addr : d.Addr+uint64(d.Len) : d.Addr+uint64(d.Len)]
 	}
 	s.rx.cons += n
@@ -206,7 +212,7 @@ func (s *native) Release() {
 	s.fill.free(n)
 	prod, mask := s.fill.prod, s.fill.mask
 	for i, addr := range s.held {
-		s.fill.entries[(prod+uint32(i))&mask] = addr //nolint:gosec // as above
+		s.fill.entries[(prod+uint32(i))&mask] = addr & s.mask //nolint:gosec // as above
 	}
 	s.held = s.held[:0]
 	s.fill.prod += n
@@ -249,6 +255,41 @@ func (s *native) Send(frames [][]byte) (int, error) {
 	return int(n), err
 }
 
+func (s *native) Forward(frames []Frame, to Socket) (int, error) {
+	t, ok := to.(*native)
+	if !ok || t.memory != s.memory {
+		return s.copier.forward(frames, to)
+	}
+	want := uint32(len(frames)) //nolint:gosec // callers pass short slices
+	if uint32(len(t.spare)) < want {
+		t.reclaim()
+	}
+	room := min(t.tx.free(want), uint32(len(t.spare)), want) //nolint:gosec // spare has at most TxRing
+	// Reading all frames first lets their cache misses overlap; transmitting in copy mode, the kernel meets them one by one.
+	for i := range frames[:room] {
+		s.touched += frames[i].Data[0]
+	}
+	var err error
+	n := uint32(0)
+	for ; n < room; n++ {
+		f := &frames[n]
+		if f.slot < 0 || f.slot >= len(s.held) {
+			err = ErrNotHeld
+			break
+		}
+		last := len(t.spare) - 1
+		t.tx.entries[(t.tx.prod+n)&t.tx.mask] = unix.XDPDesc{Addr: s.held[f.slot], Len: uint32(len(f.Data)), Options: 0} //nolint:gosec // at most size
+		s.held[f.slot] = t.spare[last]
+		t.spare = t.spare[:last]
+		f.slot = forwarded
+	}
+	if n > 0 {
+		t.tx.prod += n
+		t.tx.publish()
+	}
+	return int(n), err
+}
+
 // reclaim takes transmitted frames from the completion ring.
 func (s *native) reclaim() {
 	n := s.completion.available(s.completion.mask + 1)
@@ -257,7 +298,7 @@ func (s *native) reclaim() {
 	}
 	cons, mask := s.completion.cons, s.completion.mask
 	for i := range n {
-		s.spare = append(s.spare, s.completion.entries[(cons+i)&mask])
+		s.spare = append(s.spare, s.completion.entries[(cons+i)&mask]&s.mask)
 	}
 	s.completion.cons += n
 	s.completion.consume()
@@ -305,11 +346,8 @@ func (s *native) Close() error {
 	}
 	// The mappings hold the socket too: the queue is free only after all of them are gone.
 	errs := []error{s.fill.unmap(), s.completion.unmap(), s.rx.unmap(), s.tx.unmap(), unix.Close(s.fd)}
-	s.fd = -1
-	if s.umem != nil {
-		errs = append(errs, unix.Munmap(s.umem))
-		s.umem = nil
-	}
+	s.fd, s.umem = -1, nil
+	errs = append(errs, s.memory.release())
 	s.held, s.spare = nil, nil
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close AF_XDP socket: %w", err)

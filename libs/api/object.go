@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
 // Nanos is a time in Unix nanoseconds. In JSON it is a string of digits: a browser's numbers are exact up to 2^53
@@ -71,8 +73,35 @@ type Flow struct {
 	FirstNs    Nanos  `json:"first_ns"`
 	LastNs     Nanos  `json:"last_ns"`
 
+	TCP *TCPFacts `json:"tcp,omitempty" doc:"what the sensor measured of a TCP flow; absent where it did not"`
+
 	DNSAnswers []string `json:"dns_answers,omitempty" doc:"addresses and names of the answer, at most 8 and 256 bytes in all"`
 	Risks      []Risk   `json:"risks,omitempty" doc:"what somebody should look at"`
+}
+
+// TCPFacts is what the sensor measured of a TCP flow: the handshake's round trip with its two parts, as seen from where the
+// sensor is, and segments that were sent again, of this part of the flow and as far as the sensor read its packets.
+type TCPFacts struct {
+	RTTUs          uint32 `json:"rtt_us,omitempty" doc:"round trip of the handshake in microseconds, the sum of both parts; absent when one was not measured"`
+	RTTClientUs    uint32 `json:"rtt_client_us,omitempty" doc:"from the SYN-ACK to the ACK: between sensor and client"`
+	RTTServerUs    uint32 `json:"rtt_server_us,omitempty" doc:"from the SYN to the SYN-ACK: between sensor and server"`
+	RetransmitsFwd uint32 `json:"retransmits_fwd" doc:"segments sent again from the source"`
+	RetransmitsRev uint32 `json:"retransmits_rev" doc:"towards the source"`
+}
+
+// NewTCPFacts is nil without facts.
+func NewTCPFacts(f *eventv1.TcpFacts) *TCPFacts {
+	if f == nil {
+		return nil
+	}
+	out := &TCPFacts{
+		RTTClientUs: f.GetRttClientUs(), RTTServerUs: f.GetRttServerUs(),
+		RetransmitsFwd: f.GetRetransmitsFwd(), RetransmitsRev: f.GetRetransmitsRev(),
+	}
+	if out.RTTClientUs != 0 && out.RTTServerUs != 0 {
+		out.RTTUs = out.RTTClientUs + out.RTTServerUs
+	}
+	return out
 }
 
 // Risk is one thing about a flow that somebody should look at.
@@ -337,102 +366,6 @@ type Group struct {
 type LearnedHost struct {
 	Host       string             `json:"host"`
 	Thresholds map[string]float64 `json:"thresholds" doc:"in force; those that are the group's are left out"`
-}
-
-// Sensor is an ingest instance.
-type Sensor struct {
-	Name       string      `json:"name"`
-	Ready      bool        `json:"ready"`
-	Interfaces []Interface `json:"interfaces" nullable:"false"`
-	TopDst     []Talker    `json:"top_destinations" nullable:"false"`
-	TopSrc     []Talker    `json:"top_sources" nullable:"false"`
-}
-
-// Interface is a captured interface.
-type Interface struct {
-	Name        string            `json:"name"`
-	Mode        string            `json:"mode" enum:"inline,host,tap"`
-	Capture     string            `json:"capture" example:"af_xdp native copy"`
-	Queues      uint32            `json:"queues"`
-	XDPPackets  map[string]uint64 `json:"xdp_packets" doc:"by action, and seen"`
-	XDPBytes    map[string]uint64 `json:"xdp_bytes"`
-	Received    uint64            `json:"received"`
-	RingDrops   uint64            `json:"ring_drops"`
-	Transmitted uint64            `json:"transmitted"`
-}
-
-// Talker is a heavy address now.
-type Talker struct {
-	Addr string  `json:"addr"`
-	PPS  float64 `json:"pps"`
-	BPS  float64 `json:"bps"`
-}
-
-// Node is a service instance that sends heartbeats.
-type Node struct {
-	Service   string `json:"service"`
-	Instance  string `json:"instance"`
-	Address   string `json:"address,omitempty"`
-	Version   string `json:"version"`
-	StartedNs Nanos  `json:"started_ns"`
-	SeenNs    Nanos  `json:"seen_ns"`
-}
-
-// Service is the state of one service instance.
-type Service struct {
-	Service   string   `json:"service"`
-	Instance  string   `json:"instance"`
-	Version   string   `json:"version"`
-	StartedNs Nanos    `json:"started_ns"`
-	Ready     bool     `json:"ready"`
-	Problems  []string `json:"problems" nullable:"false" doc:"what is not well now, one sentence each"`
-
-	CertificateExpiresNs Nanos `json:"certificate_expires_ns,omitempty" doc:"end of the certificate for the other services, or of its authority if earlier; absent: plain text"`
-}
-
-// Ledger is what came in at each stage and what became of it.
-type Ledger struct {
-	Stages     []Stage `json:"stages" nullable:"false"`
-	Difference int64   `json:"difference" doc:"in flight while traffic runs; 0 soon after it stops"`
-}
-
-// Stage is one equation of the ledger.
-type Stage struct {
-	Stage      string            `json:"stage"`
-	In         uint64            `json:"in"`
-	InName     string            `json:"in_name"`
-	Out        map[string]uint64 `json:"out"`
-	Difference int64             `json:"difference"`
-}
-
-// Status is the state of everything.
-type Status struct {
-	Services   []Service         `json:"services" nullable:"false"`
-	Missing    []Missing         `json:"missing" nullable:"false" doc:"services that did not answer"`
-	Interfaces []Interface       `json:"interfaces" nullable:"false"`
-	Streams    []ClassifyStream  `json:"streams" nullable:"false" doc:"of each sensor to its classifiers"`
-	Enforcing  bool              `json:"enforcing" doc:"false: rules only count what they would drop"`
-	Panic      Panic             `json:"panic"`
-	Database   string            `json:"database,omitempty"`
-	Rows       map[string]uint64 `json:"rows,omitempty" doc:"by table"`
-	Ledger     Ledger            `json:"ledger"`
-}
-
-// ClassifyStream is what a sensor has to do with one of its classifiers.
-type ClassifyStream struct {
-	Sensor         string  `json:"sensor"`
-	Address        string  `json:"address" doc:"of the classifier, as the sensor is configured"`
-	Connected      bool    `json:"connected"`
-	Share          float64 `json:"share" doc:"of the networks that the classifier judges now, 0 to 1; 0 while it does not answer and others judge for it"`
-	BatchesPending uint64  `json:"batches_pending" doc:"that it has not acknowledged"`
-	Problem        string  `json:"problem,omitempty" doc:"why there is no stream"`
-}
-
-// Missing is a service that did not answer.
-type Missing struct {
-	Service string `json:"service"`
-	Address string `json:"address"`
-	Problem string `json:"problem"`
 }
 
 // Panic is the mesh's panic state.

@@ -24,6 +24,14 @@ type Totals struct {
 	BytesFwd, BytesRev     uint64
 }
 
+// TCP is what the sensor measured of a TCP flow. RTTs are of its handshake, in microseconds, at least 1, and 0 where they
+// were not measured: the client's is from the SYN-ACK to the ACK as the sensor sees them, the server's from the SYN to the
+// SYN-ACK, and their sum is the round trip. Retransmits are segments of this part.
+type TCP struct {
+	RTTClientUs, RTTServerUs       uint32
+	RetransmitsFwd, RetransmitsRev uint32
+}
+
 // End closes a flow, or one active-timeout part of it.
 type End struct {
 	ID              uint64
@@ -34,6 +42,8 @@ type End struct {
 	FlagsRev        uint8
 	Reason          flowv1.EndReason
 	Part            uint16
+	TCP             TCP
+	NoTCP           bool // read from a sensor of an older version, which does not measure it; not for writing
 }
 
 // Bytes of a record on the wire at most; a segment's payload comes on top.
@@ -41,7 +51,7 @@ const (
 	OpenBytes    = 66
 	SegmentBytes = 24
 	UpdateBytes  = 48
-	EndBytes     = 104
+	EndBytes     = 120
 	SummaryBytes = 60
 )
 
@@ -133,6 +143,8 @@ func AppendEnd(b *flowv1.FlowBatch, e *End) {
 	c.TcpFlagsRev = append(c.TcpFlagsRev, e.FlagsRev)
 	c.Reason = append(c.Reason, uint8(e.Reason)) //nolint:gosec // an enum of a few values
 	c.Part = le.AppendUint16(c.Part, e.Part)
+	c.Tcp = le.AppendUint64(c.Tcp, uint64(e.TCP.RTTClientUs)|uint64(e.TCP.RTTServerUs)<<32)
+	c.Tcp = le.AppendUint64(c.Tcp, uint64(e.TCP.RetransmitsFwd)|uint64(e.TCP.RetransmitsRev)<<32)
 	if e.Key.Tunnel != 0 {
 		c.Tunnel = appendSparse(c.Tunnel, int(c.Count), e.Key.Tunnel)
 	}
@@ -156,7 +168,7 @@ func OpenAt(c *flowv1.FlowOpens, i int) Open {
 
 // EndAt reads end i; i < Count of a batch that Validate accepted.
 func EndAt(c *flowv1.FlowEnds, i int) End {
-	return End{
+	e := End{
 		ID: Column(c.FlowId).U64(i),
 		Key: Key{
 			Src: Column(c.SrcIp).IP(i), Dst: Column(c.DstIp).IP(i),
@@ -170,8 +182,15 @@ func EndAt(c *flowv1.FlowEnds, i int) End {
 			BytesFwd: Column(c.BytesFwd).U64(i), BytesRev: Column(c.BytesRev).U64(i),
 		},
 		FlagsFwd: c.TcpFlagsFwd[i], FlagsRev: c.TcpFlagsRev[i],
-		Reason: flowv1.EndReason(c.Reason[i]), Part: Column(c.Part).U16(i),
+		Reason: flowv1.EndReason(c.Reason[i]), Part: Column(c.Part).U16(i), NoTCP: len(c.Tcp) == 0,
 	}
+	if !e.NoTCP {
+		v := Column(c.Tcp)
+		e.TCP = TCP{
+			RTTClientUs: v.U32(4 * i), RTTServerUs: v.U32(4*i + 1), RetransmitsFwd: v.U32(4*i + 2), RetransmitsRev: v.U32(4*i + 3),
+		}
+	}
+	return e
 }
 
 // Records is how many records a batch holds: opens, segments, updates and ends.
@@ -207,7 +226,7 @@ func Reset(b *flowv1.FlowBatch) {
 		c.Count = 0
 		for _, p := range []*[]byte{&c.FlowId, &c.SrcIp, &c.DstIp, &c.SrcPort, &c.DstPort, &c.Protocol, &c.Vlan,
 			&c.FirstNs, &c.LastNs, &c.PacketsFwd, &c.PacketsRev, &c.BytesFwd, &c.BytesRev,
-			&c.TcpFlagsFwd, &c.TcpFlagsRev, &c.Reason, &c.Part, &c.Tunnel} {
+			&c.TcpFlagsFwd, &c.TcpFlagsRev, &c.Reason, &c.Part, &c.Tcp, &c.Tunnel} {
 			*p = (*p)[:0]
 		}
 	}
@@ -259,12 +278,16 @@ func Validate(b *flowv1.FlowBatch) error {
 		}
 	}
 	if c := b.Ends; c != nil {
+		tcp := column{"tcp", c.Tcp, 16}
+		if len(c.Tcp) == 0 { // a sensor of an older version
+			tcp.size = 0
+		}
 		if err := check("ends", c.Count, []column{
 			{"flow_id", c.FlowId, 8}, {"src_ip", c.SrcIp, 16}, {"dst_ip", c.DstIp, 16}, {"src_port", c.SrcPort, 2},
 			{"dst_port", c.DstPort, 2}, {"protocol", c.Protocol, 1}, {"vlan", c.Vlan, 2}, {"first_ns", c.FirstNs, 8},
 			{"last_ns", c.LastNs, 8}, {"packets_fwd", c.PacketsFwd, 8}, {"packets_rev", c.PacketsRev, 8},
 			{"bytes_fwd", c.BytesFwd, 8}, {"bytes_rev", c.BytesRev, 8}, {"tcp_flags_fwd", c.TcpFlagsFwd, 1},
-			{"tcp_flags_rev", c.TcpFlagsRev, 1}, {"reason", c.Reason, 1}, {"part", c.Part, 2},
+			{"tcp_flags_rev", c.TcpFlagsRev, 1}, {"reason", c.Reason, 1}, {"part", c.Part, 2}, tcp,
 		}); err != nil {
 			return err
 		}

@@ -31,7 +31,8 @@ func full() (*flowv1.FlowBatch, []Open, []End) {
 		AppendSegment(b, o.ID, n&1, uint32(n)*100, o.FirstNs, make([]byte, int(n)*10))
 		AppendUpdate(b, o.ID, Totals{1, 2, 3, 4}, o.FirstNs)
 		e := End{ID: o.ID, Key: o.Key, FirstNs: o.FirstNs, LastNs: o.FirstNs + 5, Totals: Totals{9, 8, 7, 6}, FlagsFwd: 0x12, FlagsRev: 0x1A,
-			Reason: flowv1.EndReason_END_REASON_FIN, Part: uint16(n)}
+			Reason: flowv1.EndReason_END_REASON_FIN, Part: uint16(n),
+			TCP: TCP{RTTClientUs: 20_000, RTTServerUs: 1 << 31, RetransmitsFwd: uint32(n), RetransmitsRev: 1<<32 - 1}}
 		AppendEnd(b, &e)
 		ends = append(ends, e)
 	}
@@ -120,6 +121,25 @@ func TestValidateRefuses(t *testing.T) {
 		if Validate(b) == nil {
 			t.Errorf("%s: a malformed batch was accepted", name)
 		}
+	}
+}
+
+// TestOlderSensor: a batch without the newest column is taken, and its ends say so.
+func TestOlderSensor(t *testing.T) {
+	b, _, ends := full()
+	if e := EndAt(b.Ends, 1); e.NoTCP || e.TCP != ends[1].TCP {
+		t.Errorf("%+v", e)
+	}
+	b.Ends.Tcp = b.Ends.Tcp[:16]
+	if Validate(b) == nil {
+		t.Error("a column that is too short was accepted")
+	}
+	b.Ends.Tcp = nil
+	if err := Validate(b); err != nil {
+		t.Fatal(err)
+	}
+	if e := EndAt(b.Ends, 1); !e.NoTCP || e.TCP != (TCP{}) || e.ID != ends[1].ID {
+		t.Errorf("%+v", e)
 	}
 }
 

@@ -29,6 +29,8 @@ type BatchResult struct {
 	Summarised uint64                // flows that ingest summed up instead of telling one by one
 	// Reuse is the caller's: the next call writes over the records, which have no Id then. A flow costs no allocation so.
 	Reuse bool
+
+	facts []*eventv1.TcpFacts // of records that were written over
 }
 
 // WindowResult is what a window led to. Verdicts carry their rules; trace ids are left to the caller.
@@ -419,7 +421,7 @@ func (e *Engine) Flush(b *BatchResult, out *WindowResult) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if b != nil {
-		*b = BatchResult{Records: b.Records[:0], Named: b.Named[:0], Reuse: b.Reuse}
+		*b = BatchResult{Records: b.Records[:0], Named: b.Named[:0], Reuse: b.Reuse, facts: b.facts}
 	}
 	var drop WindowResult
 	if out == nil {

@@ -62,7 +62,7 @@ const maxStreams = 4_096
 // Batch takes in one batch and fills out: records of flows that ended, and flows whose label is final. out is
 // overwritten. The error names a malformed batch, nothing of which was used.
 func (e *Engine) Batch(b *flowv1.FlowBatch, out *BatchResult) error {
-	*out = BatchResult{Records: out.Records[:0], Enough: out.Enough[:0], Named: out.Named[:0], Reuse: out.Reuse}
+	*out = BatchResult{Records: out.Records[:0], Enough: out.Enough[:0], Named: out.Named[:0], Reuse: out.Reuse, facts: out.facts}
 	if err := flow.Validate(b); err != nil {
 		return fmt.Errorf("batch %d of %s: %w", b.GetBatch(), b.GetSensor(), err)
 	}

@@ -20,9 +20,25 @@ func (out *BatchResult) record() *eventv1.FlowRecord {
 	out.Records = out.Records[:n+1]
 	r := out.Records[n]
 	src, dst, risks, answers := r.SrcIp[:0], r.DstIp[:0], r.Risks[:0], r.DnsAnswers[:0]
+	if r.Tcp != nil {
+		out.facts = append(out.facts, r.Tcp)
+	}
 	r.Reset()
 	r.SrcIp, r.DstIp, r.Risks, r.DnsAnswers = src, dst, risks, answers
 	return r
+}
+
+const protocolTCP = 6
+
+// tcp returns facts to fill in, of an earlier record if there are any. All of them are set anew.
+func (out *BatchResult) tcp() *eventv1.TcpFacts {
+	n := len(out.facts)
+	if n == 0 {
+		return &eventv1.TcpFacts{}
+	}
+	f := out.facts[n-1]
+	out.facts = out.facts[:n-1]
+	return f
 }
 
 // end writes the record of a flow, or of a part of it, that is over.
@@ -39,6 +55,11 @@ func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch, out *BatchResu
 	r.PacketsFwd, r.PacketsRev, r.BytesFwd, r.BytesRev = x.Totals.PacketsFwd, x.Totals.PacketsRev, x.Totals.BytesFwd, x.Totals.BytesRev
 	r.TcpFlagsFwd, r.TcpFlagsRev = uint32(x.FlagsFwd), uint32(x.FlagsRev)
 	r.EndReason = uint32(x.Reason) //nolint:gosec // an enum of a few values
+	if x.Key.Protocol == protocolTCP && !x.NoTCP {
+		r.Tcp = out.tcp()
+		r.Tcp.RttClientUs, r.Tcp.RttServerUs = x.TCP.RTTClientUs, x.TCP.RTTServerUs
+		r.Tcp.RetransmitsFwd, r.Tcp.RetransmitsRev = x.TCP.RetransmitsFwd, x.TCP.RetransmitsRev
+	}
 	if f := e.flows.find(id); f != nil {
 		f.lastNs = max(f.lastNs, x.LastNs)
 		e.answered(f, x.Totals.PacketsFwd, x.Totals.PacketsRev)

@@ -70,6 +70,7 @@ type Config struct {
 	IdleOther     time.Duration `name:"idle-other" env:"TIDEGATE_INGEST_IDLE_OTHER" default:"30s" help:"Idle timeout of other flows."`
 	ActiveTimeout time.Duration `name:"active-timeout" env:"TIDEGATE_INGEST_ACTIVE_TIMEOUT" default:"60s" help:"Long flows are exported in parts of this length; 0 exports them whole. One that is silent by then for half its idle timeout is exported when it ends."`
 
+	SharedFrames     bool `name:"shared-frames" env:"TIDEGATE_INGEST_SHARED_FRAMES" default:"true" negatable:"" help:"Inline: queues of both ports share frame memory, so that a frame is forwarded without a copy. Where kernel or driver refuses, or the ports have different numbers of queues, frames are copied."`
 	FailClosed       bool `name:"fail-closed" env:"TIDEGATE_INGEST_FAIL_CLOSED" help:"Inline: drop instead of forward while no sensor reads."`
 	KernelForwarding bool `name:"kernel-forwarding" env:"TIDEGATE_INGEST_KERNEL_FORWARDING" default:"true" negatable:"" help:"Inline and host: forward flows whose label is final in the kernel, or spare them the copy, and meter them there."`
 	MaxForwarded     int  `name:"max-forwarded" env:"TIDEGATE_INGEST_MAX_FORWARDED" default:"16384" help:"Flows forwarded in the kernel at most."`
@@ -83,7 +84,7 @@ func DefaultConfig() Config {
 		Backend: afxdp.Native, Frames: 16384, RxRing: 16384, TxRing: 2048, Nice: -10, Spin: 37 * time.Microsecond,
 		BatchInterval: 5 * time.Millisecond, WindowInterval: 100 * time.Millisecond, BufferBytes: 64 << 20,
 		MaxFlows: 1 << 20, IdleTCP: 120 * time.Second, IdleUDP: 60 * time.Second, IdleOther: 30 * time.Second,
-		ActiveTimeout: 60 * time.Second, KernelForwarding: true, MaxForwarded: 16384,
+		ActiveTimeout: 60 * time.Second, SharedFrames: true, KernelForwarding: true, MaxForwarded: 16384,
 	}
 }
 

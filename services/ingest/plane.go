@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 type plane struct {
 	ports   []*port
 	packets bool // read by AF_PACKET
+	shared  bool // forwarded frames are not copied
 }
 
 // port is one interface of a plane.
@@ -27,6 +29,7 @@ type port struct {
 	index   uint8
 	ifindex int
 	gate    *xdp.Gate          // with AF_PACKET nil where XDP cannot be had
+	queues  int                // receive queues that AF_XDP reads, when opened
 	promisc io.Closer          // keeps the interface promiscuous; nil: it could not be
 	sockets []afxdp.Socket     // a queue
 	packets []*afpacket.Socket // tap without AF_XDP: what there is instead, a worker
@@ -105,21 +108,69 @@ func (s *Service) openXDP() (_ *plane, err error) {
 			q.counts.kind.Store(captureRing)
 			continue
 		}
-		if err := q.openSockets(&s.cfg, size); err != nil {
-			return nil, err
-		}
+		q.queues = min(g.Queues(), maxQueues)
 		// A mirror's frames, and a bridge's, are for others' addresses.
 		if q.promisc, err = afpacket.Promiscuous(name); err != nil {
 			s.tel.Log.Warn("frames for other machines may not come up", "iface", name, "error", err)
 			q.promisc = nil
 		}
 	}
-	if len(p.ports) == 2 && len(p.ports[0].sockets) != len(p.ports[1].sockets) {
-		for _, q := range p.ports {
-			q.txLocks = make([]sync.Mutex, len(q.sockets))
+	if s.cfg.Mode == ModeHost {
+		return p, nil
+	}
+	return p, p.openSockets(&s.cfg, size, s.tel.Log)
+}
+
+// openSockets binds a socket to every queue. In a bridge, queue n of one port and queue n of the other share frame memory
+// if they can.
+func (p *plane) openSockets(cfg *Config, size int, log *slog.Logger) error {
+	if cfg.Mode == ModeInline {
+		if err := p.openPairs(cfg, size, log); err != nil {
+			return err
 		}
 	}
-	return p, nil
+	for _, q := range p.ports {
+		for n := len(q.sockets); n < q.queues; n++ {
+			sock, err := afxdp.Open(cfg.sockets(q.name, n, size))
+			if err != nil {
+				return fmt.Errorf("capture from %s is not possible: %w", q.name, err)
+			}
+			q.sockets = append(q.sockets, sock)
+		}
+		if len(q.sockets) == 0 {
+			return fmt.Errorf("capture from %s is not possible: it has no receive queue", q.name)
+		}
+		q.describeSockets(p.shared)
+	}
+	return nil
+}
+
+// openPairs binds the sockets of a bridge's queues that share frame memory, if asked to. A frame that several workers'
+// sockets could transmit would have several owners, so with different numbers of queues frames are copied, under locks.
+func (p *plane) openPairs(cfg *Config, size int, log *slog.Logger) error {
+	a, b := p.ports[0], p.ports[1]
+	copies := fmt.Errorf("%s has %d queues and %s has %d; give both the same number (ethtool -L)", a.name, a.queues, b.name, b.queues)
+	if a.queues == b.queues {
+		copies = nil
+	} else {
+		a.txLocks, b.txLocks = make([]sync.Mutex, a.queues), make([]sync.Mutex, b.queues)
+	}
+	if !cfg.SharedFrames {
+		return nil
+	}
+	for n := 0; n < a.queues && copies == nil; n++ {
+		pair, err := afxdp.OpenPair(cfg.sockets(a.name, n, size), cfg.sockets(b.name, n, size))
+		if err != nil {
+			return fmt.Errorf("capture from %s and %s is not possible: %w", a.name, b.name, err)
+		}
+		a.sockets, b.sockets = append(a.sockets, pair.A), append(b.sockets, pair.B)
+		copies = pair.Copies
+	}
+	p.shared = copies == nil
+	if copies != nil {
+		log.Info("forwarded frames are copied from one port's memory to the other's", "reason", copies)
+	}
+	return nil
 }
 
 // frameSize checks that the interfaces can be captured from and returns what the largest MTU takes: the
@@ -151,17 +202,7 @@ func refuseLoopback(ifaces []string) error {
 	return nil
 }
 
-func (q *port) openSockets(cfg *Config, size int) error {
-	for n := range min(q.gate.Queues(), maxQueues) {
-		sock, err := afxdp.Open(cfg.sockets(q.name, n, size))
-		if err != nil {
-			return fmt.Errorf("capture from %s is not possible: %w", q.name, err)
-		}
-		q.sockets = append(q.sockets, sock)
-	}
-	if len(q.sockets) == 0 {
-		return fmt.Errorf("capture from %s is not possible: it has no receive queue", q.name)
-	}
+func (q *port) describeSockets(shared bool) {
 	attach, copying := "native", "copy"
 	if q.gate.Generic() {
 		attach = "generic"
@@ -169,9 +210,11 @@ func (q *port) openSockets(cfg *Config, size int) error {
 	if q.sockets[0].ZeroCopy() {
 		copying = "zero-copy"
 	}
+	if shared {
+		copying += ", shared memory"
+	}
 	q.counts.capture.Store("af_xdp " + attach + " " + copying)
 	q.counts.kind.Store(CaptureAFXDP)
-	return nil
 }
 
 // readers is how many workers the port feeds.

@@ -88,9 +88,11 @@ func (r copyReceiver) receive(frames [][]byte) int { return r.Receive(frames) }
 // input is one port's queue as a worker sees it.
 type input struct {
 	rx     receiver
-	copies *xdp.Copies  // host mode: rx, whose packets bring their time and size; else nil
-	tx     afxdp.Socket // inline: the other port's socket; else nil
-	txLock *sync.Mutex  // not nil when other workers send through tx too
+	copies *xdp.Copies   // host mode: rx, whose packets bring their time and size; else nil
+	from   afxdp.Socket  // inline: rx's socket; else nil
+	frames []afxdp.Frame // inline: what rx received last; else nil
+	tx     afxdp.Socket  // inline: the other port's socket; else nil
+	txLock *sync.Mutex   // not nil when other workers send through tx too
 	port   uint8
 	queue  *queueCounts
 	out    *portCounts // of the port that tx belongs to
@@ -112,7 +114,8 @@ func (w *worker) attach(p *plane, inline bool) {
 		case q.copies != nil && w.n == 0:
 			in.rx, in.copies = copyReceiver{q.copies}, q.copies
 		case w.n < len(q.sockets):
-			in.rx = &socketReceiver{Receiver: q.sockets[w.n]}
+			rx := &socketReceiver{Receiver: q.sockets[w.n]}
+			in.rx, in.from, in.frames = rx, q.sockets[w.n], rx.frames[:]
 		case w.n < len(q.packets):
 			in.rx = &socketReceiver{Receiver: q.packets[w.n]}
 		default:
@@ -216,7 +219,7 @@ func (w *worker) receive(in *input) int {
 		bytes += len(frame)
 	}
 	if in.tx != nil {
-		w.forward(in, w.data[:n])
+		w.forward(in, in.frames[:n])
 	}
 	now := time.Now().UnixNano()
 	if in.copies != nil {
@@ -233,15 +236,16 @@ func (w *worker) receive(in *input) int {
 }
 
 // forward sends frames out of the other port. What its ring does not take after a bounded number of flushes is
-// dropped and counted: waiting longer would only move the loss to the receive ring.
-func (w *worker) forward(in *input, frames [][]byte) {
+// dropped and counted, and goes back to the kernel with the batch: waiting longer would only move the loss to the
+// receive ring. Frames stay readable, because nobody else sends through a socket that shares memory with another.
+func (w *worker) forward(in *input, frames []afxdp.Frame) {
 	if in.txLock != nil {
 		in.txLock.Lock()
 		defer in.txLock.Unlock()
 	}
 	left, sent := frames, uint64(0)
 	for range txAttempts {
-		n, err := in.tx.Send(left)
+		n, err := in.from.Forward(left, in.tx)
 		sent += uint64(n) //nolint:gosec // at most rxBatch
 		left = left[n:]
 		if err != nil && len(left) > 0 { // this frame will never fit

@@ -20,7 +20,7 @@ type fakeSocket struct {
 	room, perFlush int
 	sent, flushes  int
 	flushErr       error
-	rx             [][]byte
+	rx, data       [][]byte
 }
 
 func (s *fakeSocket) Receive(frames []afxdp.Frame) int {
@@ -44,6 +44,13 @@ func (s *fakeSocket) Send(frames [][]byte) (int, error) {
 	}
 	return n, nil
 }
+func (s *fakeSocket) Forward(frames []afxdp.Frame, to afxdp.Socket) (int, error) {
+	s.data = s.data[:0]
+	for i := range frames {
+		s.data = append(s.data, frames[i].Data)
+	}
+	return to.Send(s.data)
+}
 func (s *fakeSocket) Flush() error                     { s.flushes++; s.room += s.perFlush; return s.flushErr }
 func (s *fakeSocket) Wait(time.Duration) (bool, error) { return len(s.rx) > 0, nil }
 func (s *fakeSocket) Stats() (afxdp.Stats, error)      { return afxdp.Stats{}, nil }
@@ -52,19 +59,19 @@ func (s *fakeSocket) ZeroCopy() bool                   { return false }
 func (s *fakeSocket) Close() error                     { return nil }
 
 func TestForward(t *testing.T) {
-	small := func(n int) [][]byte {
-		f := make([][]byte, n)
+	small := func(n int) []afxdp.Frame {
+		f := make([]afxdp.Frame, n)
 		for i := range f {
-			f[i] = make([]byte, 60)
+			f[i].Data = make([]byte, 60)
 		}
 		return f
 	}
 	huge := small(10)
-	huge[4] = make([]byte, 4000)
+	huge[4].Data = make([]byte, 4000)
 	for _, c := range []struct {
 		name          string
 		sock          fakeSocket
-		frames        [][]byte
+		frames        []afxdp.Frame
 		sent, dropped uint64
 	}{
 		{"room", fakeSocket{room: 100}, small(64), 64, 0},
@@ -75,7 +82,7 @@ func TestForward(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out := &portCounts{}
-			(&worker{}).forward(&input{tx: &c.sock, out: out}, c.frames)
+			(&worker{}).forward(&input{from: &fakeSocket{}, tx: &c.sock, out: out}, c.frames)
 			if out.transmitted.Load() != c.sent || out.txDropped.Load() != c.dropped {
 				t.Errorf("transmitted %d, dropped %d; want %d and %d", out.transmitted.Load(), out.txDropped.Load(), c.sent, c.dropped)
 			}
@@ -155,7 +162,8 @@ func TestWorkerAllocatesNothingAFrame(t *testing.T) {
 	}
 	rx, tx := &fakeSocket{}, &fakeSocket{perFlush: rxBatch, room: rxBatch}
 	var queue queueCounts
-	in := &input{rx: &socketReceiver{Receiver: rx}, tx: tx, queue: &queue, out: &portCounts{}}
+	from := &socketReceiver{Receiver: rx}
+	in := &input{rx: from, from: rx, frames: from.frames[:], tx: tx, queue: &queue, out: &portCounts{}}
 	batch := func() {
 		rx.rx = frames
 		w.receive(in)

@@ -22,6 +22,8 @@ func TestFacts(t *testing.T) {
 		tls, dns, plain := record(1, 0), record(1, 1), record(1, 2)
 		tls.Ja3, tls.Ja4, tls.TlsVersion, tls.Confidence = "e7d705a3286e19ea42f587b344ee6865", "t10d070600_c50f5591e341_1a3805c3aa63", "1.0", "payload"
 		tls.HostSource, tls.Risks = "dns", []string{"obsolete_tls", "unexpected_port"}
+		tls.Tcp = &eventv1.TcpFacts{RttClientUs: 310, RttServerUs: 1<<32 - 1, RetransmitsFwd: 1<<32 - 1}
+		plain.Tcp = &eventv1.TcpFacts{} // measured, and nothing there; of dns nothing was measured
 		dns.DnsType, dns.DnsRcode, dns.DnsAnswers = "A", "NOERROR", []string{"www.example.org", "192.0.2.1"}
 		dns.Confidence, dns.Risks = "port", []string{"malformed"}
 		tls.Tunnel = 1<<32 - 1 // the others come from a sensor that knows none

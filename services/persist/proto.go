@@ -63,10 +63,30 @@ func flowRow(sensor string, r *eventv1.FlowRecord) (sqlstore.Flow, error) {
 		DNSRcode: text(r.GetDnsRcode()), DNSAnswers: text(strings.Join(r.GetDnsAnswers(), " ")), Risks: sqlstore.Bits(flow.RisksNamed(r.GetRisks())),
 		Tunnel: sql.NullInt64{Int64: int64(r.GetTunnel()), Valid: r.GetTunnel() != 0},
 	}
+	if f := r.GetTcp(); f != nil {
+		row.RTTClientUs, row.RTTServerUs = measured(f.GetRttClientUs()), measured(f.GetRttServerUs())
+		row.RetransmitsFwd = sql.NullInt64{Int64: int64(f.GetRetransmitsFwd()), Valid: true}
+		row.RetransmitsRev = sql.NullInt64{Int64: int64(f.GetRetransmitsRev()), Valid: true}
+	}
 	if s.bad {
 		return row, errRange
 	}
 	return row, nil
+}
+
+// measured is a time of TcpFacts, where 0 means that there is none.
+func measured(us uint32) sql.NullInt64 { return sql.NullInt64{Int64: int64(us), Valid: us != 0} }
+
+// tcpFacts is nil when nothing was measured.
+func tcpFacts(f *sqlstore.Flow) *eventv1.TcpFacts {
+	if !f.RetransmitsFwd.Valid && !f.RetransmitsRev.Valid && !f.RTTClientUs.Valid && !f.RTTServerUs.Valid {
+		return nil
+	}
+	number := func(n sql.NullInt64) uint32 { return uint32(min(unsigned(n.Int64), math.MaxUint32)) } //nolint:gosec // bounded
+	return &eventv1.TcpFacts{
+		RttClientUs: number(f.RTTClientUs), RttServerUs: number(f.RTTServerUs),
+		RetransmitsFwd: number(f.RetransmitsFwd), RetransmitsRev: number(f.RetransmitsRev),
+	}
 }
 
 func flowRecord(f *sqlstore.Flow) *eventv1.FlowRecord {
@@ -79,6 +99,7 @@ func flowRecord(f *sqlstore.Flow) *eventv1.FlowRecord {
 		Alpn: f.ALPN, Ja3: f.JA3, Ja4: f.JA4, Hassh: f.HASSH, Confidence: f.Confidence, HostSource: f.HostSource,
 		TlsVersion: f.TLSVersion, UserAgent: f.UserAgent, HttpMethod: f.HTTPMethod, DnsType: f.DNSType, DnsRcode: f.DNSRcode,
 		DnsAnswers: strings.Fields(f.DNSAnswers), Risks: flow.Risk(f.Risks).Names(),
+		Tcp:    tcpFacts(f),
 		Tunnel: uint32(f.Tunnel.Int64), //nolint:gosec // 32 bits, or 0
 	}
 }

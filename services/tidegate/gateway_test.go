@@ -167,6 +167,7 @@ var (
 		ID: "f1", Sensor: "edge1", SrcIP: "192.0.2.9", SrcPort: 40001, DstIP: "2001:db8::7", DstPort: 443, Transport: "tcp", App: "tls", Host: "evil\x1b[2J.example",
 		Packets: 12, Bytes: 3400, PacketsRev: 5, BytesRev: 1200, EndReason: "fin", FirstNs: t0, LastNs: t0 + 40*ms,
 		HostSource: "dns", Confidence: "negotiated", JA4: "t13d1516h2_8daaf6152771_e5627efa2ab1", TLSVersion: "1.3", ALPN: "h2",
+		TCP: &api.TCPFacts{RTTUs: 20_310, RTTClientUs: 310, RTTServerUs: 20_000, RetransmitsFwd: 2, RetransmitsRev: 1},
 	}
 	flowTwo   = api.Flow{ID: "f2", SrcIP: "192.0.2.9", DstIP: "198.51.100.7", Transport: "icmp", App: "unknown", Risks: []api.Risk{{Name: "malformed", Reason: "a length cannot be"}}, Packets: 1, Bytes: 84, FirstNs: t0 + ms, LastNs: t0 + ms}
 	ledgerOne = api.Ledger{

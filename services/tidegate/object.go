@@ -3,6 +3,7 @@ package main
 import (
 	"strings"
 
+	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
@@ -41,6 +42,8 @@ type flowObject struct {
 	Bytes      uint64   `json:"bytes"`
 	FirstNs    int64    `json:"first_ns"`
 	LastNs     int64    `json:"last_ns"`
+
+	TCP *api.TCPFacts `json:"tcp,omitempty"`
 }
 
 func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
@@ -55,6 +58,7 @@ func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
 		JA3: r.Ja3, JA4: r.Ja4, HASSH: r.Hassh, TLSVersion: r.TlsVersion, UserAgent: r.UserAgent, HTTPMethod: r.HttpMethod,
 		DNSType: r.DnsType, DNSRcode: r.DnsRcode, DNSAnswers: r.DnsAnswers, Confidence: r.Confidence, Risks: r.Risks, Packets: r.PacketsFwd + r.PacketsRev,
 		Bytes: r.BytesFwd + r.BytesRev, FirstNs: r.FirstNs, LastNs: r.LastNs,
+		TCP: api.NewTCPFacts(r.GetTcp()),
 	}
 }
 

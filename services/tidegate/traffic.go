@@ -51,7 +51,7 @@ func (c *flowsCmd) Run(t *terminal) error {
 	c.narrow(&q)
 	q.Limit = int(c.Limit)
 	seen := map[string]string{} // reason by name
-	head := "FIRST SOURCE DESTINATION PROTO APP CONFIDENCE HOST PACKETS BYTES RISKS"
+	head := "FIRST SOURCE DESTINATION PROTO APP CONFIDENCE HOST PACKETS BYTES RTT RETRANSMITS RISKS"
 	if c.Facts {
 		head = "FIRST SOURCE DESTINATION PROTO APP CONFIDENCE HOST FACTS RISKS"
 	}
@@ -65,7 +65,7 @@ func (c *flowsCmd) Run(t *terminal) error {
 			if c.Facts {
 				row = append(row, orDash(facts(&f)))
 			} else {
-				row = append(row, count(f.Packets), count(f.Bytes))
+				row = append(row, count(f.Packets), count(f.Bytes), roundTrip(f.TCP), retransmits(f.TCP))
 			}
 			return append(row, orDash(strings.Join(names, ",")))
 		})
@@ -101,7 +101,35 @@ func facts(f *api.Flow) string {
 	add("dns", f.DNSType)
 	add("rcode", f.DNSRcode)
 	add("answers", strings.Join(f.DNSAnswers, ","))
+	if f.TCP != nil {
+		add("rtt_client", micros(f.TCP.RTTClientUs))
+		add("rtt_server", micros(f.TCP.RTTServerUs))
+		add("retransmits", fmt.Sprintf("%d/%d", f.TCP.RetransmitsFwd, f.TCP.RetransmitsRev))
+	}
 	return strings.Join(out, " ")
+}
+
+// micros is a time as people read it; empty for none.
+func micros(us uint32) string {
+	if us == 0 {
+		return ""
+	}
+	return (time.Duration(us) * time.Microsecond).String()
+}
+
+func roundTrip(f *api.TCPFacts) string {
+	if f == nil {
+		return "-"
+	}
+	return orDash(micros(f.RTTUs))
+}
+
+// retransmits are those of both directions.
+func retransmits(f *api.TCPFacts) string {
+	if f == nil {
+		return "-"
+	}
+	return count(uint64(f.RetransmitsFwd) + uint64(f.RetransmitsRev))
 }
 
 // reasons prints what each risk means, in the order of their names.

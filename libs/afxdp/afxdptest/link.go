@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
@@ -32,6 +33,7 @@ type Link struct {
 	far  int // ifindex of the far end
 	ns   *netlab.NS
 	xsks *ebpf.Map
+	pair *Link // Open opens a pair with it; nil: one socket
 }
 
 // NewLink makes the link with the given number of queues; the test's end removes it. Without root the test
@@ -43,11 +45,31 @@ func NewLink(t testing.TB, queues int) *Link {
 	return l
 }
 
+// NewLinks makes two links of one queue, whose near ends a pair of sockets may bridge.
+func NewLinks(t testing.TB) (a, b *Link) {
+	t.Helper()
+	return NewLinksNamed(t, "tgx")
+}
+
+// NewLinksNamed is NewLinks beside others of the test; the prefix has at most five letters.
+func NewLinksNamed(t testing.TB, prefix string) (a, b *Link) {
+	t.Helper()
+	a, b = newPlainLink(t, prefix, 1), newPlainLink(t, prefix+"b", 1)
+	a.attach(t)
+	b.attach(t)
+	return a, b
+}
+
 // NewPlainLink makes a link without an XDP program.
 func NewPlainLink(t testing.TB, queues int) *Link {
 	t.Helper()
+	return newPlainLink(t, "tgx", queues)
+}
+
+func newPlainLink(t testing.TB, prefix string, queues int) *Link {
+	t.Helper()
 	RequireRoot(t)
-	lab, err := netlab.New("tgx")
+	lab, err := netlab.New(prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +82,7 @@ func NewPlainLink(t testing.TB, queues int) *Link {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &Link{Near: netlab.Ifname("tgx", "n"), peer: -1, ns: ns}
+	l := &Link{Near: netlab.Ifname(prefix, "n"), peer: -1, ns: ns}
 	if err := lab.Veth(netlab.End{Name: l.Near}, netlab.End{NS: ns, Name: "far"}, queues); err != nil {
 		t.Fatal(err)
 	}
@@ -142,23 +164,59 @@ func (l *Link) attach(t testing.TB) {
 // Open opens a socket on the link and puts it into the program's map; the test's end closes it.
 func (l *Link) Open(t testing.TB, cfg afxdp.Config) afxdp.Socket {
 	t.Helper()
+	if l.pair != nil {
+		return l.OpenPair(t, l.pair, cfg).A
+	}
 	s, err := afxdp.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.adopt(t, cfg.Queue, s)
+	return s
+}
+
+// OpenPair opens a pair, with the other link's socket as B, as Open does with one.
+func (l *Link) OpenPair(t testing.TB, other *Link, cfg afxdp.Config) afxdp.Pair {
+	t.Helper()
+	b := cfg
+	b.Iface = other.Near
+	p, err := afxdp.OpenPair(cfg, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.adopt(t, cfg.Queue, p.A)
+	other.adopt(t, cfg.Queue, p.B)
+	return p
+}
+
+func (l *Link) adopt(t testing.TB, queue int, s afxdp.Socket) {
+	t.Helper()
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	l.Register(t, cfg.Queue, s)
-	return s
+	l.Register(t, queue, s)
 }
 
 // Register puts a socket into the program's map.
 func (l *Link) Register(t testing.TB, queue int, s afxdp.Socket) {
 	t.Helper()
 	if err := l.xsks.Put(uint32(queue), uint32(s.FD())); err != nil { //nolint:gosec // small numbers
+		t.Fatal(err)
+	}
+}
+
+// Set brings Near up or down.
+func (l *Link) Set(t testing.TB, up bool) {
+	t.Helper()
+	near, err := netlink.LinkByName(l.Near)
+	if err == nil && up {
+		err = netlink.LinkSetUp(near)
+	} else if err == nil {
+		err = netlink.LinkSetDown(near)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }

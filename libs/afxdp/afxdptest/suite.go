@@ -37,7 +37,6 @@ func Run(t *testing.T, backend string) {
 		{"serves two goroutines, one a direction", duplex},
 		{"allocates nothing a frame", allocates},
 		{"waits", func(t *testing.T, l *Link, cfg afxdp.Config) { waits(t, l, l.Open(t, cfg)) }},
-		{"frees its queue on close", reopens},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := NewLink(t, 1)
@@ -45,7 +44,20 @@ func Run(t *testing.T, backend string) {
 			cfg.Backend = backend
 			c.f(t, l, cfg)
 		})
+		t.Run("one of a pair "+c.name, func(t *testing.T) {
+			l, other := NewLinks(t)
+			l.pair = other
+			cfg := afxdp.DefaultConfig(l.Near, 0)
+			cfg.Backend = backend
+			c.f(t, l, cfg)
+		})
 	}
+	t.Run("frees its queue on close", func(t *testing.T) {
+		l := NewLink(t, 1)
+		cfg := afxdp.DefaultConfig(l.Near, 0)
+		cfg.Backend = backend
+		reopens(t, l, cfg)
+	})
 	t.Run("binds every queue", func(t *testing.T) {
 		l := NewLink(t, 2)
 		cfg := afxdp.DefaultConfig(l.Near, 0)

@@ -314,6 +314,7 @@ type FlowRecord struct {
 	DnsType       string                 `protobuf:"bytes,29,opt,name=dns_type,json=dnsType,proto3" json:"dns_type,omitempty"`          // of the question: A, AAAA, TXT, or TYPE and a number
 	DnsRcode      string                 `protobuf:"bytes,30,opt,name=dns_rcode,json=dnsRcode,proto3" json:"dns_rcode,omitempty"`       // of the answer: NOERROR, NXDOMAIN; empty while there is none
 	DnsAnswers    []string               `protobuf:"bytes,31,rep,name=dns_answers,json=dnsAnswers,proto3" json:"dns_answers,omitempty"` // addresses and names, at most 8 and 256 bytes in all
+	Tcp           *TcpFacts              `protobuf:"bytes,32,opt,name=tcp,proto3" json:"tcp,omitempty"`                                 // of TCP flows; absent when the sensor does not measure it
 	Tunnel        uint32                 `protobuf:"varint,40,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                          // network that the tunnel around the flow names (VNI, GRE key); 0 = none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -566,9 +567,88 @@ func (x *FlowRecord) GetDnsAnswers() []string {
 	return nil
 }
 
+func (x *FlowRecord) GetTcp() *TcpFacts {
+	if x != nil {
+		return x.Tcp
+	}
+	return nil
+}
+
 func (x *FlowRecord) GetTunnel() uint32 {
 	if x != nil {
 		return x.Tunnel
+	}
+	return 0
+}
+
+// TcpFacts is what the sensor measured of a TCP flow.
+type TcpFacts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The handshake's round trip as the sensor sees it, in microseconds, at least 1, 0 = not measured: from the SYN-ACK to the
+	// ACK, and from the SYN to the SYN-ACK. Their sum is the round trip between the two.
+	RttClientUs uint32 `protobuf:"varint,1,opt,name=rtt_client_us,json=rttClientUs,proto3" json:"rtt_client_us,omitempty"`
+	RttServerUs uint32 `protobuf:"varint,2,opt,name=rtt_server_us,json=rttServerUs,proto3" json:"rtt_server_us,omitempty"`
+	// Segments that were sent again, of this part of the flow, as far as the sensor read its packets.
+	RetransmitsFwd uint32 `protobuf:"varint,3,opt,name=retransmits_fwd,json=retransmitsFwd,proto3" json:"retransmits_fwd,omitempty"`
+	RetransmitsRev uint32 `protobuf:"varint,4,opt,name=retransmits_rev,json=retransmitsRev,proto3" json:"retransmits_rev,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *TcpFacts) Reset() {
+	*x = TcpFacts{}
+	mi := &file_event_v1_event_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TcpFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TcpFacts) ProtoMessage() {}
+
+func (x *TcpFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_event_v1_event_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TcpFacts.ProtoReflect.Descriptor instead.
+func (*TcpFacts) Descriptor() ([]byte, []int) {
+	return file_event_v1_event_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TcpFacts) GetRttClientUs() uint32 {
+	if x != nil {
+		return x.RttClientUs
+	}
+	return 0
+}
+
+func (x *TcpFacts) GetRttServerUs() uint32 {
+	if x != nil {
+		return x.RttServerUs
+	}
+	return 0
+}
+
+func (x *TcpFacts) GetRetransmitsFwd() uint32 {
+	if x != nil {
+		return x.RetransmitsFwd
+	}
+	return 0
+}
+
+func (x *TcpFacts) GetRetransmitsRev() uint32 {
+	if x != nil {
+		return x.RetransmitsRev
 	}
 	return 0
 }
@@ -600,7 +680,7 @@ type Attack struct {
 
 func (x *Attack) Reset() {
 	*x = Attack{}
-	mi := &file_event_v1_event_proto_msgTypes[2]
+	mi := &file_event_v1_event_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +692,7 @@ func (x *Attack) String() string {
 func (*Attack) ProtoMessage() {}
 
 func (x *Attack) ProtoReflect() protoreflect.Message {
-	mi := &file_event_v1_event_proto_msgTypes[2]
+	mi := &file_event_v1_event_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +705,7 @@ func (x *Attack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attack.ProtoReflect.Descriptor instead.
 func (*Attack) Descriptor() ([]byte, []int) {
-	return file_event_v1_event_proto_rawDescGZIP(), []int{2}
+	return file_event_v1_event_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Attack) GetId() string {
@@ -781,7 +861,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_event_v1_event_proto_msgTypes[3]
+	mi := &file_event_v1_event_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +873,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_event_v1_event_proto_msgTypes[3]
+	mi := &file_event_v1_event_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +886,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_event_v1_event_proto_rawDescGZIP(), []int{3}
+	return file_event_v1_event_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Verdict) GetId() string {
@@ -914,7 +994,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_event_v1_event_proto_msgTypes[4]
+	mi := &file_event_v1_event_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1006,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_event_v1_event_proto_msgTypes[4]
+	mi := &file_event_v1_event_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1019,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_event_v1_event_proto_rawDescGZIP(), []int{4}
+	return file_event_v1_event_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Evidence) GetFeatures() map[string]float64 {
@@ -1058,7 +1138,7 @@ type Enforcement struct {
 
 func (x *Enforcement) Reset() {
 	*x = Enforcement{}
-	mi := &file_event_v1_event_proto_msgTypes[5]
+	mi := &file_event_v1_event_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1150,7 @@ func (x *Enforcement) String() string {
 func (*Enforcement) ProtoMessage() {}
 
 func (x *Enforcement) ProtoReflect() protoreflect.Message {
-	mi := &file_event_v1_event_proto_msgTypes[5]
+	mi := &file_event_v1_event_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1163,7 @@ func (x *Enforcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enforcement.ProtoReflect.Descriptor instead.
 func (*Enforcement) Descriptor() ([]byte, []int) {
-	return file_event_v1_event_proto_rawDescGZIP(), []int{5}
+	return file_event_v1_event_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Enforcement) GetId() string {
@@ -1239,7 +1319,7 @@ type Panic struct {
 
 func (x *Panic) Reset() {
 	*x = Panic{}
-	mi := &file_event_v1_event_proto_msgTypes[6]
+	mi := &file_event_v1_event_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1331,7 @@ func (x *Panic) String() string {
 func (*Panic) ProtoMessage() {}
 
 func (x *Panic) ProtoReflect() protoreflect.Message {
-	mi := &file_event_v1_event_proto_msgTypes[6]
+	mi := &file_event_v1_event_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1344,7 @@ func (x *Panic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Panic.ProtoReflect.Descriptor instead.
 func (*Panic) Descriptor() ([]byte, []int) {
-	return file_event_v1_event_proto_rawDescGZIP(), []int{6}
+	return file_event_v1_event_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Panic) GetOn() bool {
@@ -1320,7 +1400,7 @@ type Audit struct {
 
 func (x *Audit) Reset() {
 	*x = Audit{}
-	mi := &file_event_v1_event_proto_msgTypes[7]
+	mi := &file_event_v1_event_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1412,7 @@ func (x *Audit) String() string {
 func (*Audit) ProtoMessage() {}
 
 func (x *Audit) ProtoReflect() protoreflect.Message {
-	mi := &file_event_v1_event_proto_msgTypes[7]
+	mi := &file_event_v1_event_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1425,7 @@ func (x *Audit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Audit.ProtoReflect.Descriptor instead.
 func (*Audit) Descriptor() ([]byte, []int) {
-	return file_event_v1_event_proto_rawDescGZIP(), []int{7}
+	return file_event_v1_event_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Audit) GetId() string {
@@ -1468,7 +1548,7 @@ type NodeHeartbeat struct {
 
 func (x *NodeHeartbeat) Reset() {
 	*x = NodeHeartbeat{}
-	mi := &file_event_v1_event_proto_msgTypes[8]
+	mi := &file_event_v1_event_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1560,7 @@ func (x *NodeHeartbeat) String() string {
 func (*NodeHeartbeat) ProtoMessage() {}
 
 func (x *NodeHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_event_v1_event_proto_msgTypes[8]
+	mi := &file_event_v1_event_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1573,7 @@ func (x *NodeHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeHeartbeat.ProtoReflect.Descriptor instead.
 func (*NodeHeartbeat) Descriptor() ([]byte, []int) {
-	return file_event_v1_event_proto_rawDescGZIP(), []int{8}
+	return file_event_v1_event_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodeHeartbeat) GetService() string {
@@ -1548,7 +1628,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x14\n" +
 	"\x05batch\x18\x03 \x01(\x04R\x05batch\x12\x12\n" +
 	"\x04part\x18\x04 \x01(\rR\x04part\x127\n" +
-	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\xe4\x06\n" +
+	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\x93\a\n" +
 	"\n" +
 	"FlowRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
@@ -1592,8 +1672,14 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\bdns_type\x18\x1d \x01(\tR\adnsType\x12\x1b\n" +
 	"\tdns_rcode\x18\x1e \x01(\tR\bdnsRcode\x12\x1f\n" +
 	"\vdns_answers\x18\x1f \x03(\tR\n" +
-	"dnsAnswers\x12\x16\n" +
-	"\x06tunnel\x18( \x01(\rR\x06tunnel\"\x87\x04\n" +
+	"dnsAnswers\x12-\n" +
+	"\x03tcp\x18  \x01(\v2\x1b.tidegate.event.v1.TcpFactsR\x03tcp\x12\x16\n" +
+	"\x06tunnel\x18( \x01(\rR\x06tunnel\"\xa4\x01\n" +
+	"\bTcpFacts\x12\"\n" +
+	"\rrtt_client_us\x18\x01 \x01(\rR\vrttClientUs\x12\"\n" +
+	"\rrtt_server_us\x18\x02 \x01(\rR\vrttServerUs\x12'\n" +
+	"\x0fretransmits_fwd\x18\x03 \x01(\rR\x0eretransmitsFwd\x12'\n" +
+	"\x0fretransmits_rev\x18\x04 \x01(\rR\x0eretransmitsRev\"\x87\x04\n" +
 	"\x06Attack\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +
@@ -1749,42 +1835,44 @@ func file_event_v1_event_proto_rawDescGZIP() []byte {
 }
 
 var file_event_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_event_v1_event_proto_goTypes = []any{
 	(AttackState)(0),      // 0: tidegate.event.v1.AttackState
 	(EnforcementState)(0), // 1: tidegate.event.v1.EnforcementState
 	(AuditOutcome)(0),     // 2: tidegate.event.v1.AuditOutcome
 	(*FlowRecords)(nil),   // 3: tidegate.event.v1.FlowRecords
 	(*FlowRecord)(nil),    // 4: tidegate.event.v1.FlowRecord
-	(*Attack)(nil),        // 5: tidegate.event.v1.Attack
-	(*Verdict)(nil),       // 6: tidegate.event.v1.Verdict
-	(*Evidence)(nil),      // 7: tidegate.event.v1.Evidence
-	(*Enforcement)(nil),   // 8: tidegate.event.v1.Enforcement
-	(*Panic)(nil),         // 9: tidegate.event.v1.Panic
-	(*Audit)(nil),         // 10: tidegate.event.v1.Audit
-	(*NodeHeartbeat)(nil), // 11: tidegate.event.v1.NodeHeartbeat
-	nil,                   // 12: tidegate.event.v1.Evidence.FeaturesEntry
-	nil,                   // 13: tidegate.event.v1.Evidence.ThresholdsEntry
-	(*v1.Rule)(nil),       // 14: tidegate.policy.v1.Rule
-	(v1.Action)(0),        // 15: tidegate.policy.v1.Action
+	(*TcpFacts)(nil),      // 5: tidegate.event.v1.TcpFacts
+	(*Attack)(nil),        // 6: tidegate.event.v1.Attack
+	(*Verdict)(nil),       // 7: tidegate.event.v1.Verdict
+	(*Evidence)(nil),      // 8: tidegate.event.v1.Evidence
+	(*Enforcement)(nil),   // 9: tidegate.event.v1.Enforcement
+	(*Panic)(nil),         // 10: tidegate.event.v1.Panic
+	(*Audit)(nil),         // 11: tidegate.event.v1.Audit
+	(*NodeHeartbeat)(nil), // 12: tidegate.event.v1.NodeHeartbeat
+	nil,                   // 13: tidegate.event.v1.Evidence.FeaturesEntry
+	nil,                   // 14: tidegate.event.v1.Evidence.ThresholdsEntry
+	(*v1.Rule)(nil),       // 15: tidegate.policy.v1.Rule
+	(v1.Action)(0),        // 16: tidegate.policy.v1.Action
 }
 var file_event_v1_event_proto_depIdxs = []int32{
 	4,  // 0: tidegate.event.v1.FlowRecords.records:type_name -> tidegate.event.v1.FlowRecord
-	0,  // 1: tidegate.event.v1.Attack.state:type_name -> tidegate.event.v1.AttackState
-	14, // 2: tidegate.event.v1.Verdict.rules:type_name -> tidegate.policy.v1.Rule
-	7,  // 3: tidegate.event.v1.Verdict.evidence:type_name -> tidegate.event.v1.Evidence
-	12, // 4: tidegate.event.v1.Evidence.features:type_name -> tidegate.event.v1.Evidence.FeaturesEntry
-	13, // 5: tidegate.event.v1.Evidence.thresholds:type_name -> tidegate.event.v1.Evidence.ThresholdsEntry
-	1,  // 6: tidegate.event.v1.Enforcement.state:type_name -> tidegate.event.v1.EnforcementState
-	15, // 7: tidegate.event.v1.Enforcement.action:type_name -> tidegate.policy.v1.Action
-	14, // 8: tidegate.event.v1.Enforcement.rule:type_name -> tidegate.policy.v1.Rule
-	14, // 9: tidegate.event.v1.Enforcement.before:type_name -> tidegate.policy.v1.Rule
-	2,  // 10: tidegate.event.v1.Audit.outcome:type_name -> tidegate.event.v1.AuditOutcome
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	5,  // 1: tidegate.event.v1.FlowRecord.tcp:type_name -> tidegate.event.v1.TcpFacts
+	0,  // 2: tidegate.event.v1.Attack.state:type_name -> tidegate.event.v1.AttackState
+	15, // 3: tidegate.event.v1.Verdict.rules:type_name -> tidegate.policy.v1.Rule
+	8,  // 4: tidegate.event.v1.Verdict.evidence:type_name -> tidegate.event.v1.Evidence
+	13, // 5: tidegate.event.v1.Evidence.features:type_name -> tidegate.event.v1.Evidence.FeaturesEntry
+	14, // 6: tidegate.event.v1.Evidence.thresholds:type_name -> tidegate.event.v1.Evidence.ThresholdsEntry
+	1,  // 7: tidegate.event.v1.Enforcement.state:type_name -> tidegate.event.v1.EnforcementState
+	16, // 8: tidegate.event.v1.Enforcement.action:type_name -> tidegate.policy.v1.Action
+	15, // 9: tidegate.event.v1.Enforcement.rule:type_name -> tidegate.policy.v1.Rule
+	15, // 10: tidegate.event.v1.Enforcement.before:type_name -> tidegate.policy.v1.Rule
+	2,  // 11: tidegate.event.v1.Audit.outcome:type_name -> tidegate.event.v1.AuditOutcome
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_event_v1_event_proto_init() }
@@ -1798,7 +1886,7 @@ func file_event_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_event_v1_event_proto_rawDesc), len(file_event_v1_event_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -557,7 +557,11 @@ type FlowEnds struct {
 	TcpFlagsRev []byte                 `protobuf:"bytes,16,opt,name=tcp_flags_rev,json=tcpFlagsRev,proto3" json:"tcp_flags_rev,omitempty"` // uint8
 	Reason      []byte                 `protobuf:"bytes,17,opt,name=reason,proto3" json:"reason,omitempty"`                                // uint8, EndReason
 	// uint16: how often this flow was exported before (active timeout), so that id and part are unique.
-	Part          []byte `protobuf:"bytes,18,opt,name=part,proto3" json:"part,omitempty"`
+	Part []byte `protobuf:"bytes,18,opt,name=part,proto3" json:"part,omitempty"`
+	// 4 × uint32: the client's and the server's part of the handshake's round trip in microseconds, at least 1, 0 = not
+	// measured; segments of this part of the flow that were sent again from the flow's source, and towards it. All 0 for
+	// what is not TCP. The column is empty from sensors that do not measure it.
+	Tcp           []byte `protobuf:"bytes,19,opt,name=tcp,proto3" json:"tcp,omitempty"`
 	Tunnel        []byte `protobuf:"bytes,30,opt,name=tunnel,proto3" json:"tunnel,omitempty"` // as in FlowOpens
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -715,6 +719,13 @@ func (x *FlowEnds) GetReason() []byte {
 func (x *FlowEnds) GetPart() []byte {
 	if x != nil {
 		return x.Part
+	}
+	return nil
+}
+
+func (x *FlowEnds) GetTcp() []byte {
+	if x != nil {
+		return x.Tcp
 	}
 	return nil
 }
@@ -1789,7 +1800,7 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"packetsRev\x12\x1b\n" +
 	"\tbytes_fwd\x18\x05 \x01(\fR\bbytesFwd\x12\x1b\n" +
 	"\tbytes_rev\x18\x06 \x01(\fR\bbytesRev\x12\x17\n" +
-	"\alast_ns\x18\a \x01(\fR\x06lastNs\"\x89\x04\n" +
+	"\alast_ns\x18\a \x01(\fR\x06lastNs\"\x9b\x04\n" +
 	"\bFlowEnds\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x17\n" +
 	"\aflow_id\x18\x02 \x01(\fR\x06flowId\x12\x15\n" +
@@ -1811,7 +1822,8 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\rtcp_flags_fwd\x18\x0f \x01(\fR\vtcpFlagsFwd\x12\"\n" +
 	"\rtcp_flags_rev\x18\x10 \x01(\fR\vtcpFlagsRev\x12\x16\n" +
 	"\x06reason\x18\x11 \x01(\fR\x06reason\x12\x12\n" +
-	"\x04part\x18\x12 \x01(\fR\x04part\x12\x16\n" +
+	"\x04part\x18\x12 \x01(\fR\x04part\x12\x10\n" +
+	"\x03tcp\x18\x13 \x01(\fR\x03tcp\x12\x16\n" +
 	"\x06tunnel\x18\x1e \x01(\fR\x06tunnel\"\x86\x01\n" +
 	"\vFlowSummary\x12\x15\n" +
 	"\x06dst_ip\x18\x01 \x01(\fR\x05dstIp\x12\x1a\n" +

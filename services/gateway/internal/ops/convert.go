@@ -41,6 +41,7 @@ func newFlow(r *eventv1.FlowRecord) api.Flow {
 		PacketsRev: r.GetPacketsRev(), BytesRev: r.GetBytesRev(),
 		EndReason: api.EnumName(flowv1.EndReason(r.GetEndReason()).String(), "END_REASON_"), //nolint:gosec // six values
 		FirstNs:   api.Nanos(r.GetFirstNs()), LastNs: api.Nanos(r.GetLastNs()),
+		TCP: api.NewTCPFacts(r.GetTcp()),
 	}
 }
 

@@ -35,6 +35,7 @@ func TestFlows(t *testing.T) {
 			Id: "sensor-1/7/8/0", SrcIp: src[:], DstIp: dst[:], SrcPort: 1, DstPort: 443, Protocol: 6, PacketsFwd: 3, PacketsRev: 2, BytesFwd: 30, BytesRev: 20,
 			EndReason: 3, FirstNs: 1, LastNs: 2, HostSource: "dns", Confidence: "negotiated", Ja3: "j3", Ja4: "j4", Hassh: "h", TlsVersion: "1.0", UserAgent: "u",
 			HttpMethod: "GET", DnsType: "A", DnsRcode: "NOERROR", DnsAnswers: []string{"192.0.2.9"}, Risks: []string{"obsolete_tls", "later"},
+			Tcp: &eventv1.TcpFacts{RttClientUs: 7, RttServerUs: 20_000, RetransmitsRev: 3},
 		}}}, nil
 	}
 	page, err := r.Flows(context.Background(), FlowQuery{
@@ -46,6 +47,7 @@ func TestFlows(t *testing.T) {
 		Packets: 5, Bytes: 50, PacketsRev: 2, BytesRev: 20, EndReason: "fin", FirstNs: 1, LastNs: 2, HostSource: "dns", Confidence: "negotiated",
 		JA3: "j3", JA4: "j4", HASSH: "h", TLSVersion: "1.0", UserAgent: "u", HTTPMethod: "GET", DNSType: "A", DNSRcode: "NOERROR", DNSAnswers: []string{"192.0.2.9"},
 		Risks: []api.Risk{{Name: "obsolete_tls", Reason: "the session uses SSL, TLS 1.0 or TLS 1.1, which RFC 8996 forbids"}, {Name: "later"}},
+		TCP:   &api.TCPFacts{RTTUs: 20_007, RTTClientUs: 7, RTTServerUs: 20_000, RetransmitsRev: 3},
 	}
 	if err != nil || page.Next != "t2" || len(page.Items) != 1 || !reflect.DeepEqual(page.Items[0], want) {
 		t.Errorf("page %+v, %v", page, err)

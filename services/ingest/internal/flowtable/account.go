@@ -48,8 +48,9 @@ func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowN
 	}
 	e.packets[d]++
 	e.bytes[d] += uint64(p.IPLen)
+	off, fresh := uint32(e.sentBytes[d]), payload // of datagrams: all before were sent whole
 	if p.Proto == packet.ProtoTCP {
-		t.tcp(i, e, d, p, nowNs, len(payload) > 0, &o)
+		off, fresh = t.tcp(i, e, d, p, payload, nowNs, &o)
 	}
 	if d == 1 {
 		e.state |= answered
@@ -58,8 +59,8 @@ func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowN
 		if p.Proto != packet.ProtoTCP || p.TCPFlags&packet.FlagSYN == 0 {
 			e.state |= data
 		}
-		if e.state&(doneFwd<<d) == 0 && !p.LaterFragment {
-			t.segment(i, e, d, p, payload, nowNs, out)
+		if e.state&(doneFwd<<d) == 0 && !p.LaterFragment && len(fresh) > 0 {
+			t.segment(i, e, d, off, fresh, nowNs, out)
 			o.Spent = e.state&(doneFwd<<d) != 0 && e.packets[1-d] == 0
 		}
 	}
@@ -108,20 +109,29 @@ func (t *Table) begin(tag uint32, k *flow.Key, p *packet.Packet, payload []byte,
 	return i, e, true
 }
 
-// tcp follows the handshake and the close.
-func (t *Table) tcp(i uint32, e *entry, d int, p *packet.Packet, nowNs int64, payload bool, o *Observation) {
+// tcp follows the handshake, the sequence numbers and the close. It returns what of the payload is new, with its place in
+// the stream.
+func (t *Table) tcp(i uint32, e *entry, d int, p *packet.Packet, payload []byte, nowNs int64, o *Observation) (off uint32, fresh []byte) {
 	f := p.TCPFlags
 	switch {
-	case f&packet.FlagSYN != 0 && e.state&(baseFwd<<d) == 0:
-		e.state |= baseFwd << d
-		t.streams[i][d] = stream{base: p.Seq + 1}
 	case d == 0 && e.state&(syn|handshake) == syn && !o.New && f&(packet.FlagRST|packet.FlagSYN) == 0 &&
-		(f&packet.FlagACK != 0 || payload):
+		(f&packet.FlagACK != 0 || len(payload) > 0):
 		e.state |= handshake
 		o.Handshake = true
+		t.established(i, e, p, nowNs)
 	case d == 1 && f&packet.FlagRST != 0 && e.state&(attempt|handshake|failed|data) == attempt && e.flags[1]&packet.FlagSYN == 0:
 		t.fail(i, e, Refused, nowNs)
 		o.Failed, o.Failure = true, &t.failure
+	}
+	// By the lengths in the headers: a capture may have cut the payload.
+	if n := int(p.IPLen) - (p.Payload - p.L3); (n > 0 || f&(packet.FlagSYN|packet.FlagFIN) != 0) && !p.LaterFragment && !padding(p, payload) {
+		n = max(n, 0)
+		if f&packet.FlagFIN != 0 && (n > 0 || e.state&(baseFwd<<d) != 0) {
+			n++
+		}
+		if n > 0 || f&packet.FlagSYN != 0 {
+			off, fresh = t.sequence(i, e, d, p, payload, uint32(n), nowNs) //nolint:gosec // at most 65,536
+		}
 	}
 	e.flags[d] |= f
 	if e.state&closing == 0 && (f&packet.FlagRST != 0 || f&packet.FlagFIN != 0 &&
@@ -130,6 +140,7 @@ func (t *Table) tcp(i uint32, e *entry, d int, p *packet.Packet, nowNs int64, pa
 		t.unlink(e)
 		t.link(i, e, t.deadline(e))
 	}
+	return off, fresh
 }
 
 // fail fills in t.failure and marks the attempt as reported.
@@ -157,6 +168,7 @@ func (t *Table) Meter(k flow.Key, packets, bytes uint64, lastNs int64) (Observat
 	e.state |= opened
 	e.packets[d] += packets
 	e.bytes[d] += bytes
+	e.state &^= baseFwd << d // nobody saw their sequence numbers
 	if lastNs > e.last {
 		e.last = lastNs
 	}

@@ -137,6 +137,9 @@ func (t *Table) due(i uint32, e *entry, out *Out, failed func(*Failure)) {
 		e.part++
 		e.first = t.now
 		e.packets, e.bytes = [2]uint64{}, [2]uint64{}
+		if e.state&tracked != 0 {
+			t.connections[i].retransmits = [2]uint32{}
+		}
 		e.state |= opened | failedIfUnanswered(e)
 		e.nextUpdate(t.now + int64(t.cfg.Update))
 	}
@@ -166,7 +169,7 @@ func totals(e *entry) flow.Totals {
 func (t *Table) export(i uint32, e *entry, r flowv1.EndReason, out *Out) {
 	flow.AppendEnd(out.of(&e.key), &flow.End{
 		ID: t.id(i, e), Key: e.key, FirstNs: e.first, LastNs: max(e.last, e.first), Totals: totals(e),
-		FlagsFwd: e.flags[0], FlagsRev: e.flags[1], Reason: r, Part: e.part,
+		FlagsFwd: e.flags[0], FlagsRev: e.flags[1], Reason: r, Part: e.part, TCP: t.facts(i, e),
 	})
 }
 

@@ -5,59 +5,72 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 )
 
-// stream follows one direction's TCP payload, so that segments carry their place and retransmits are not sent
-// twice. One hole is remembered for segments that arrive out of order; with more holes a segment between them
-// may be sent twice, never lost.
+// stream follows the sequence numbers of one direction, which wrap (RFC 9293 3.4), so that segments carry their place
+// and what was sent again is told from what is new. One gap is remembered; a further one beside it makes it longer, so
+// what lies between the two may be sent to classify twice, never lost.
 type stream struct {
-	base           uint32 // sequence number of offset 0
-	next           uint32 // offset behind the highest byte sent
-	holeLo, holeHi uint32 // offsets skipped below next
+	base       uint32 // sequence number of offset 0
+	next       uint32 // sequence number behind the highest one seen
+	gapLo, gap uint32 // first sequence number of the gap and how many it has, 0 = none
+	gapUs      uint32 // when it was made
 }
 
-// place trims payload at sequence number seq to what was not sent yet and returns its offset.
-func (s *stream) place(seq uint32, payload []byte) (uint32, []byte) {
-	off := seq - s.base
-	if int32(off) < 0 { //nolint:gosec // sequence numbers wrap (RFC 9293 3.4)
-		before := -off
-		if before >= uint32(len(payload)) { //nolint:gosec // at most 65,535
-			return 0, nil
-		}
-		payload, off = payload[before:], 0
-	}
-	end := off + uint32(len(payload)) //nolint:gosec // at most 65,535
-	if end <= s.next {
-		lo, hi := max(off, s.holeLo), min(end, s.holeHi)
-		if lo >= hi {
-			return 0, nil
-		}
-		if lo == s.holeLo {
-			s.holeLo = hi
-		} else {
-			s.holeHi = lo
-		}
-		return lo, payload[lo-off : hi-off]
-	}
+// farther is more than a window can be (RFC 7323 2.3): what is so far off belongs to another connection or comes after
+// what was not seen.
+const farther = 1 << 30
+
+// place takes note of n sequence numbers from seq on, n > 0. What is new of them is [lo, hi), counted from seq, as far
+// as it is in one piece. again: the first was there before, and not just overtaken; what fills a gap after lateUs
+// or more microseconds was sent again. While the gap is wanted it is kept whatever its age; else a late one gives way to a
+// newer one.
+func (s *stream) place(seq, n, nowUs, lateUs uint32, wanted bool) (lo, hi uint32, again bool) {
+	at := int32(seq - s.next)                                    //nolint:gosec // sequence numbers wrap
+	late := nowUs-s.gapUs >= lateUs && int32(nowUs-s.gapUs) >= 0 //nolint:gosec // times wrap
 	switch {
-	case off < s.next && s.holeHi > s.holeLo && off < s.holeHi:
-		// It fills the hole and goes on behind it; what lies between is sent again.
-		s.holeLo, s.holeHi = 0, 0
-	case off < s.next:
-		payload, off = payload[s.next-off:], s.next
-	case off > s.next:
-		if s.holeHi == s.holeLo {
-			s.holeLo = s.next
+	case at == 0:
+		s.next += n
+		return 0, n, false
+	case at > farther || at < -farther:
+		*s = stream{base: s.base, next: seq + n}
+		return 0, n, false
+	case at > 0:
+		if s.gap == 0 || late && !wanted {
+			s.gapLo, s.gapUs = s.next, nowUs
 		}
-		s.holeHi = off
+		s.gap = seq - s.gapLo
+		s.next = seq + n
+		return 0, n, false
 	}
-	s.next = end
-	return off, payload
+	// Places in the gap: where the segment begins and ends, of which the first may be before it.
+	from, to := int64(int32(seq-s.gapLo)), int64(int32(seq-s.gapLo))+int64(n) //nolint:gosec // sequence numbers wrap
+	if ahead := uint32(-at); n > ahead {
+		s.next = seq + n
+		if s.gap != 0 && from < int64(s.gap) {
+			// It fills the gap and goes on behind it; what lies between is sent again.
+			s.gap = 0
+			return uint32(max(0, -from)), n, late || from < 0 //nolint:gosec // below n
+		}
+		// One byte of it was there before: what asked for room (RFC 9293 3.8.6.1).
+		return ahead, n, ahead > 1
+	}
+	first, last := max(from, 0), min(to, int64(s.gap))
+	if s.gap == 0 || first >= last {
+		return 0, 0, true
+	}
+	if first == 0 {
+		s.gapLo += uint32(last) //nolint:gosec // in the gap
+		s.gap -= uint32(last)   //nolint:gosec // in the gap
+	} else {
+		s.gap = uint32(first) //nolint:gosec // in the gap
+	}
+	return uint32(first - from), uint32(last - from), late || from < 0 //nolint:gosec // at most n
 }
 
 // padding tells whether what looks like payload is an acknowledgement's filling up to the least length of an Ethernet
 // frame, which some devices count as the packet's own: zeros, no more than 6, and no push. The stream's bytes come
 // at the same place.
 func padding(p *packet.Packet, payload []byte) bool {
-	if len(payload) > 6 || p.TCPFlags != packet.FlagACK {
+	if len(payload) == 0 || len(payload) > 6 || p.TCPFlags != packet.FlagACK {
 		return false
 	}
 	for _, c := range payload {
@@ -77,8 +90,9 @@ func cost(e *entry, payload int) int {
 	return n
 }
 
-// segment appends payload of direction d to the batch, as far as the limits allow. It sends the open first.
-func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []byte, nowNs int64, out *Out) {
+// segment appends payload of direction d, which begins at off, to the batch, as far as the limits allow. It sends the
+// open first.
+func (t *Table) segment(i uint32, e *entry, d int, off uint32, payload []byte, nowNs int64, out *Out) {
 	if t.cfg.SegmentBudget > 0 {
 		budget := t.cfg.SegmentBudget
 		if e.state&answered != 0 {
@@ -86,25 +100,6 @@ func (t *Table) segment(i uint32, e *entry, d int, p *packet.Packet, payload []b
 		}
 		if t.sent+cost(e, min(len(payload), MaxSegmentBytes)) > budget {
 			t.stats.Withheld++
-			return
-		}
-	}
-	off := uint32(e.sentBytes[d]) // of datagrams: all before were sent whole
-	if p.Proto == packet.ProtoTCP {
-		if padding(p, payload) {
-			return
-		}
-		s := &t.streams[i][d]
-		seq := p.Seq
-		if p.TCPFlags&packet.FlagSYN != 0 {
-			seq++
-		}
-		if e.state&(baseFwd<<d) == 0 {
-			e.state |= baseFwd << d
-			*s = stream{base: seq}
-		}
-		off, payload = s.place(seq, payload)
-		if len(payload) == 0 {
 			return
 		}
 	}

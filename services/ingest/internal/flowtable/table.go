@@ -24,8 +24,9 @@ const (
 	invalid   // see Observation.Invalid
 	doneFwd   // no more segments wanted
 	doneRev
-	baseFwd // the stream's first sequence number is known
+	baseFwd // the stream's sequence numbers are known
 	baseRev
+	tracked // the connection is in use
 )
 
 // entry is one flow in two cache lines: what every packet reads, then what it counts.
@@ -64,10 +65,11 @@ type Table struct {
 
 	memory  *memory
 	entries []entry // MaxFlows of them
-	streams [][2]stream
-	high    uint32 // entries ever used
-	free    uint32 // list of entries given back
-	hand    uint32 // where the search for an eviction goes on
+	// As many; pages of flows that are not TCP are never touched.
+	connections []connection
+	high        uint32 // entries ever used
+	free        uint32 // list of entries given back
+	hand        uint32 // where the search for an eviction goes on
 
 	flushed uint32 // where Flush goes on
 	warmed  uint64 // keeps the compiler from dropping Warm's loads
@@ -91,7 +93,7 @@ func New(cfg Config, queue uint8) *Table {
 	cfg.normalise()
 	t := &Table{cfg: cfg, queue: uint64(queue) << 56, memory: &memory{}}
 	runtime.AddCleanup(t, (*memory).release, t.memory)
-	t.entries, t.streams = reserve[entry](t.memory, cfg.MaxFlows), reserve[[2]stream](t.memory, cfg.MaxFlows)
+	t.entries, t.connections = reserve[entry](t.memory, cfg.MaxFlows), reserve[connection](t.memory, cfg.MaxFlows)
 	for i := range t.k {
 		t.k[i] = sketch.Mix(cfg.Seed+uint64(i+1)*0x9e3779b97f4a7c15) | 1 //nolint:gosec // i is small
 	}

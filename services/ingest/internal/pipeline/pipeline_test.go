@@ -271,20 +271,20 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-func frames(flows int) [][]byte {
+func frames(flows int, payload string) [][]byte {
 	list := make([][]byte, flows)
 	for i := range list {
 		h := packet.Header{
 			Src: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Dst: netip.AddrFrom4([4]byte{198, 51, 100, byte(i % 16)}),
 		}
-		list[i] = h.AppendTCP(nil, &packet.TCP{SrcPort: 4000, DstPort: 443, Flags: packet.FlagACK}, []byte("abcdef"))
+		list[i] = h.AppendTCP(nil, &packet.TCP{SrcPort: 4000, DstPort: 443, Flags: packet.FlagACK}, []byte(payload))
 	}
 	return list
 }
 
 func TestNoAllocations(t *testing.T) {
 	d := newDesk(t, func(c *Config) { c.Inner = true })
-	list := frames(1000)
+	list := frames(1000, "abcdef")
 	for i := range list[:500] {
 		list[i] = vxlan(7, list[i])
 	}
@@ -307,29 +307,30 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-func benchmark(b *testing.B, flows int, fresh bool) { benchmarkOf(b, frames(flows), fresh, false) }
+// benchmark plays the frames again and again; change, if there is one, makes each what it is in the round.
+func benchmark(b *testing.B, list [][]byte, change func(frame []byte, round uint32)) {
+	benchmarkOf(b, list, change, false)
+}
 
-func benchmarkOf(b *testing.B, list [][]byte, fresh, inner bool) {
+func benchmarkOf(b *testing.B, list [][]byte, change func(frame []byte, round uint32), inner bool) {
 	d := newDesk(b, func(c *Config) { c.Flow.MaxFlows = 1 << 21; c.Inner = inner })
 	d.q.cfg.OnWindow = func(w *window.Builder) *window.Builder { w.Reset(); return w }
-	flows := len(list)
-	now, at, round := start, 0, byte(0)
+	now, at, round := start, 0, uint32(0)
 	turn := func() {
 		if at+64 > len(list) {
 			at = 0
 			round++
 		}
-		if fresh {
+		if change != nil {
 			for _, f := range list[at : at+64] {
-				f[26] = round // another source network
-				f[47] = packet.FlagSYN
+				change(f, round)
 			}
 		}
 		d.q.Frames(list[at:at+64], now, 0)
 		at += 64
 		now += 64 * 100 // 10 M packets/s
 	}
-	for range 3 * flows / 64 {
+	for range 3 * len(list) / 64 {
 		turn()
 	}
 	runtime.LockOSThread()
@@ -352,19 +353,32 @@ func threadCPU(b *testing.B) int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
-func BenchmarkFrames1kFlows(b *testing.B)  { benchmark(b, 1000, false) }
-func BenchmarkFrames10kFlows(b *testing.B) { benchmark(b, 10_000, false) }
-func BenchmarkFrames1MFlows(b *testing.B)  { benchmark(b, 1_000_000, false) }
-func BenchmarkFramesNewFlows(b *testing.B) { benchmark(b, 100_000, true) }
+// newFlow makes it a SYN from another network.
+func newFlow(frame []byte, round uint32) {
+	frame[26], frame[47] = byte(round), packet.FlagSYN //nolint:gosec // 256 networks
+}
+
+// goesOn makes it the next segment of its flow.
+func goesOn(frame []byte, round uint32) {
+	binary.BigEndian.PutUint32(frame[14+20+4:], round*6)
+}
+
+// Where there is no change every segment is one that was sent again.
+func BenchmarkFrames1kFlows(b *testing.B)   { benchmark(b, frames(1000, "abcdef"), nil) }
+func BenchmarkFrames10kFlows(b *testing.B)  { benchmark(b, frames(10_000, "abcdef"), nil) }
+func BenchmarkFrames1MFlows(b *testing.B)   { benchmark(b, frames(1_000_000, "abcdef"), nil) }
+func BenchmarkFrames1MStreams(b *testing.B) { benchmark(b, frames(1_000_000, "abcdef"), goesOn) }
+func BenchmarkFramesNewFlows(b *testing.B)  { benchmark(b, frames(100_000, "abcdef"), newFlow) }
+func BenchmarkFramesSYNFlood(b *testing.B)  { benchmark(b, frames(100_000, ""), newFlow) }
 
 // BenchmarkFramesTunnels looks into tunnels: where there are none, and VXLAN's.
 func BenchmarkFramesTunnels(b *testing.B) {
-	b.Run("none", func(b *testing.B) { benchmarkOf(b, frames(1000), false, true) })
+	b.Run("none", func(b *testing.B) { benchmarkOf(b, frames(1000, "abcdef"), nil, true) })
 	b.Run("vxlan", func(b *testing.B) {
-		list := frames(1000)
+		list := frames(1000, "abcdef")
 		for i := range list {
 			list[i] = vxlan(7, list[i])
 		}
-		benchmarkOf(b, list, false, true)
+		benchmarkOf(b, list, nil, true)
 	})
 }

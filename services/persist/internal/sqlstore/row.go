@@ -92,6 +92,11 @@ type Flow struct {
 	DNSRcode   string `db:"dns_rcode"`
 	DNSAnswers string `db:"dns_answers"`
 	Risks      Bits   `db:"risks"`
+	// What the sensor measured of TCP; NULL: it did not. Times are microseconds.
+	RTTClientUs    sql.NullInt64 `db:"rtt_client_us"`
+	RTTServerUs    sql.NullInt64 `db:"rtt_server_us"`
+	RetransmitsFwd sql.NullInt64 `db:"retransmits_fwd"`
+	RetransmitsRev sql.NullInt64 `db:"retransmits_rev"`
 	// Tunnel is the network that the tunnel around the flow names; NULL without one.
 	Tunnel sql.NullInt64 `db:"tunnel"`
 }
@@ -234,7 +239,8 @@ var columns = map[Table][]string{
 	Flows: {"ts", "id", "last_ns", "sensor", "src_ip", "dst_ip", "src_port", "dst_port", "protocol", "vlan",
 		"app", "host", "alpn", "packets_fwd", "packets_rev", "bytes_fwd", "bytes_rev", "tcp_flags_fwd",
 		"tcp_flags_rev", "end_reason", "ja3", "ja4", "hassh", "confidence", "host_source", "tls_version",
-		"user_agent", "http_method", "dns_type", "dns_rcode", "dns_answers", "risks", "tunnel"},
+		"user_agent", "http_method", "dns_type", "dns_rcode", "dns_answers", "risks",
+		"rtt_client_us", "rtt_server_us", "retransmits_fwd", "retransmits_rev", "tunnel"},
 	Attacks: {"id", "revision", "ts", "type", "target", "state", "sensor", "first_ns", "detected_ns",
 		"updated_ns", "ended_ns", "packets", "bytes", "pps", "bps", "sources", "top_sources", "trace_id"},
 	Verdicts: {"ts", "id", "attack_id", "type", "target", "sensor", "key_kind", "explanation", "rules",
@@ -290,6 +296,10 @@ func (f *Flow) put(to values) {
 	to.text(f.DNSRcode)
 	to.text(f.DNSAnswers)
 	to.num(int64(f.Risks)) //nolint:gosec // the same 64 bits
+	to.numOrNull(f.RTTClientUs)
+	to.numOrNull(f.RTTServerUs)
+	to.numOrNull(f.RetransmitsFwd)
+	to.numOrNull(f.RetransmitsRev)
 	to.numOrNull(f.Tunnel)
 }
 

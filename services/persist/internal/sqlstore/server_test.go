@@ -138,6 +138,12 @@ func TestMariaDB(t *testing.T) {
 		if got := insert(t, s, Batch{Flows: someFlows(100, now, "i"), Verdicts: []Verdict{{TS: 1, ID: "v", Rules: "[]", Evidence: "{}"}}}); got.Count[Flows].Committed != 100 || got.Count[Verdicts].Committed != 1 {
 			t.Errorf("%+v", got)
 		}
+		// And one that is killed between a change of a table and the row that says so.
+		srv.SQL("DELETE FROM " + dbtest.Database + "." + versionTable + " WHERE version_id >= 5")
+		s = openStore(t, cfg, nil)
+		if n := count(t, s, Flows); n != 100 {
+			t.Errorf("%d flows after a change that was made twice", n)
+		}
 		auto := srv.SQL("SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = '" + dbtest.Database + "' AND extra LIKE '%auto_increment%'")
 		keyless := srv.SQL("SELECT COUNT(*) FROM information_schema.tables t WHERE table_schema = '" + dbtest.Database +
 			"' AND NOT EXISTS (SELECT 1 FROM information_schema.statistics s WHERE s.table_schema = t.table_schema AND s.table_name = t.table_name AND s.index_name = 'PRIMARY')")
