@@ -298,7 +298,7 @@ var contractLabels = map[string]string{
 // boundedLabels is every label that a metric of ours may have. Each has a set of values fixed by the code, the machine or
 // the configuration; none comes from a packet or a request.
 var boundedLabels = strings.Fields(`action app capture classifier code event go_version iface instance job le method op queue reason result revision
-	route sensor service stage state stream table type version`)
+	route sensor service stage state stream table tunnel type version`)
 
 // boundedMetrics checks the labels of what was scraped.
 func boundedMetrics(ctx context.Context, t *testing.T, prom *rig.Prometheus) {

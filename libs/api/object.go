@@ -51,6 +51,7 @@ type Flow struct {
 	DstPort    uint16 `json:"dst_port"`
 	Transport  string `json:"transport" example:"tcp"`
 	VLAN       uint16 `json:"vlan"`
+	Tunnel     uint32 `json:"tunnel,omitempty" doc:"network that the tunnel around the flow names: VNI or GRE key; absent without one" example:"4096"`
 	App        string `json:"app" example:"tls"`
 	Host       string `json:"host,omitempty" example:"example.org"`
 	HostSource string `json:"host_source,omitempty" doc:"dns: the client had asked its resolver for it; absent: the flow says it"`

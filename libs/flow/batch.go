@@ -48,10 +48,10 @@ type End struct {
 
 // Bytes of a record on the wire at most; a segment's payload comes on top.
 const (
-	OpenBytes    = 62
+	OpenBytes    = 66
 	SegmentBytes = 24
 	UpdateBytes  = 48
-	EndBytes     = 116
+	EndBytes     = 120
 	SummaryBytes = 60
 )
 
@@ -74,6 +74,18 @@ func AppendOpen(b *flowv1.FlowBatch, o *Open) {
 	c.IpLength = le.AppendUint16(c.IpLength, o.IPLength)
 	c.Ttl = append(c.Ttl, o.TTL)
 	c.PortIndex = append(c.PortIndex, o.PortIndex)
+	if o.Key.Tunnel != 0 {
+		c.Tunnel = appendSparse(c.Tunnel, int(c.Count), o.Key.Tunnel)
+	}
+}
+
+// appendSparse appends v as value count of a column that ends with its last value other than 0: most sensors see no tunnel,
+// and then the column costs nothing.
+func appendSparse(column []byte, count int, v uint32) []byte {
+	for len(column) < 4*(count-1) {
+		column = le.AppendUint32(column, 0)
+	}
+	return le.AppendUint32(column, v)
 }
 
 // AppendSegment copies payload into the batch. direction is 0 from the flow's source, 1 towards it;
@@ -133,6 +145,9 @@ func AppendEnd(b *flowv1.FlowBatch, e *End) {
 	c.Part = le.AppendUint16(c.Part, e.Part)
 	c.Tcp = le.AppendUint64(c.Tcp, uint64(e.TCP.RTTClientUs)|uint64(e.TCP.RTTServerUs)<<32)
 	c.Tcp = le.AppendUint64(c.Tcp, uint64(e.TCP.RetransmitsFwd)|uint64(e.TCP.RetransmitsRev)<<32)
+	if e.Key.Tunnel != 0 {
+		c.Tunnel = appendSparse(c.Tunnel, int(c.Count), e.Key.Tunnel)
+	}
 }
 
 var le = binary.LittleEndian
@@ -144,7 +159,7 @@ func OpenAt(c *flowv1.FlowOpens, i int) Open {
 		Key: Key{
 			Src: Column(c.SrcIp).IP(i), Dst: Column(c.DstIp).IP(i),
 			SrcPort: Column(c.SrcPort).U16(i), DstPort: Column(c.DstPort).U16(i),
-			VLAN: Column(c.Vlan).U16(i), Protocol: c.Protocol[i],
+			VLAN: Column(c.Vlan).U16(i), Protocol: c.Protocol[i], Tunnel: Column(c.Tunnel).U32OrZero(i),
 		},
 		FirstNs:  int64(Column(c.FirstNs).U64(i)), //nolint:gosec // written from an int64
 		TCPFlags: c.TcpFlags[i], IPLength: Column(c.IpLength).U16(i), TTL: c.Ttl[i], PortIndex: c.PortIndex[i],
@@ -158,7 +173,7 @@ func EndAt(c *flowv1.FlowEnds, i int) End {
 		Key: Key{
 			Src: Column(c.SrcIp).IP(i), Dst: Column(c.DstIp).IP(i),
 			SrcPort: Column(c.SrcPort).U16(i), DstPort: Column(c.DstPort).U16(i),
-			VLAN: Column(c.Vlan).U16(i), Protocol: c.Protocol[i],
+			VLAN: Column(c.Vlan).U16(i), Protocol: c.Protocol[i], Tunnel: Column(c.Tunnel).U32OrZero(i),
 		},
 		FirstNs: int64(Column(c.FirstNs).U64(i)), //nolint:gosec // written from an int64
 		LastNs:  int64(Column(c.LastNs).U64(i)),  //nolint:gosec // written from an int64
@@ -191,7 +206,7 @@ func Reset(b *flowv1.FlowBatch) {
 	if c := b.Opens; c != nil {
 		c.Count = 0
 		for _, p := range []*[]byte{&c.FlowId, &c.SrcIp, &c.DstIp, &c.SrcPort, &c.DstPort, &c.Protocol, &c.Vlan,
-			&c.FirstNs, &c.TcpFlags, &c.IpLength, &c.Ttl, &c.PortIndex} {
+			&c.FirstNs, &c.TcpFlags, &c.IpLength, &c.Ttl, &c.PortIndex, &c.Tunnel} {
 			*p = (*p)[:0]
 		}
 	}
@@ -211,7 +226,7 @@ func Reset(b *flowv1.FlowBatch) {
 		c.Count = 0
 		for _, p := range []*[]byte{&c.FlowId, &c.SrcIp, &c.DstIp, &c.SrcPort, &c.DstPort, &c.Protocol, &c.Vlan,
 			&c.FirstNs, &c.LastNs, &c.PacketsFwd, &c.PacketsRev, &c.BytesFwd, &c.BytesRev,
-			&c.TcpFlagsFwd, &c.TcpFlagsRev, &c.Reason, &c.Part, &c.Tcp} {
+			&c.TcpFlagsFwd, &c.TcpFlagsRev, &c.Reason, &c.Part, &c.Tcp, &c.Tunnel} {
 			*p = (*p)[:0]
 		}
 	}
@@ -224,8 +239,8 @@ type column struct {
 	size int
 }
 
-// Validate checks that every column has exactly count values and that the segments' lengths add up to
-// their data, so that readers may index without further checks.
+// Validate checks that every column has exactly count values, tunnel at most so many, and that the segments' lengths add
+// up to their data, so that readers may index without further checks.
 func Validate(b *flowv1.FlowBatch) error {
 	if c := b.Opens; c != nil {
 		if err := check("opens", c.Count, []column{
@@ -233,6 +248,9 @@ func Validate(b *flowv1.FlowBatch) error {
 			{"dst_port", c.DstPort, 2}, {"protocol", c.Protocol, 1}, {"vlan", c.Vlan, 2}, {"first_ns", c.FirstNs, 8},
 			{"tcp_flags", c.TcpFlags, 1}, {"ip_length", c.IpLength, 2}, {"ttl", c.Ttl, 1}, {"port_index", c.PortIndex, 1},
 		}); err != nil {
+			return err
+		}
+		if err := checkSparse("opens", c.Count, c.Tunnel); err != nil {
 			return err
 		}
 	}
@@ -264,13 +282,16 @@ func Validate(b *flowv1.FlowBatch) error {
 		if len(c.Tcp) == 0 { // a sensor of an older version
 			tcp.size = 0
 		}
-		return check("ends", c.Count, []column{
+		if err := check("ends", c.Count, []column{
 			{"flow_id", c.FlowId, 8}, {"src_ip", c.SrcIp, 16}, {"dst_ip", c.DstIp, 16}, {"src_port", c.SrcPort, 2},
 			{"dst_port", c.DstPort, 2}, {"protocol", c.Protocol, 1}, {"vlan", c.Vlan, 2}, {"first_ns", c.FirstNs, 8},
 			{"last_ns", c.LastNs, 8}, {"packets_fwd", c.PacketsFwd, 8}, {"packets_rev", c.PacketsRev, 8},
 			{"bytes_fwd", c.BytesFwd, 8}, {"bytes_rev", c.BytesRev, 8}, {"tcp_flags_fwd", c.TcpFlagsFwd, 1},
 			{"tcp_flags_rev", c.TcpFlagsRev, 1}, {"reason", c.Reason, 1}, {"part", c.Part, 2}, tcp,
-		})
+		}); err != nil {
+			return err
+		}
+		return checkSparse("ends", c.Count, c.Tunnel)
 	}
 	return nil
 }
@@ -280,6 +301,13 @@ func check(group string, count uint32, cols []column) error {
 		if len(c.b) != int(count)*c.size {
 			return fmt.Errorf("flow batch: %s.%s has %d bytes, want %d for %d records", group, c.name, len(c.b), int(count)*c.size, count)
 		}
+	}
+	return nil
+}
+
+func checkSparse(group string, count uint32, tunnel []byte) error {
+	if len(tunnel)%4 != 0 || len(tunnel) > 4*int(count) {
+		return fmt.Errorf("flow batch: %s.tunnel has %d bytes, want a multiple of 4 of at most %d for %d records", group, len(tunnel), 4*int(count), count)
 	}
 	return nil
 }

@@ -22,8 +22,10 @@ func full() (*flowv1.FlowBatch, []Open, []End) {
 	b := &flowv1.FlowBatch{}
 	var opens []Open
 	var ends []End
-	for n := range byte(3) {
-		o := Open{ID: uint64(n) << 56, Key: key(n), FirstNs: 1e18 + int64(n), TCPFlags: 2, IPLength: 60, TTL: 64, PortIndex: n}
+	for n := range byte(4) {
+		k := key(n)
+		k.Tunnel = uint32(n&1) * (1<<32 - 1 - uint32(n)) // of the second and the last
+		o := Open{ID: uint64(n) << 56, Key: k, FirstNs: 1e18 + int64(n), TCPFlags: 2, IPLength: 60, TTL: 64, PortIndex: n}
 		AppendOpen(b, &o)
 		opens = append(opens, o)
 		AppendSegment(b, o.ID, n&1, uint32(n)*100, o.FirstNs, make([]byte, int(n)*10))
@@ -50,8 +52,8 @@ func TestBatchOverTheWire(t *testing.T) {
 	if err := Validate(&got); err != nil {
 		t.Fatal(err)
 	}
-	if n := Records(&got); n != 12 {
-		t.Errorf("%d records, want 12", n)
+	if n := Records(&got); n != 16 {
+		t.Errorf("%d records, want 16", n)
 	}
 	for i := range opens {
 		if d := cmp.Diff(opens[i], OpenAt(got.Opens, i)); d != "" {
@@ -60,6 +62,37 @@ func TestBatchOverTheWire(t *testing.T) {
 		if d := cmp.Diff(ends[i], EndAt(got.Ends, i)); d != "" {
 			t.Errorf("end %d: %s", i, d)
 		}
+	}
+}
+
+// TestTunnelColumn: a batch without tunnels has no column for them, as one of a sensor that knows none, and the column
+// ends with the last that there is.
+func TestTunnelColumn(t *testing.T) {
+	b := &flowv1.FlowBatch{}
+	want := []uint32{0, 0, 9, 0}
+	for i, id := range want {
+		k := key(byte(i)) //nolint:gosec // four
+		k.Tunnel = id
+		AppendOpen(b, &Open{Key: k})
+		AppendEnd(b, &End{Key: k})
+		for _, column := range [][]byte{b.Opens.Tunnel, b.Ends.Tunnel} {
+			if n := []int{0, 0, 12, 12}[i]; len(column) != n {
+				t.Errorf("the column has %d bytes after %d records, want %d", len(column), i+1, n)
+			}
+		}
+	}
+	if err := Validate(b); err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range want {
+		if o, e := OpenAt(b.Opens, i).Key.Tunnel, EndAt(b.Ends, i).Key.Tunnel; o != id || e != id {
+			t.Errorf("record %d: tunnels %d and %d, want %d", i, o, e, id)
+		}
+	}
+	Reset(b)
+	AppendOpen(b, &Open{Key: key(1)})
+	if got := OpenAt(b.Opens, 0).Key.Tunnel; got != 0 {
+		t.Errorf("after Reset: tunnel %d", got)
 	}
 }
 
@@ -78,6 +111,8 @@ func TestValidateRefuses(t *testing.T) {
 	for name, spoil := range map[string]func(b *flowv1.FlowBatch){
 		"count":   func(b *flowv1.FlowBatch) { b.Opens.Count++ },
 		"column":  func(b *flowv1.FlowBatch) { b.Ends.Vlan = b.Ends.Vlan[1:] },
+		"tunnel":  func(b *flowv1.FlowBatch) { b.Opens.Tunnel = append(b.Opens.Tunnel, 0, 0, 0, 0) },
+		"tunnels": func(b *flowv1.FlowBatch) { b.Ends.Tunnel = b.Ends.Tunnel[1:] },
 		"data":    func(b *flowv1.FlowBatch) { b.Segments.Data = b.Segments.Data[1:] },
 		"updates": func(b *flowv1.FlowBatch) { b.Updates.LastNs = nil },
 	} {
@@ -149,3 +184,47 @@ func TestKey(t *testing.T) {
 		}
 	}
 }
+
+// codec runs f over a batch of 1,000 flows that ended, with or without a tunnel around each.
+func codec(bench *testing.B, f func(b *flowv1.FlowBatch, ends []End)) {
+	for name, tunnel := range map[string]uint32{"plain": 0, "tunnels": 42} {
+		bench.Run(name, func(bench *testing.B) {
+			b := &flowv1.FlowBatch{}
+			_, _, list := full()
+			ends := make([]End, 1000)
+			for i := range ends {
+				ends[i] = list[0]
+				ends[i].Key.Tunnel = tunnel
+				AppendEnd(b, &ends[i])
+			}
+			bench.ReportAllocs()
+			for range bench.N {
+				f(b, ends)
+			}
+			bench.ReportMetric(float64(bench.Elapsed().Nanoseconds())/float64(bench.N)/1000, "ns/flow")
+		})
+	}
+}
+
+func BenchmarkEncodeEnds(bench *testing.B) {
+	codec(bench, func(b *flowv1.FlowBatch, ends []End) {
+		Reset(b)
+		for i := range ends {
+			AppendEnd(b, &ends[i])
+		}
+	})
+}
+
+func BenchmarkDecodeEnds(bench *testing.B) {
+	codec(bench, func(b *flowv1.FlowBatch, _ []End) {
+		if Validate(b) != nil {
+			bench.Fatal("not valid")
+		}
+		for i := range int(b.Ends.Count) {
+			decoded = EndAt(b.Ends, i)
+		}
+	})
+}
+
+// decoded keeps the compiler from leaving the decoding out.
+var decoded End

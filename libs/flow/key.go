@@ -19,6 +19,7 @@ type Key struct {
 	SrcPort, DstPort uint16
 	VLAN             uint16 // outermost VLAN id, 0 = untagged
 	Protocol         uint8
+	Tunnel           uint32 // id of the network that the tunnel carries, see packet.Packet.Inner; 0 = none
 }
 
 // Reverse returns the key of the other direction.
@@ -87,6 +88,14 @@ func (c Column) U16(i int) uint16 { return binary.LittleEndian.Uint16(c[2*i:]) }
 
 // U32 returns value i.
 func (c Column) U32(i int) uint32 { return binary.LittleEndian.Uint32(c[4*i:]) }
+
+// U32OrZero returns value i of a column that ends with its last value other than 0.
+func (c Column) U32OrZero(i int) uint32 {
+	if 4*i >= len(c) {
+		return 0
+	}
+	return c.U32(i)
+}
 
 // U64 returns value i.
 func (c Column) U64(i int) uint64 { return binary.LittleEndian.Uint64(c[8*i:]) }

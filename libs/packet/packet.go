@@ -81,6 +81,7 @@ type Packet struct {
 	ARPOp            uint16
 	Seq, Ack         uint32
 	Window           uint16 // TCP, unscaled
+	Tunnel           uint32 // of a packet that Inner decoded; 0 = none
 	L3, L4, Payload  int    // L4 and Payload are 0 until reached
 	PayloadLen       int    // bytes after the transport header, bounded by IP length and captured bytes
 }
@@ -88,7 +89,7 @@ type Packet struct {
 // Key returns the flow key in the packet's own direction.
 func (p *Packet) Key() flow.Key {
 	return flow.Key{
-		Src: p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort, VLAN: p.VLAN, Protocol: p.Proto,
+		Src: p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort, VLAN: p.VLAN, Protocol: p.Proto, Tunnel: p.Tunnel,
 	}
 }
 

@@ -14,51 +14,113 @@ const (
 	protoGRE       = 47
 )
 
-// Inner decodes the packet that p's packet carries into in: IP in IP (RFC 2003, RFC 4213), GRE (RFC 2784,
-// RFC 2890), ERSPAN, 802.11 in GRE as Aruba's access points send it, VXLAN (RFC 7348) and its generic extension, Geneve (RFC 8926), GTP-U (3GPP TS 29.281) and CAPWAP
-// data with 802.11 or 802.3 frames inside (RFC 5415, RFC 5416). frame is the one that p was decoded from, with result OK; offsets in in index it too.
-// It returns false, and leaves in undefined, when no IP packet with whole headers begins inside; a fragmented
-// tunnel packet is never looked into, so that its flow keeps all of its fragments. in may carry another one again. in's VLAN is the inner tag's if there is one, else p's. Rules and meters of the kernel see the outer
+// Tunnel is a kind of tunnel.
+type Tunnel uint8
+
+// The kinds. Their String forms are fixed: they are metric labels.
+const (
+	NoTunnel  Tunnel = iota
+	IPInIP           // IPv4 in IP (RFC 2003), IPv6 in IPv6 (RFC 2473)
+	SixInFour        // IPv6 in IPv4 (RFC 4213)
+	GRE              // RFC 2784, RFC 2890; also ERSPAN, and 802.11 as Aruba's access points send it
+	VXLAN            // RFC 7348, and its generic extension
+	Geneve           // RFC 8926
+	GTPU             // 3GPP TS 29.281
+	CAPWAP           // its data with 802.11 or 802.3 frames (RFC 5415, RFC 5416)
+
+	// NumTunnels is the number of kinds, for arrays indexed by Tunnel.
+	NumTunnels
+)
+
+var tunnelNames = [NumTunnels]string{"none", "ip_in_ip", "6in4", "gre", "vxlan", "geneve", "gtp_u", "capwap"}
+
+// String returns the fixed name of the kind.
+func (t Tunnel) String() string {
+	if t < NumTunnels {
+		return tunnelNames[t]
+	}
+	return "unknown"
+}
+
+// Carrier is the kind of tunnel that the packet belongs to, by its protocol and ports, or NoTunnel. What it carries need not
+// be a packet: see Inner.
+func (p *Packet) Carrier() Tunnel {
+	switch p.Proto {
+	case protoIPv4:
+		return IPInIP
+	case protoIPv6:
+		if p.IsV6 {
+			return IPInIP
+		}
+		return SixInFour
+	case protoGRE:
+		return GRE
+	case ProtoUDP:
+		switch {
+		case p.DstPort == portVXLAN, p.DstPort == portVXLANGPE:
+			return VXLAN
+		case p.DstPort == portGeneve:
+			return Geneve
+		case p.DstPort == portGTPU, p.SrcPort == portGTPU:
+			return GTPU
+		case p.DstPort == portCapwapData, p.SrcPort == portCapwapData:
+			return CAPWAP
+		}
+	}
+	return NoTunnel
+}
+
+// Inner decodes the packet that p's packet carries in a tunnel into in. frame is the one that p was decoded from, with
+// result OK; offsets in in index it too. It returns false, and leaves in undefined, when no IP packet with whole headers
+// begins inside; a fragmented tunnel packet is never looked into, so that its flow keeps all of its fragments. in may carry
+// another one again. in's VLAN is the inner tag's if there is one, else p's. Rules and meters of the kernel see the outer
 // packet only.
+//
+// in's Tunnel is what tells networks with the same addresses apart: the network identifier of VXLAN or Geneve, or the key of
+// GRE; where the tunnel has none, or 0, it is p's. The tunnel endpoint identifiers of GTP-U are left out: the receiver
+// chooses them, so that each direction of a flow has its own, and nothing in the packets says which two belong together.
 func (p *Packet) Inner(frame []byte, in *Packet) bool {
-	if !p.IsIP || p.Fragment || p.PayloadLen <= 0 {
+	kind := p.Carrier()
+	if kind == NoTunnel || !p.IsIP || p.Fragment || p.PayloadLen <= 0 {
 		return false
 	}
 	frame = frame[:p.Payload+p.PayloadLen]
 	at := p.Payload
-	vlan := p.VLAN
 	*in = Packet{}
 	var r Reason
-	switch p.Proto {
-	case protoIPv4:
-		r = in.network(frame, EtherTypeIPv4, at)
-	case protoIPv6:
-		r = in.network(frame, EtherTypeIPv6, at)
-	case protoGRE:
+	switch kind {
+	case GRE:
 		r = in.gre(frame, at)
-	case ProtoUDP:
-		switch {
-		case p.DstPort == portVXLAN:
-			r = in.vxlan(frame, at)
-		case p.DstPort == portVXLANGPE:
+	case VXLAN:
+		if p.DstPort == portVXLANGPE {
 			r = in.vxlanGPE(frame, at)
-		case p.DstPort == portGeneve:
-			r = in.geneve(frame, at)
-		case p.DstPort == portGTPU || p.SrcPort == portGTPU:
-			r = in.gtp(frame, at)
-		case p.DstPort == portCapwapData || p.SrcPort == portCapwapData:
-			r = in.capwap(frame, at)
-		default:
-			return false
+		} else {
+			r = in.vxlan(frame, at)
 		}
+	case Geneve:
+		r = in.geneve(frame, at)
+	case GTPU:
+		r = in.gtp(frame, at)
+	case CAPWAP:
+		r = in.capwap(frame, at)
 	default:
-		return false
+		if p.Proto == protoIPv4 {
+			r = in.network(frame, EtherTypeIPv4, at)
+		} else {
+			r = in.network(frame, EtherTypeIPv6, at)
+		}
 	}
 	if in.VLAN == 0 {
-		in.VLAN = vlan
+		in.VLAN = p.VLAN
+	}
+	if in.Tunnel == 0 {
+		in.Tunnel = p.Tunnel
 	}
 	return r == OK
 }
+
+// vni reads the 24 bits of a network identifier, which VXLAN and Geneve have in the same place of their header.
+func vni(header []byte) uint32 { return binary.BigEndian.Uint32(header[4:]) >> 8 }
 
 // ethernet decodes an Ethernet frame that begins at off.
 func (p *Packet) ethernet(frame []byte, off int) Reason {
@@ -85,6 +147,13 @@ func (p *Packet) gre(frame []byte, off int) Reason {
 	}
 	if len(b) < size {
 		return TruncatedLink
+	}
+	if flags&0x2000 != 0 {
+		key := 4
+		if flags&0x8000 != 0 {
+			key = 8
+		}
+		p.Tunnel = binary.BigEndian.Uint32(b[key:])
 	}
 	switch kind := binary.BigEndian.Uint16(b[2:]); kind {
 	case 0x6558: // transparent Ethernet bridging
@@ -115,6 +184,7 @@ func (p *Packet) vxlan(frame []byte, off int) Reason {
 	if len(b) < 8 || b[0]&0x08 == 0 {
 		return NotIP
 	}
+	p.Tunnel = vni(b)
 	return p.ethernet(frame, off+8)
 }
 
@@ -124,6 +194,7 @@ func (p *Packet) vxlanGPE(frame []byte, off int) Reason {
 	if len(b) < 8 || b[0]&0x08 == 0 {
 		return NotIP
 	}
+	p.Tunnel = vni(b)
 	if b[0]&0x04 == 0 {
 		return p.ethernet(frame, off+8)
 	}
@@ -148,6 +219,7 @@ func (p *Packet) geneve(frame []byte, off int) Reason {
 	if len(b) < size {
 		return TruncatedLink
 	}
+	p.Tunnel = vni(b)
 	switch kind := binary.BigEndian.Uint16(b[2:]); kind {
 	case 0x6558:
 		return p.ethernet(frame, off+size)

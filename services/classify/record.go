@@ -50,6 +50,7 @@ func (e *Engine) end(id flowID, x *flow.End, b *flowv1.FlowBatch, out *BatchResu
 	}
 	r.SrcIp, r.DstIp = append(r.SrcIp, x.Key.Src[:]...), append(r.DstIp, x.Key.Dst[:]...)
 	r.SrcPort, r.DstPort, r.Protocol, r.Vlan = uint32(x.Key.SrcPort), uint32(x.Key.DstPort), uint32(x.Key.Protocol), uint32(x.Key.VLAN)
+	r.Tunnel = x.Key.Tunnel
 	r.FirstNs, r.LastNs = x.FirstNs, x.LastNs
 	r.PacketsFwd, r.PacketsRev, r.BytesFwd, r.BytesRev = x.Totals.PacketsFwd, x.Totals.PacketsRev, x.Totals.BytesFwd, x.Totals.BytesRev
 	r.TcpFlagsFwd, r.TcpFlagsRev = uint32(x.FlagsFwd), uint32(x.FlagsRev)

@@ -20,6 +20,12 @@ const (
 	ModePcap   = "pcap" // no interface: captures are read
 )
 
+// Values of Config.Tunnels.
+const (
+	TunnelsOuter = "outer"
+	TunnelsInner = "inner"
+)
+
 // minBuffer is what every classifier's batches may take at least.
 const minBuffer = 1 << 20
 
@@ -40,6 +46,7 @@ type Config struct {
 	Classify  []string `name:"classify" env:"TIDEGATE_INGEST_CLASSIFY" default:"127.0.0.1:50051" help:"Address of the classify service (repeatable). Of several each judges its part of the networks, and for the others while they do not answer."`
 	Protected []string `name:"protected" env:"TIDEGATE_INGEST_PROTECTED" help:"Prefix whose hosts are protected (repeatable), as classify has them: with several classifiers, the one of a flow is that of its protected side. One classifier needs none."`
 
+	Tunnels       string `name:"tunnels" env:"TIDEGATE_INGEST_TUNNELS" default:"outer" enum:"outer,inner" help:"Tunnelled packets (GRE, IP in IP, 6in4, VXLAN, Geneve, GTP-U, CAPWAP) of a mirror port (tap) are accounted and judged by their outer header, or by what the tunnel carries (inner), as those of captures always are. Inline and host take outer alone: it is what rules match there."`
 	Capture       string `name:"capture" env:"TIDEGATE_INGEST_CAPTURE" default:"auto" enum:"auto,af_xdp,af_packet" help:"How frames come from a mirror port (tap): by af_xdp, by af_packet, or auto, which takes AF_PACKET where AF_XDP cannot be had. Inline and host need XDP."`
 	PacketWorkers int    `name:"packet-workers" env:"TIDEGATE_INGEST_PACKET_WORKERS" default:"0" help:"AF_PACKET: workers that share an interface's frames; 0 is one for each CPU, 8 at most."`
 	PacketFanout  string `name:"packet-fanout" env:"TIDEGATE_INGEST_PACKET_FANOUT" default:"hash" enum:"hash,cpu" help:"AF_PACKET: frames go to workers by their flow (hash) or by the CPU that they came in on."`
@@ -76,7 +83,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Mode: ModeInline, PcapPace: PaceCapture, BPFFS: "/sys/fs/bpf", Classify: []string{"127.0.0.1:50051"},
-		Capture: CaptureAuto, PacketFanout: afpacket.FanoutHash, PacketRing: 32 << 20,
+		Tunnels: TunnelsOuter, Capture: CaptureAuto, PacketFanout: afpacket.FanoutHash, PacketRing: 32 << 20,
 		Backend: afxdp.Native, Frames: 16384, RxRing: 16384, TxRing: 2048, Nice: -10, Spin: 37 * time.Microsecond,
 		BatchInterval: 5 * time.Millisecond, WindowInterval: 100 * time.Millisecond, BufferBytes: 64 << 20,
 		MaxFlows: 1 << 20, IdleTCP: 120 * time.Second, IdleUDP: 60 * time.Second, IdleOther: 30 * time.Second,
@@ -110,6 +117,10 @@ func (c *Config) validate() error {
 		return fmt.Errorf("ingest: capture %q is none of auto, af_xdp and af_packet", c.Capture)
 	case c.Capture == CaptureAFPacket && c.Mode != ModeTap:
 		return fmt.Errorf("ingest: --capture af_packet is for --mode tap: AF_PACKET copies frames, it cannot hold them back or send them on as %s mode does", c.Mode)
+	case c.Tunnels != TunnelsOuter && c.Tunnels != TunnelsInner:
+		return fmt.Errorf("ingest: tunnels %q is none of outer and inner", c.Tunnels)
+	case c.Tunnels == TunnelsInner && c.Mode != ModeTap && c.Mode != ModePcap:
+		return fmt.Errorf("ingest: --tunnels inner is for --mode tap: the XDP program of %s mode matches outer headers, so what is found inside a tunnel could be judged there and not stopped; use --tunnels outer, or watch where the tunnel ends", c.Mode)
 	case c.PacketWorkers < 0 || c.PacketWorkers > maxQueues:
 		return fmt.Errorf("ingest: %d AF_PACKET workers: use 0 to %d", c.PacketWorkers, maxQueues)
 	case c.BatchInterval <= 0 || c.BatchInterval > time.Second:
@@ -189,3 +200,6 @@ func (c *Config) packets(iface string) afpacket.Config {
 	x.Ring, x.Fanout = c.PacketRing, c.PacketFanout
 	return x
 }
+
+// inner tells whether packets are accounted by what tunnels carry.
+func (c *Config) inner() bool { return c.Tunnels == TunnelsInner || c.Mode == ModePcap }

@@ -81,7 +81,11 @@ func (s *Service) openPackets(why error) (_ *plane, err error) {
 		}
 	}()
 	workers := s.cfg.PacketWorkers
-	if workers == 0 {
+	switch {
+	case workers > 0:
+	case s.cfg.Tunnels == TunnelsInner:
+		workers = 1 // frames are shared out by their outer headers, which may differ between a flow's directions
+	default:
 		workers = min(runtime.NumCPU(), maxPacketWorkers)
 	}
 	for i, name := range s.cfg.Ifaces {

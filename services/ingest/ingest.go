@@ -230,6 +230,10 @@ func (s *Service) runPlane(ctx context.Context) (opened bool, err error) {
 		s.offload.start(gates)
 	}
 	workers := s.staff(p.workers())
+	if s.cfg.Tunnels == TunnelsInner && len(workers) > 1 {
+		s.tel.Log.Warn("several workers share the frames by their outer headers, so both directions of a flow in a tunnel may come to "+
+			"different ones and be two flows: use one queue (ethtool -L IFACE combined 1) or --packet-workers 1", "workers", len(workers))
+	}
 	s.mu.Lock()
 	s.plane = p
 	s.mu.Unlock()
@@ -343,7 +347,7 @@ func (s *Service) newWorker(n, of int) *worker {
 	// The worker looks at least every nap, so the delay to the sender stays below BatchInterval.
 	age := max(s.cfg.BatchInterval-nap, time.Millisecond)
 	cfg := pipeline.Config{
-		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval,
+		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval, Inner: s.cfg.inner(),
 		Classifiers: len(s.shards.list), Choose: s.shards.choose, OnBatch: w.onBatch, OnWindow: s.windows.take,
 	}
 	if s.cfg.Mode == ModeHost {

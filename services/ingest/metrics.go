@@ -13,7 +13,7 @@ import (
 type collector struct {
 	s *Service
 
-	packets, bytes, drops, capture, active, batches, connected, share *prometheus.Desc
+	packets, bytes, drops, capture, active, batches, connected, share, tunnels, unopened *prometheus.Desc
 }
 
 func newCollector(s *Service) *collector {
@@ -36,12 +36,16 @@ func newCollector(s *Service) *collector {
 			"1 while there is a stream to the classifier, which is one of those configured.", []string{"classifier"}, nil),
 		share: prometheus.NewDesc("tidegate_ingest_classifier_share",
 			"Share of the networks that the classifier judges now, 0 while it does not answer and others judge for it.", []string{"classifier"}, nil),
+		tunnels: prometheus.NewDesc("tidegate_ingest_tunnels_total",
+			"Tunnels of packets that are accounted by what they carry, by kind; with --tunnels inner and of captures.", []string{"tunnel"}, sensor),
+		unopened: prometheus.NewDesc("tidegate_ingest_tunnels_unopened_total",
+			"Tunnelled packets that are accounted by their outer header though they are not to be, by reason.", []string{"reason"}, sensor),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.packets, c.bytes, c.drops, c.capture, c.active, c.batches, c.connected, c.share} {
+	for _, d := range []*prometheus.Desc{c.packets, c.bytes, c.drops, c.capture, c.active, c.batches, c.connected, c.share, c.tunnels, c.unopened} {
 		ch <- d
 	}
 }
@@ -74,6 +78,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	ch <- prometheus.MustNewConstMetric(c.active, prometheus.GaugeValue, float64(c.s.flowTotals().Active))
+	tunnels, unopened := c.s.tunnels()
+	for kind, n := range tunnels {
+		counter(c.tunnels, n, kind)
+	}
+	for reason, n := range unopened {
+		counter(c.unopened, n, reason)
+	}
 	o := c.s.shards.stats()
 	counter(c.batches, o.BatchesAcked, "acked")
 	counter(c.batches, o.BatchesDropped, "dropped")

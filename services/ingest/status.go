@@ -8,6 +8,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
 	statusv1 "github.com/tidegate-mesh/tidegate/proto/status/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/pipeline"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/shard"
 )
 
@@ -27,6 +28,9 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 		l := c.ledger()
 		b := &l.xdp.Bytes
 		capture, _ := c.capture.Load().(string)
+		if s.cfg.inner() {
+			capture += ", tunnels looked into"
+		}
 		r.Interfaces = append(r.Interfaces, &ingestv1.Interface{
 			Name: c.name, Mode: s.cfg.Mode, Capture: capture, Queues: s.queuesOf(c.name),
 			XdpPackets: map[string]uint64{
@@ -106,6 +110,13 @@ func (s *Service) Ledger() map[string]uint64 {
 		}
 	}
 	s.mu.Unlock()
+	tunnels, unopened := s.tunnels()
+	for kind, n := range tunnels {
+		t["tunnels_"+kind] = n
+	}
+	for reason, n := range unopened {
+		t["tunnels_unopened_"+reason] = n
+	}
 	for _, name := range []string{"accounted", "undecodable"} {
 		t[name] += 0 // a term that is 0 is known
 	}
@@ -135,4 +146,27 @@ func (s *Service) Ledger() map[string]uint64 {
 		t["tx_dropped"] += c.txDropped.Load()
 	}
 	return t
+}
+
+// tunnels counts tunnels that were looked into by their kind, and those that were not by the reason. Both are empty
+// unless packets are accounted by what tunnels carry.
+func (s *Service) tunnels() (opened, unopened map[string]uint64) {
+	if !s.cfg.inner() {
+		return nil, nil
+	}
+	opened, unopened = map[string]uint64{}, map[string]uint64{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.workers {
+		c := w.pipe.Counts()
+		for kind, n := range c.Tunnels {
+			if k := packet.Tunnel(kind); k != packet.NoTunnel { //nolint:gosec // an index below NumTunnels
+				opened[k.String()] += n
+			}
+		}
+		for reason, n := range c.Unopened {
+			unopened[pipeline.Unopened(reason).String()] += n //nolint:gosec // an index of the array
+		}
+	}
+	return opened, unopened
 }

@@ -26,6 +26,7 @@ func TestFacts(t *testing.T) {
 		plain.Tcp = &eventv1.TcpFacts{} // measured, and nothing there; of dns nothing was measured
 		dns.DnsType, dns.DnsRcode, dns.DnsAnswers = "A", "NOERROR", []string{"www.example.org", "192.0.2.1"}
 		dns.Confidence, dns.Risks = "port", []string{"malformed"}
+		tls.Tunnel = 1<<32 - 1 // the others come from a sensor that knows none
 		plain.UserAgent, plain.HttpMethod, plain.Hassh, plain.Confidence = "curl/8\x00", "GET", "b12d2871a1189eff20364cf5333619ee", "payload"
 		if _, err := r.bus.PublishFlows(ctx, &eventv1.FlowRecords{Sensor: "edge-1", Epoch: 42, Batch: 1, Records: []*eventv1.FlowRecord{tls, dns, plain}}); err != nil {
 			t.Fatal(err)

@@ -61,6 +61,7 @@ func flowRow(sensor string, r *eventv1.FlowRecord) (sqlstore.Flow, error) {
 		JA3: text(r.GetJa3()), JA4: text(r.GetJa4()), HASSH: text(r.GetHassh()), Confidence: text(r.GetConfidence()), HostSource: text(r.GetHostSource()),
 		TLSVersion: text(r.GetTlsVersion()), UserAgent: text(r.GetUserAgent()), HTTPMethod: text(r.GetHttpMethod()), DNSType: text(r.GetDnsType()),
 		DNSRcode: text(r.GetDnsRcode()), DNSAnswers: text(strings.Join(r.GetDnsAnswers(), " ")), Risks: sqlstore.Bits(flow.RisksNamed(r.GetRisks())),
+		Tunnel: sql.NullInt64{Int64: int64(r.GetTunnel()), Valid: r.GetTunnel() != 0},
 	}
 	if f := r.GetTcp(); f != nil {
 		row.RTTClientUs, row.RTTServerUs = measured(f.GetRttClientUs()), measured(f.GetRttServerUs())
@@ -98,7 +99,8 @@ func flowRecord(f *sqlstore.Flow) *eventv1.FlowRecord {
 		Alpn: f.ALPN, Ja3: f.JA3, Ja4: f.JA4, Hassh: f.HASSH, Confidence: f.Confidence, HostSource: f.HostSource,
 		TlsVersion: f.TLSVersion, UserAgent: f.UserAgent, HttpMethod: f.HTTPMethod, DnsType: f.DNSType, DnsRcode: f.DNSRcode,
 		DnsAnswers: strings.Fields(f.DNSAnswers), Risks: flow.Risk(f.Risks).Names(),
-		Tcp: tcpFacts(f),
+		Tcp:    tcpFacts(f),
+		Tunnel: uint32(f.Tunnel.Int64), //nolint:gosec // 32 bits, or 0
 	}
 }
 

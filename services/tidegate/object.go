@@ -22,6 +22,7 @@ type flowObject struct {
 	DstPort    uint32   `json:"dst_port"`
 	Transport  string   `json:"transport"`
 	VLAN       uint32   `json:"vlan"`
+	Tunnel     uint32   `json:"tunnel,omitempty"`
 	App        string   `json:"app"`
 	Host       string   `json:"host,omitempty"`
 	HostSource string   `json:"host_source,omitempty"`
@@ -53,7 +54,7 @@ func newFlowObject(r *eventv1.FlowRecord, pcap string) flowObject {
 	return flowObject{
 		Kind: "flow", Pcap: pcap, SrcIP: flow.AddrBytes(r.SrcIp).String(), SrcPort: r.SrcPort,
 		DstIP: flow.AddrBytes(r.DstIp).String(), DstPort: r.DstPort, Transport: flow.ProtocolName(uint8(r.Protocol)),
-		VLAN: r.Vlan, App: app, Host: r.Host, HostSource: r.HostSource, ALPN: r.Alpn,
+		VLAN: r.Vlan, Tunnel: r.Tunnel, App: app, Host: r.Host, HostSource: r.HostSource, ALPN: r.Alpn,
 		JA3: r.Ja3, JA4: r.Ja4, HASSH: r.Hassh, TLSVersion: r.TlsVersion, UserAgent: r.UserAgent, HTTPMethod: r.HttpMethod,
 		DNSType: r.DnsType, DNSRcode: r.DnsRcode, DNSAnswers: r.DnsAnswers, Confidence: r.Confidence, Risks: r.Risks, Packets: r.PacketsFwd + r.PacketsRev,
 		Bytes: r.BytesFwd + r.BytesRev, FirstNs: r.FirstNs, LastNs: r.LastNs,

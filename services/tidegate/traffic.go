@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -82,6 +83,12 @@ func facts(f *api.Flow) string {
 		if value != "" {
 			out = append(out, name+"="+value)
 		}
+	}
+	if f.VLAN != 0 {
+		add("vlan", strconv.Itoa(int(f.VLAN)))
+	}
+	if f.Tunnel != 0 {
+		add("tunnel", strconv.FormatUint(uint64(f.Tunnel), 10))
 	}
 	add("host_source", f.HostSource)
 	add("tls", f.TLSVersion)

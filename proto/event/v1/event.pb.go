@@ -315,6 +315,7 @@ type FlowRecord struct {
 	DnsRcode      string                 `protobuf:"bytes,30,opt,name=dns_rcode,json=dnsRcode,proto3" json:"dns_rcode,omitempty"`       // of the answer: NOERROR, NXDOMAIN; empty while there is none
 	DnsAnswers    []string               `protobuf:"bytes,31,rep,name=dns_answers,json=dnsAnswers,proto3" json:"dns_answers,omitempty"` // addresses and names, at most 8 and 256 bytes in all
 	Tcp           *TcpFacts              `protobuf:"bytes,32,opt,name=tcp,proto3" json:"tcp,omitempty"`                                 // of TCP flows; absent when the sensor does not measure it
+	Tunnel        uint32                 `protobuf:"varint,40,opt,name=tunnel,proto3" json:"tunnel,omitempty"`                          // network that the tunnel around the flow names (VNI, GRE key); 0 = none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -571,6 +572,13 @@ func (x *FlowRecord) GetTcp() *TcpFacts {
 		return x.Tcp
 	}
 	return nil
+}
+
+func (x *FlowRecord) GetTunnel() uint32 {
+	if x != nil {
+		return x.Tunnel
+	}
+	return 0
 }
 
 // TcpFacts is what the sensor measured of a TCP flow.
@@ -1620,7 +1628,7 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12\x14\n" +
 	"\x05batch\x18\x03 \x01(\x04R\x05batch\x12\x12\n" +
 	"\x04part\x18\x04 \x01(\rR\x04part\x127\n" +
-	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\xfb\x06\n" +
+	"\arecords\x18\x05 \x03(\v2\x1d.tidegate.event.v1.FlowRecordR\arecords\"\x93\a\n" +
 	"\n" +
 	"FlowRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
@@ -1665,7 +1673,8 @@ const file_event_v1_event_proto_rawDesc = "" +
 	"\tdns_rcode\x18\x1e \x01(\tR\bdnsRcode\x12\x1f\n" +
 	"\vdns_answers\x18\x1f \x03(\tR\n" +
 	"dnsAnswers\x12-\n" +
-	"\x03tcp\x18  \x01(\v2\x1b.tidegate.event.v1.TcpFactsR\x03tcp\"\xa4\x01\n" +
+	"\x03tcp\x18  \x01(\v2\x1b.tidegate.event.v1.TcpFactsR\x03tcp\x12\x16\n" +
+	"\x06tunnel\x18( \x01(\rR\x06tunnel\"\xa4\x01\n" +
 	"\bTcpFacts\x12\"\n" +
 	"\rrtt_client_us\x18\x01 \x01(\rR\vrttClientUs\x12\"\n" +
 	"\rrtt_server_us\x18\x02 \x01(\rR\vrttServerUs\x12'\n" +

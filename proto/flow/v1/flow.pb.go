@@ -86,7 +86,8 @@ func (EndReason) EnumDescriptor() ([]byte, []int) {
 
 // FlowBatch carries flow records as columns. A column of fixed-size values is one bytes field that holds
 // the values little-endian, one after the other; address columns hold 16 bytes a value (IPv4 as
-// IPv4-mapped IPv6, RFC 4291 2.5.5.2). Every column of a group has exactly `count` values.
+// IPv4-mapped IPv6, RFC 4291 2.5.5.2). Every column of a group has exactly `count` values
+// where it does not say otherwise.
 type FlowBatch struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Sensor string                 `protobuf:"bytes,1,opt,name=sensor,proto3" json:"sensor,omitempty"`
@@ -200,20 +201,23 @@ func (x *FlowBatch) GetTraceparent() string {
 
 // FlowOpens announces flows: the key in the direction of the first packet, and that packet's facts.
 type FlowOpens struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
-	FlowId        []byte                 `protobuf:"bytes,2,opt,name=flow_id,json=flowId,proto3" json:"flow_id,omitempty"`           // uint64
-	SrcIp         []byte                 `protobuf:"bytes,3,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`              // 16 bytes
-	DstIp         []byte                 `protobuf:"bytes,4,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`              // 16 bytes
-	SrcPort       []byte                 `protobuf:"bytes,5,opt,name=src_port,json=srcPort,proto3" json:"src_port,omitempty"`        // uint16
-	DstPort       []byte                 `protobuf:"bytes,6,opt,name=dst_port,json=dstPort,proto3" json:"dst_port,omitempty"`        // uint16
-	Protocol      []byte                 `protobuf:"bytes,7,opt,name=protocol,proto3" json:"protocol,omitempty"`                     // uint8, IANA number; 0xFE stands for ARP
-	Vlan          []byte                 `protobuf:"bytes,8,opt,name=vlan,proto3" json:"vlan,omitempty"`                             // uint16, outermost VLAN id, 0 = untagged
-	FirstNs       []byte                 `protobuf:"bytes,9,opt,name=first_ns,json=firstNs,proto3" json:"first_ns,omitempty"`        // uint64, Unix ns
-	TcpFlags      []byte                 `protobuf:"bytes,10,opt,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`    // uint8, of the first packet
-	IpLength      []byte                 `protobuf:"bytes,11,opt,name=ip_length,json=ipLength,proto3" json:"ip_length,omitempty"`    // uint16, IP total length of the first packet
-	Ttl           []byte                 `protobuf:"bytes,12,opt,name=ttl,proto3" json:"ttl,omitempty"`                              // uint8
-	PortIndex     []byte                 `protobuf:"bytes,13,opt,name=port_index,json=portIndex,proto3" json:"port_index,omitempty"` // uint8, which interface of the sensor saw it first
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Count     uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	FlowId    []byte                 `protobuf:"bytes,2,opt,name=flow_id,json=flowId,proto3" json:"flow_id,omitempty"`           // uint64
+	SrcIp     []byte                 `protobuf:"bytes,3,opt,name=src_ip,json=srcIp,proto3" json:"src_ip,omitempty"`              // 16 bytes
+	DstIp     []byte                 `protobuf:"bytes,4,opt,name=dst_ip,json=dstIp,proto3" json:"dst_ip,omitempty"`              // 16 bytes
+	SrcPort   []byte                 `protobuf:"bytes,5,opt,name=src_port,json=srcPort,proto3" json:"src_port,omitempty"`        // uint16
+	DstPort   []byte                 `protobuf:"bytes,6,opt,name=dst_port,json=dstPort,proto3" json:"dst_port,omitempty"`        // uint16
+	Protocol  []byte                 `protobuf:"bytes,7,opt,name=protocol,proto3" json:"protocol,omitempty"`                     // uint8, IANA number; 0xFE stands for ARP
+	Vlan      []byte                 `protobuf:"bytes,8,opt,name=vlan,proto3" json:"vlan,omitempty"`                             // uint16, outermost VLAN id, 0 = untagged
+	FirstNs   []byte                 `protobuf:"bytes,9,opt,name=first_ns,json=firstNs,proto3" json:"first_ns,omitempty"`        // uint64, Unix ns
+	TcpFlags  []byte                 `protobuf:"bytes,10,opt,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`    // uint8, of the first packet
+	IpLength  []byte                 `protobuf:"bytes,11,opt,name=ip_length,json=ipLength,proto3" json:"ip_length,omitempty"`    // uint16, IP total length of the first packet
+	Ttl       []byte                 `protobuf:"bytes,12,opt,name=ttl,proto3" json:"ttl,omitempty"`                              // uint8
+	PortIndex []byte                 `protobuf:"bytes,13,opt,name=port_index,json=portIndex,proto3" json:"port_index,omitempty"` // uint8, which interface of the sensor saw it first
+	// uint32: network that the tunnel around the flow names (VNI, GRE key), 0 = none. This column may have fewer values than
+	// count: those that are missing at its end are 0.
+	Tunnel        []byte `protobuf:"bytes,30,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -335,6 +339,13 @@ func (x *FlowOpens) GetTtl() []byte {
 func (x *FlowOpens) GetPortIndex() []byte {
 	if x != nil {
 		return x.PortIndex
+	}
+	return nil
+}
+
+func (x *FlowOpens) GetTunnel() []byte {
+	if x != nil {
+		return x.Tunnel
 	}
 	return nil
 }
@@ -551,6 +562,7 @@ type FlowEnds struct {
 	// measured; segments of this part of the flow that were sent again from the flow's source, and towards it. All 0 for
 	// what is not TCP. The column is empty from sensors that do not measure it.
 	Tcp           []byte `protobuf:"bytes,19,opt,name=tcp,proto3" json:"tcp,omitempty"`
+	Tunnel        []byte `protobuf:"bytes,30,opt,name=tunnel,proto3" json:"tunnel,omitempty"` // as in FlowOpens
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -714,6 +726,13 @@ func (x *FlowEnds) GetPart() []byte {
 func (x *FlowEnds) GetTcp() []byte {
 	if x != nil {
 		return x.Tcp
+	}
+	return nil
+}
+
+func (x *FlowEnds) GetTunnel() []byte {
+	if x != nil {
+		return x.Tunnel
 	}
 	return nil
 }
@@ -1746,7 +1765,7 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\aupdates\x18\x06 \x01(\v2\x1d.tidegate.flow.v1.FlowUpdatesR\aupdates\x12.\n" +
 	"\x04ends\x18\a \x01(\v2\x1a.tidegate.flow.v1.FlowEndsR\x04ends\x12;\n" +
 	"\tsummaries\x18\b \x03(\v2\x1d.tidegate.flow.v1.FlowSummaryR\tsummaries\x12 \n" +
-	"\vtraceparent\x18\t \x01(\tR\vtraceparent\"\xd4\x02\n" +
+	"\vtraceparent\x18\t \x01(\tR\vtraceparent\"\xec\x02\n" +
 	"\tFlowOpens\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x17\n" +
 	"\aflow_id\x18\x02 \x01(\fR\x06flowId\x12\x15\n" +
@@ -1762,7 +1781,8 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\tip_length\x18\v \x01(\fR\bipLength\x12\x10\n" +
 	"\x03ttl\x18\f \x01(\fR\x03ttl\x12\x1d\n" +
 	"\n" +
-	"port_index\x18\r \x01(\fR\tportIndex\"\xb8\x01\n" +
+	"port_index\x18\r \x01(\fR\tportIndex\x12\x16\n" +
+	"\x06tunnel\x18\x1e \x01(\fR\x06tunnel\"\xb8\x01\n" +
 	"\fFlowSegments\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x17\n" +
 	"\aflow_id\x18\x02 \x01(\fR\x06flowId\x12\x1c\n" +
@@ -1780,7 +1800,7 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"packetsRev\x12\x1b\n" +
 	"\tbytes_fwd\x18\x05 \x01(\fR\bbytesFwd\x12\x1b\n" +
 	"\tbytes_rev\x18\x06 \x01(\fR\bbytesRev\x12\x17\n" +
-	"\alast_ns\x18\a \x01(\fR\x06lastNs\"\x83\x04\n" +
+	"\alast_ns\x18\a \x01(\fR\x06lastNs\"\x9b\x04\n" +
 	"\bFlowEnds\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x17\n" +
 	"\aflow_id\x18\x02 \x01(\fR\x06flowId\x12\x15\n" +
@@ -1803,7 +1823,8 @@ const file_flow_v1_flow_proto_rawDesc = "" +
 	"\rtcp_flags_rev\x18\x10 \x01(\fR\vtcpFlagsRev\x12\x16\n" +
 	"\x06reason\x18\x11 \x01(\fR\x06reason\x12\x12\n" +
 	"\x04part\x18\x12 \x01(\fR\x04part\x12\x10\n" +
-	"\x03tcp\x18\x13 \x01(\fR\x03tcp\"\x86\x01\n" +
+	"\x03tcp\x18\x13 \x01(\fR\x03tcp\x12\x16\n" +
+	"\x06tunnel\x18\x1e \x01(\fR\x06tunnel\"\x86\x01\n" +
 	"\vFlowSummary\x12\x15\n" +
 	"\x06dst_ip\x18\x01 \x01(\fR\x05dstIp\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x14\n" +

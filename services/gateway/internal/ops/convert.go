@@ -32,7 +32,7 @@ func newFlow(r *eventv1.FlowRecord) api.Flow {
 		ID: r.GetId(), Sensor: sensor,
 		SrcIP: flow.AddrBytes(r.GetSrcIp()).String(), SrcPort: uint16(r.GetSrcPort()), //nolint:gosec // a port
 		DstIP: flow.AddrBytes(r.GetDstIp()).String(), DstPort: uint16(r.GetDstPort()), //nolint:gosec // a port
-		Transport: flow.ProtocolName(uint8(r.GetProtocol())), VLAN: uint16(r.GetVlan()), //nolint:gosec // 8 and 12 bits
+		Transport: flow.ProtocolName(uint8(r.GetProtocol())), VLAN: uint16(r.GetVlan()), Tunnel: r.GetTunnel(), //nolint:gosec // 8 and 12 bits
 		App: cmp.Or(r.GetApp(), "unknown"), Host: r.GetHost(), HostSource: r.GetHostSource(), ALPN: r.GetAlpn(),
 		Confidence: r.GetConfidence(), JA3: r.GetJa3(), JA4: r.GetJa4(), HASSH: r.GetHassh(), TLSVersion: r.GetTlsVersion(),
 		UserAgent: r.GetUserAgent(), HTTPMethod: r.GetHttpMethod(),

@@ -23,7 +23,7 @@ func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowN
 		t.finish(i, e, endReason(e), out)
 		ok = false
 	}
-	o := Observation{Key: k}
+	var o Observation // Key is set once: copies of one that was just written are slow
 	d := 0
 	if ok {
 		o.ID, o.Key, o.Reverse = t.id(i, e), e.key, reverse
@@ -38,6 +38,7 @@ func (t *Table) AccountHashed(p *packet.Packet, tag uint32, payload []byte, nowN
 			e.last = nowNs
 		}
 	} else {
+		o.Key = k
 		i, e, ok = t.begin(tag, &k, p, payload, nowNs, port, out, &o)
 		if !ok {
 			t.stats.Untracked++
@@ -82,8 +83,9 @@ func (t *Table) begin(tag uint32, k *flow.Key, p *packet.Packet, payload []byte,
 	}
 	*e = entry{
 		key: *k, last: nowNs, tag: tag, state: used, first: nowNs, gen: gen,
-		update: nowNs + int64(t.cfg.Update), ttl: p.TTL, port: port,
+		ttl: p.TTL, port: port,
 	}
+	e.nextUpdate(nowNs + int64(t.cfg.Update))
 	t.insert(tag, i)
 	t.stats.Created++
 	t.stats.Active++
@@ -101,7 +103,7 @@ func (t *Table) begin(tag uint32, k *flow.Key, p *packet.Packet, payload []byte,
 		e.state |= syn
 	}
 	if t.cfg.Update > 0 {
-		deadline = min(deadline, e.update)
+		deadline = min(deadline, e.updateAt())
 	}
 	t.link(i, e, deadline)
 	return i, e, true

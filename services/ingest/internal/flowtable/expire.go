@@ -1,6 +1,7 @@
 package flowtable
 
 import (
+	"math"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/flow"
@@ -26,6 +27,14 @@ func (t *Table) idle(e *entry) time.Duration {
 		return t.cfg.IdleUDP
 	}
 	return t.cfg.IdleOther
+}
+
+// updateAt is when the next update is due.
+func (e *entry) updateAt() int64 { return e.first + int64(e.update)*tickNs }
+
+// nextUpdate sets when the next update is due, to the tick below at.
+func (e *entry) nextUpdate(at int64) {
+	e.update = uint32(min((at-e.first)/tickNs, math.MaxUint32)) //nolint:gosec // neither negative nor above
 }
 
 // waiting tells whether the flow is an attempt whose silence counts as a failure.
@@ -54,7 +63,7 @@ func (t *Table) deadline(e *entry) int64 {
 		at = min(at, part)
 	}
 	if t.cfg.Update > 0 && e.state&opened != 0 {
-		at = min(at, e.update)
+		at = min(at, e.updateAt())
 	}
 	return at
 }
@@ -132,13 +141,13 @@ func (t *Table) due(i uint32, e *entry, out *Out, failed func(*Failure)) {
 			t.connections[i].retransmits = [2]uint32{}
 		}
 		e.state |= opened | failedIfUnanswered(e)
-		e.update = t.now + int64(t.cfg.Update)
+		e.nextUpdate(t.now + int64(t.cfg.Update))
 	}
-	if t.cfg.Update > 0 && e.state&opened != 0 && e.update <= t.now {
-		if e.last > e.update-int64(t.cfg.Update) {
+	if t.cfg.Update > 0 && e.state&opened != 0 && e.updateAt() <= t.now {
+		if e.last > e.updateAt()-int64(t.cfg.Update) {
 			flow.AppendUpdate(out.of(&e.key), t.id(i, e), totals(e), e.last)
 		}
-		e.update = t.now + int64(t.cfg.Update)
+		e.nextUpdate(t.now + int64(t.cfg.Update))
 	}
 	t.unlink(e)
 	t.link(i, e, max(t.deadline(e), t.now))

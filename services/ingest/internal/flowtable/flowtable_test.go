@@ -116,6 +116,47 @@ func TestEntryFillsTwoCacheLines(t *testing.T) {
 	}
 }
 
+// TestTunnels has one 5-tuple in two networks and outside of any.
+func TestTunnels(t *testing.T) {
+	r := newRig(t, nil)
+	there, back := header("10.0.0.1", "10.0.0.2"), header("10.0.0.2", "10.0.0.1")
+	in := func(tunnel uint32, f []byte) Observation {
+		t.Helper()
+		if reason := r.p.Decode(f); reason != packet.OK {
+			t.Fatal(reason)
+		}
+		r.p.Tunnel = tunnel
+		return r.table.Account(&r.p, f[r.p.Payload:r.p.Payload+r.p.PayloadLen], r.now, 1, r.to)
+	}
+	question := there.AppendUDP(nil, 4000, 53, []byte("question"))
+	ids := map[uint64]uint32{}
+	for _, tunnel := range []uint32{0, 7, 1<<32 - 1} {
+		o := in(tunnel, question)
+		if !o.New || o.Key.Tunnel != tunnel {
+			t.Errorf("tunnel %d: %+v", tunnel, o)
+		}
+		ids[o.ID] = tunnel
+	}
+	if len(ids) != 3 {
+		t.Fatalf("flows %v, want three", ids)
+	}
+	// An answer belongs to the flow in its own network, and so does what says that there will be none.
+	if o := in(7, back.AppendUDP(nil, 53, 4000, []byte("answer"))); ids[o.ID] != 7 || !o.Reverse {
+		t.Errorf("the answer: %+v", o)
+	}
+	if o := in(1<<32-1, back.AppendICMP(nil, 3, 3, 0, question[14:])); !o.Failed || ids[o.Failure.ID] != 1<<32-1 {
+		t.Errorf("unreachable: %+v", o)
+	}
+	if o := in(8, back.AppendICMP(nil, 3, 3, 0, question[14:])); o.Failed {
+		t.Errorf("unreachable of another network: %+v", o)
+	}
+	r.flush()
+	if ends := r.ends(); len(ends) != 5 {
+		t.Errorf("%d flows, want 5", len(ends))
+	}
+	r.ledger()
+}
+
 func TestConnection(t *testing.T) {
 	r := newRig(t, nil)
 	o := r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagSYN, 100, "")

@@ -95,7 +95,7 @@ func (t *Table) unreachable(p *packet.Packet, quote []byte, nowNs int64, o *Obse
 		// Only the destination itself says that it lacks a protocol (RFC 1122 3.2.2.1), so the outer addresses
 		// tell who asked whom, also behind address translation and when the question took another path.
 		t.failure = Failure{
-			Key:     flow.Key{Src: p.Dst, Dst: p.Src, VLAN: p.VLAN, Protocol: k.Protocol},
+			Key:     flow.Key{Src: p.Dst, Dst: p.Src, VLAN: p.VLAN, Protocol: k.Protocol, Tunnel: p.Tunnel},
 			FirstNs: nowNs, AtNs: nowNs, Reason: Unreachable,
 		}
 		o.Failed, o.Failure = true, &t.failure
@@ -104,7 +104,7 @@ func (t *Table) unreachable(p *packet.Packet, quote []byte, nowNs int64, o *Obse
 
 // quoted reads the flow key from the packet that an ICMP error carries.
 func quoted(p *packet.Packet, b []byte) (k flow.Key, ok bool) {
-	k.VLAN = p.VLAN
+	k.VLAN, k.Tunnel = p.VLAN, p.Tunnel
 	if p.IsV6 {
 		if len(b) < 40 || b[0]>>4 != 6 {
 			return k, false

@@ -2,12 +2,12 @@ package flowtable
 
 import "github.com/tidegate-mesh/tidegate/libs/flow"
 
-// Observation is what one packet meant to its flow.
+// Observation is what one packet meant to its flow. It is made for each packet: the fields stand so that none is padded.
 type Observation struct {
-	ID  uint64   // 0 = untracked
-	Key flow.Key // in the direction of the flow's first packet
+	ID uint64 // 0 = untracked
 	// Failure is set with Failed; valid until the next call to the table.
 	Failure *Failure
+	Key     flow.Key // in the direction of the flow's first packet
 
 	New     bool // the packet begins the flow
 	Reverse bool // the packet goes against Key

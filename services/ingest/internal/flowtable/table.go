@@ -31,20 +31,21 @@ const (
 
 // entry is one flow in two cache lines: what every packet reads, then what it counts.
 type entry struct {
-	key        flow.Key
-	last       int64
-	tag        uint32 // low half of the hash, the index's home position
-	state      uint16
-	flags      [2]uint8
-	next, prev uint32 // wheel list or free list, entry number + 1, 0 = none
+	key   flow.Key
+	tag   uint32 // low half of the hash, the index's home position
+	last  int64
+	state uint16
+	flags [2]uint8
+	next  uint32 // wheel list or free list, entry number + 1, 0 = none
 
 	packets     [2]uint64
 	bytes       [2]uint64
-	first       int64 // of this part
+	first       int64  // of this part
+	prev        uint32 // as next
+	update      uint32 // ticks from first to when the next update is due
 	gen         uint32
 	part        uint16
 	slot        uint16 // wheel slot
-	update      int64  // when the next update is due
 	sentPackets [2]uint8
 	sentBytes   [2]uint16
 	ttl, port   uint8 // of the first packet
@@ -119,17 +120,17 @@ func (t *Table) end(addr *[16]byte, port uint16) uint64 {
 }
 
 // join makes the same hash of both directions: the two ends are added.
-func (t *Table) join(ends uint64, protocol uint8, vlan uint16) uint32 {
-	return uint32(fold(ends^t.k[2], uint64(protocol)|uint64(vlan)<<8^t.k[3])) //nolint:gosec // the low half is wanted
+func (t *Table) join(ends uint64, protocol uint8, vlan uint16, tunnel uint32) uint32 {
+	return uint32(fold(ends^t.k[2], uint64(protocol)|uint64(vlan)<<8|uint64(tunnel)<<24^t.k[3])) //nolint:gosec // the low half is wanted
 }
 
 func (t *Table) hash(k *flow.Key) uint32 {
-	return t.join(t.end(&k.Src, k.SrcPort)+t.end(&k.Dst, k.DstPort), k.Protocol, k.VLAN)
+	return t.join(t.end(&k.Src, k.SrcPort)+t.end(&k.Dst, k.DstPort), k.Protocol, k.VLAN, k.Tunnel)
 }
 
 // Hash is the hash of p's flow in this table, the same in both directions.
 func (t *Table) Hash(p *packet.Packet) uint32 {
-	return t.join(t.end(&p.Src, p.SrcPort)+t.end(&p.Dst, p.DstPort), p.Proto, p.VLAN)
+	return t.join(t.end(&p.Src, p.SrcPort)+t.end(&p.Dst, p.DstPort), p.Proto, p.VLAN, p.Tunnel)
 }
 
 // WarmMax is the most hashes that one Warm takes.
@@ -181,7 +182,7 @@ func (t *Table) findIn(x *index, tag uint32, k *flow.Key) (i uint32, e *entry, r
 		}
 		i = uint32(s) - 1 //nolint:gosec // the low half is wanted
 		e = &t.entries[i]
-		if e.key.Protocol != k.Protocol || e.key.VLAN != k.VLAN {
+		if e.key.Protocol != k.Protocol || e.key.VLAN != k.VLAN || e.key.Tunnel != k.Tunnel {
 			continue
 		}
 		if e.key.SrcPort == k.SrcPort && e.key.DstPort == k.DstPort && e.key.Src == k.Src && e.key.Dst == k.Dst {

@@ -30,6 +30,8 @@ type Config struct {
 	// BatchBytes is the size at which a batch is handed over whatever its age. 0 = the largest that leaves headroom below
 	// MaxBatchBytes.
 	BatchBytes int
+	// Inner: Frames accounts a tunnelled packet by what it carries, as FrameLink always does.
+	Inner bool
 	// CountAge is how old Counts and Flows may be. 0 = 1 ms.
 	CountAge time.Duration
 	// WindowLength is the time between window boundaries, which are multiples of it. 0 = 100 ms.
@@ -83,9 +85,14 @@ type Queue struct {
 	// Plain counts of the owner; publish makes them visible.
 	received, accounted, bytes uint64
 	undecodable                [packet.NumReasons]uint64
+	tunnels                    [packet.NumTunnels]uint64
+	unopened                   [numUnopened]uint64
+	inner                      packet.Packet // of unwrap
 	public                     struct {
 		received, accounted, bytes atomic.Uint64
 		undecodable                [packet.NumReasons]atomic.Uint64
+		tunnels                    [packet.NumTunnels]atomic.Uint64
+		unopened                   [numUnopened]atomic.Uint64
 		flows                      [7]atomic.Uint64
 	}
 }
@@ -95,7 +102,30 @@ type Queue struct {
 type Counts struct {
 	Received, Accounted, Bytes uint64
 	Undecodable                [packet.NumReasons]uint64 // by packet.Reason; those of OK and NotIP stay 0
+	// Where packets are accounted by what tunnels carry: how many tunnels were looked into, by packet.Tunnel, and how many
+	// not, by Unopened. A packet in several tunnels counts for each of them.
+	Tunnels  [packet.NumTunnels]uint64
+	Unopened [numUnopened]uint64
 }
+
+// Unopened says why a tunnelled packet is accounted by its outer header though it is not to be.
+type Unopened uint8
+
+// The reasons. Their String forms are fixed: they are metric labels.
+const (
+	// Fragment is a part of a tunnel packet; all its parts stay with the tunnel's flow.
+	Fragment Unopened = iota
+	// NoPacket is a tunnel packet in which no IP packet with whole headers begins: one of the tunnel's own protocol, one
+	// with ARP or another protocol inside, or a damaged one.
+	NoPacket
+	// TooDeep is a tunnel in four others: a loop, or a crafted packet.
+	TooDeep
+
+	numUnopened
+)
+
+// String returns the fixed name of the reason.
+func (u Unopened) String() string { return [...]string{"fragment", "no_packet", "too_deep"}[u] }
 
 // New returns a queue with an empty batch and window. queue must differ between the queues of a sensor.
 func New(cfg Config, queue uint8) *Queue {
@@ -135,6 +165,9 @@ func (q *Queue) Frames(frames [][]byte, nowNs int64, port uint8) {
 		for i, f := range frames[:n] {
 			q.reasons[i] = q.packets[i].Decode(f)
 			if q.reasons[i] == packet.OK {
+				if q.cfg.Inner {
+					q.unwrap(&q.packets[i], f)
+				}
 				q.hashes[i] = q.table.Hash(&q.packets[i])
 				q.known[known] = q.hashes[i]
 				known++
@@ -148,21 +181,40 @@ func (q *Queue) Frames(frames [][]byte, nowNs int64, port uint8) {
 	}
 }
 
-// maxTunnels bounds how deep a captured packet is looked into.
+// maxTunnels bounds how many tunnels in each other are looked into.
 const maxTunnels = 4
 
+// unwrap makes p what the tunnels carry that it belongs to, if any.
+func (q *Queue) unwrap(p *packet.Packet, frame []byte) {
+	for depth := 0; ; depth++ {
+		kind := p.Carrier()
+		switch {
+		case kind == packet.NoTunnel:
+			return
+		case depth == maxTunnels:
+			q.unopened[TooDeep]++
+			return
+		case p.Fragment:
+			q.unopened[Fragment]++
+			return
+		case !p.Inner(frame, &q.inner):
+			q.unopened[NoPacket]++
+			return
+		}
+		q.tunnels[kind]++
+		*p = q.inner
+	}
+}
+
 // FrameLink takes one frame of a capture file's link type, borrowed for the call. Poll or Settle must be called before.
-// A tunnelled packet is accounted by what it carries, at most maxTunnels deep. Frames does not look into
-// tunnels: the XDP program matches outer headers, and what is judged live must be what can be stopped.
+// A tunnelled packet is accounted by what it carries, at most maxTunnels deep. Frames looks into tunnels only if it is
+// told to: the XDP program matches outer headers, and what is judged live must be what can be stopped.
 func (q *Queue) FrameLink(linkType int, frame []byte, nowNs int64, port uint8) packet.Reason {
 	p := &q.packets[0]
 	r := p.DecodeLink(linkType, frame)
 	hash := uint32(0)
 	if r == packet.OK {
-		inner := &q.packets[1]
-		for depth := 0; depth < maxTunnels && p.Inner(frame, inner); depth++ {
-			*p = *inner
-		}
+		q.unwrap(p, frame)
 		hash = q.table.Hash(p)
 	}
 	q.account(p, r, hash, frame, nowNs, port)
@@ -368,6 +420,16 @@ func (q *Queue) publish() {
 			q.public.undecodable[i].Store(n)
 		}
 	}
+	for i, n := range q.tunnels {
+		if n != 0 {
+			q.public.tunnels[i].Store(n)
+		}
+	}
+	for i, n := range q.unopened {
+		if n != 0 {
+			q.public.unopened[i].Store(n)
+		}
+	}
 	s := q.table.Stats()
 	for i, n := range [...]uint64{s.Created, s.Ended, s.Active, s.Summarised, s.Evicted, s.Untracked, s.Withheld} {
 		q.public.flows[i].Store(n)
@@ -381,6 +443,12 @@ func (q *Queue) Counts() Counts {
 	}
 	for i := range c.Undecodable {
 		c.Undecodable[i] = q.public.undecodable[i].Load()
+	}
+	for i := range c.Tunnels {
+		c.Tunnels[i] = q.public.tunnels[i].Load()
+	}
+	for i := range c.Unopened {
+		c.Unopened[i] = q.public.unopened[i].Load()
 	}
 	return c
 }

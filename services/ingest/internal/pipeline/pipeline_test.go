@@ -72,6 +72,56 @@ func udp(n int, payload []byte) []byte {
 	return h.AppendUDP(nil, 1000, 2000, payload)
 }
 
+// vxlan puts a frame into a network's tunnel.
+func vxlan(vni uint32, frame []byte) []byte {
+	h := packet.Header{Src: netip.MustParseAddr("192.0.2.1"), Dst: netip.MustParseAddr("192.0.2.2")}
+	return h.AppendUDP(nil, 50000, 4789, append(binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, vni<<8), frame...))
+}
+
+// TestTunnels counts what is looked into, and four tunnels deep at most.
+func TestTunnels(t *testing.T) {
+	for _, inner := range []bool{false, true} {
+		d := newDesk(t, func(c *Config) { c.Inner = inner })
+		var keys []flow.Key
+		d.afterEach = func(b *flowv1.FlowBatch) {
+			for i := range int(b.GetEnds().GetCount()) {
+				keys = append(keys, flow.EndAt(b.Ends, i).Key)
+			}
+		}
+		frame := udp(1, []byte("x"))
+		list := [][]byte{frame}
+		for depth := uint32(1); depth <= 6; depth++ {
+			frame = vxlan(depth, frame)
+			list = append(list, frame)
+		}
+		h := packet.Header{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")}
+		list = append(list, vxlan(1, h.AppendARP(nil, 1, [6]byte{})))
+		d.q.Frames(list, start, 0)
+		d.q.Close(start)
+		c := d.q.Counts()
+		if c.Received != 8 || c.Accounted != 8 {
+			t.Errorf("%+v", c)
+		}
+		inside := map[uint32]int{}
+		for _, k := range keys {
+			if k.DstPort == 2000 {
+				inside[k.Tunnel]++
+			}
+		}
+		if !inner {
+			if len(inside) != 1 || c.Tunnels != [packet.NumTunnels]uint64{} || c.Unopened != [numUnopened]uint64{} || d.packets != 8 {
+				t.Errorf("by outer headers: %v, %+v", inside, c)
+			}
+			continue
+		}
+		// The innermost tunnel is number 1 in all of them, and without one it is a flow of its own.
+		if len(inside) != 2 || inside[0] != 1 || inside[1] != 1 || c.Tunnels[packet.VXLAN] != 1+2+3+4+4+4 ||
+			c.Unopened[TooDeep] != 2 || c.Unopened[NoPacket] != 1 || c.Unopened[Fragment] != 0 || d.packets != 8 {
+			t.Errorf("%v, %+v, windows have %d packets", inside, c, d.packets)
+		}
+	}
+}
+
 func TestCountsBalance(t *testing.T) {
 	d := newDesk(t, nil)
 	good := udp(1, []byte("x"))
@@ -184,13 +234,14 @@ func FuzzFrames(f *testing.F) {
 	for _, b := range [][]byte{
 		question, back.AppendICMP(nil, 3, 3, 0, question[14:]), back.AppendICMP(nil, 3, 2, 0, question[14:]),
 		h.AppendTCP(nil, &packet.TCP{Flags: packet.FlagSYN}, nil), back.AppendUDP(nil, 123, 4000, []byte{0xD7, 0, 3, 42}),
-		h.AppendARP(nil, 1, [6]byte{}),
+		h.AppendARP(nil, 1, [6]byte{}), vxlan(1, question), vxlan(2, vxlan(3, question)), append(h.AppendIP(nil, 4, len(question)-14), question[14:]...),
+		append(append(h.AppendIP(nil, 47, len(question)-6), 0x20, 0, 8, 0, 0, 0, 0, 9), question[14:]...),
 	} {
 		seed = append(append(seed, byte(len(b))), b...)
 	}
 	f.Add(seed)
 	// One queue serves all runs, as its memory takes longer to make than a run; each run ends with no flow active.
-	d := newDesk(f, func(c *Config) { c.Flow.MaxFlows = 8; c.Flow.SummariseAbove = 1 })
+	d := newDesk(f, func(c *Config) { c.Flow.MaxFlows = 8; c.Flow.SummariseAbove = 1; c.Inner = true })
 	now, n := start, uint64(0)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d.afterEach = func(b *flowv1.FlowBatch) {
@@ -232,8 +283,11 @@ func frames(flows int, payload string) [][]byte {
 }
 
 func TestNoAllocations(t *testing.T) {
-	d := newDesk(t, nil)
+	d := newDesk(t, func(c *Config) { c.Inner = true })
 	list := frames(1000, "abcdef")
+	for i := range list[:500] {
+		list[i] = vxlan(7, list[i])
+	}
 	now := start
 	run := func() {
 		for i := 0; i < len(list); i += 50 {
@@ -255,7 +309,11 @@ func TestNoAllocations(t *testing.T) {
 
 // benchmark plays the frames again and again; change, if there is one, makes each what it is in the round.
 func benchmark(b *testing.B, list [][]byte, change func(frame []byte, round uint32)) {
-	d := newDesk(b, func(c *Config) { c.Flow.MaxFlows = 1 << 21 })
+	benchmarkOf(b, list, change, false)
+}
+
+func benchmarkOf(b *testing.B, list [][]byte, change func(frame []byte, round uint32), inner bool) {
+	d := newDesk(b, func(c *Config) { c.Flow.MaxFlows = 1 << 21; c.Inner = inner })
 	d.q.cfg.OnWindow = func(w *window.Builder) *window.Builder { w.Reset(); return w }
 	now, at, round := start, 0, uint32(0)
 	turn := func() {
@@ -312,3 +370,15 @@ func BenchmarkFrames1MFlows(b *testing.B)   { benchmark(b, frames(1_000_000, "ab
 func BenchmarkFrames1MStreams(b *testing.B) { benchmark(b, frames(1_000_000, "abcdef"), goesOn) }
 func BenchmarkFramesNewFlows(b *testing.B)  { benchmark(b, frames(100_000, "abcdef"), newFlow) }
 func BenchmarkFramesSYNFlood(b *testing.B)  { benchmark(b, frames(100_000, ""), newFlow) }
+
+// BenchmarkFramesTunnels looks into tunnels: where there are none, and VXLAN's.
+func BenchmarkFramesTunnels(b *testing.B) {
+	b.Run("none", func(b *testing.B) { benchmarkOf(b, frames(1000, "abcdef"), nil, true) })
+	b.Run("vxlan", func(b *testing.B) {
+		list := frames(1000, "abcdef")
+		for i := range list {
+			list[i] = vxlan(7, list[i])
+		}
+		benchmarkOf(b, list, nil, true)
+	})
+}

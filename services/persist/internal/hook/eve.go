@@ -145,6 +145,7 @@ type eveTidegate struct {
 	Host              string    `json:"host,omitempty"`
 	ALPN              string    `json:"alpn,omitempty"`
 	Risks             []string  `json:"risks,omitempty"`
+	Tunnel            uint32    `json:"tunnel,omitempty"`
 	TraceID           string    `json:"trace_id,omitempty"`
 }
 
@@ -311,7 +312,7 @@ func flowLine(sensor string, r *eventv1.FlowRecord) *eveLine {
 			PktsToServer: r.GetPacketsFwd(), PktsToClient: r.GetPacketsRev(), BytesToServer: r.GetBytesFwd(), BytesToClient: r.GetBytesRev(),
 			Start: timestamp(r.GetFirstNs()), End: timestamp(r.GetLastNs()), Age: max(0, r.GetLastNs()-r.GetFirstNs()) / int64(time.Second),
 		},
-		Tidegate: eveTidegate{ID: r.GetId(), ALPN: r.GetAlpn(), Risks: r.GetRisks()},
+		Tidegate: eveTidegate{ID: r.GetId(), ALPN: r.GetAlpn(), Risks: r.GetRisks(), Tunnel: r.GetTunnel()},
 	}
 	l.Flow.State, l.Flow.Reason = flowState(r)
 	if v := r.GetVlan(); v != 0 {

@@ -32,7 +32,7 @@ func eveRig(t *testing.T) (*rig, string) {
 func flowRecords(batch uint64) *eventv1.FlowRecords {
 	src, dst := netip.MustParseAddr("128.232.110.120").As16(), netip.MustParseAddr("66.35.250.204").As16()
 	return &eventv1.FlowRecords{Sensor: "edge1", Epoch: 1, Batch: batch, Records: []*eventv1.FlowRecord{{
-		Id: "edge1/1/7/0", SrcIp: src[:], DstIp: dst[:], SrcPort: 34855, DstPort: 80, Protocol: 6, Vlan: 12,
+		Id: "edge1/1/7/0", SrcIp: src[:], DstIp: dst[:], SrcPort: 34855, DstPort: 80, Protocol: 6, Vlan: 12, Tunnel: 4096,
 		FirstNs: 1_700_000_000_000_000_000, LastNs: 1_700_000_003_500_000_000, PacketsFwd: 5, PacketsRev: 4, BytesFwd: 500, BytesRev: 4000,
 		TcpFlagsFwd: 0x1b, TcpFlagsRev: 0x12, EndReason: uint32(flowv1.EndReason_END_REASON_FIN), App: "http", Host: "example.org",
 		HttpMethod: "GET", UserAgent: "curl/8",
@@ -94,7 +94,7 @@ func TestEVELines(t *testing.T) {
 	}
 	flow := object(t, got[3])
 	if d := cmp.Diff(map[string]any{
-		"tidegate": map[string]any{"id": "edge1/1/7/0"}, "timestamp": "2023-11-14T22:13:23.500000+0000", "flow_id": flow["flow_id"],
+		"tidegate": map[string]any{"id": "edge1/1/7/0", "tunnel": 4096.0}, "timestamp": "2023-11-14T22:13:23.500000+0000", "flow_id": flow["flow_id"],
 		"event_type": "flow", "host": "edge1", "vlan": []any{12.0}, "src_ip": "128.232.110.120", "src_port": 34855.0, "dest_ip": "66.35.250.204",
 		"dest_port": 80.0, "proto": "TCP", "app_proto": "http", "community_id": "1:LQU9qZlK+B5F3KDmev6m5PMibrg=",
 		"flow": map[string]any{"pkts_toserver": 5.0, "pkts_toclient": 4.0, "bytes_toserver": 500.0, "bytes_toclient": 4000.0,

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -31,6 +32,7 @@ func BenchmarkBulk(b *testing.B) {
 	}
 	for i := range flows {
 		flows[i].UserAgent = "curl/8.5.0" // what every tool's format takes as it is
+		flows[i].Tunnel = sql.NullInt64{Int64: 1, Valid: true}
 	}
 	for kind, tool := range map[string]func(b *testing.B, cfg Config, s *Store, flows []Flow) (*Store, func()){ // gives the store that the function fills
 		"sqlite": sqliteTool, dbtest.PostgreSQL: postgresTool, dbtest.MariaDB: mariadbTool,

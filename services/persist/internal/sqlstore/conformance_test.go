@@ -69,6 +69,10 @@ func someFlows(n int, begin time.Time, sensor string) []Flow {
 			PacketsFwd: 3, PacketsRev: 2, BytesFwd: 300 + int64(i), BytesRev: 200, TCPFlagsFwd: 0x1b, TCPFlagsRev: 0x12, EndReason: 3,
 			JA3: "3", JA4: "t13d", HASSH: "h", Confidence: "certain", HostSource: "sni", TLSVersion: "1.3", UserAgent: "curl/8 'ü\\\t\n",
 			HTTPMethod: "GET", DNSType: "A", DNSRcode: "NOERROR", DNSAnswers: "192.0.2.1,192.0.2.2", Risks: 1<<63 | 1<<5 | 1,
+			Tunnel: sql.NullInt64{Int64: math.MaxUint32, Valid: i%2 == 0}, // the others have none
+		}
+		if !out[i].Tunnel.Valid {
+			out[i].Tunnel.Int64 = 0
 		}
 		if i%3 != 0 { // the others are of a sensor that did not measure it
 			out[i].RTTClientUs, out[i].RTTServerUs = null(int64(i)), null(math.MaxUint32)
@@ -157,6 +161,7 @@ func testUpgrade(t *testing.T, p place) {
 		want.UserAgent, want.HTTPMethod, want.DNSType, want.DNSRcode, want.DNSAnswers, want.Risks = "", "", "", "", "", 0
 	}
 	want.RTTClientUs, want.RTTServerUs, want.RetransmitsFwd, want.RetransmitsRev = sql.NullInt64{}, sql.NullInt64{}, sql.NullInt64{}, sql.NullInt64{}
+	want.Tunnel = sql.NullInt64{}
 	if got, err := s.Flows(ctx, FlowQuery{Limit: 9}); err != nil || !slices.Equal(got, []Flow{want}) {
 		t.Fatalf("after the upgrade: %+v, %v, want %+v", got, err, want)
 	}
@@ -192,6 +197,9 @@ func testFlows(t *testing.T, p place) {
 	got, err := s.Flows(ctx, FlowQuery{FlowFilter: FlowFilter{Range: Range{From: v6.TS, To: v6.TS + 1}}, Limit: 10})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if n, err := s.Flows(ctx, FlowQuery{FlowFilter: FlowFilter{Range: Range{From: flows[1].TS, To: flows[1].TS + 1}}, Limit: 10}); err != nil || len(n) != 1 || n[0] != flows[1] {
+		t.Errorf("a flow without a tunnel changed on its way: %+v, %v, want %+v", n, err, flows[1])
 	}
 	if d := cmp.Diff([]Flow{v6}, got, cmp.Comparer(func(a, b Addr) bool { return a == b })); d != "" {
 		t.Fatalf("a flow changed on its way (-want +got):\n%s", d)

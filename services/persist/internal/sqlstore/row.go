@@ -97,6 +97,8 @@ type Flow struct {
 	RTTServerUs    sql.NullInt64 `db:"rtt_server_us"`
 	RetransmitsFwd sql.NullInt64 `db:"retransmits_fwd"`
 	RetransmitsRev sql.NullInt64 `db:"retransmits_rev"`
+	// Tunnel is the network that the tunnel around the flow names; NULL without one.
+	Tunnel sql.NullInt64 `db:"tunnel"`
 }
 
 // Attack is one revision of an attack; TS is when the revision was made. TopSources is a JSON array of
@@ -190,10 +192,10 @@ type record interface {
 // values takes a row's values, one after the other.
 type values interface {
 	num(n int64)
-	numOrNull(n sql.NullInt64)
 	float(f float64)
 	flag(b bool)
 	text(s string)
+	numOrNull(n sql.NullInt64)
 	textOrNull(s sql.NullString)
 	addr(a netip.Addr)
 }
@@ -238,7 +240,7 @@ var columns = map[Table][]string{
 		"app", "host", "alpn", "packets_fwd", "packets_rev", "bytes_fwd", "bytes_rev", "tcp_flags_fwd",
 		"tcp_flags_rev", "end_reason", "ja3", "ja4", "hassh", "confidence", "host_source", "tls_version",
 		"user_agent", "http_method", "dns_type", "dns_rcode", "dns_answers", "risks",
-		"rtt_client_us", "rtt_server_us", "retransmits_fwd", "retransmits_rev"},
+		"rtt_client_us", "rtt_server_us", "retransmits_fwd", "retransmits_rev", "tunnel"},
 	Attacks: {"id", "revision", "ts", "type", "target", "state", "sensor", "first_ns", "detected_ns",
 		"updated_ns", "ended_ns", "packets", "bytes", "pps", "bps", "sources", "top_sources", "trace_id"},
 	Verdicts: {"ts", "id", "attack_id", "type", "target", "sensor", "key_kind", "explanation", "rules",
@@ -298,6 +300,7 @@ func (f *Flow) put(to values) {
 	to.numOrNull(f.RTTServerUs)
 	to.numOrNull(f.RetransmitsFwd)
 	to.numOrNull(f.RetransmitsRev)
+	to.numOrNull(f.Tunnel)
 }
 
 func (a *Attack) put(to values) {

@@ -133,6 +133,7 @@ func TestMariaDB(t *testing.T) {
 		up, _, _ := strings.Cut(string(sql), "CREATE TABLE IF NOT EXISTS verdicts")
 		srv.SQL("USE " + dbtest.Database + "; " + up + "CREATE TABLE " + versionTable +
 			" (version_id BIGINT NOT NULL PRIMARY KEY, is_applied BOOLEAN NOT NULL, tstamp TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)")
+		srv.SQL("ALTER TABLE " + dbtest.Database + ".flows ADD COLUMN tunnel INT UNSIGNED") // and one of the next version
 		s := openStore(t, cfg, nil)
 		if got := insert(t, s, Batch{Flows: someFlows(100, now, "i"), Verdicts: []Verdict{{TS: 1, ID: "v", Rules: "[]", Evidence: "{}"}}}); got.Count[Flows].Committed != 100 || got.Count[Verdicts].Committed != 1 {
 			t.Errorf("%+v", got)

@@ -17,7 +17,7 @@ import (
 )
 
 // insertFunction is the SQL function that inserts a batch of rows, given by its number, on the connection that calls
-// it, and returns how many were new. Through database/sql a row of 36 values costs more than what SQLite does with it;
+// it, and returns how many were new. Through database/sql a row of 37 values costs more than what SQLite does with it;
 // the function binds them by SQLite's own API, where they lie.
 const insertFunction = "tidegate_insert"
 

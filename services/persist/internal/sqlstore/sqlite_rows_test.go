@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -63,12 +64,13 @@ func TestSQLiteInsertFunction(t *testing.T) {
 	}
 	number := pendingLast.Add(1)
 	defer pending.Delete(number)
+	many := len(columns[Flows]) + 1
 	for _, c := range []struct {
 		row  badRow
 		want string
 		code int
 	}{
-		{37, "value 37 is not taken", sqlitelib.SQLITE_RANGE},
+		{badRow(many), fmt.Sprintf("value %d is not taken", many), sqlitelib.SQLITE_RANGE},
 		{0, "NOT NULL constraint failed: flows.ts", sqlitelib.SQLITE_CONSTRAINT_NOTNULL},
 		{1, "NOT NULL constraint failed: flows.id", sqlitelib.SQLITE_CONSTRAINT_NOTNULL},
 	} {
