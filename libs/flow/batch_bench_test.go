@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
 
@@ -51,7 +52,7 @@ func BenchmarkCodec(b *testing.B) {
 	})
 	got := &flowv1.FlowBatch{}
 	each("decode", func() error {
-		if err := proto.Unmarshal(wire, got); err != nil {
+		if err := rpc.Unmarshal(wire, got); err != nil { // as servers do
 			return err
 		}
 		return Validate(got)

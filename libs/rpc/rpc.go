@@ -45,6 +45,7 @@ func NewServer(t *telemetry.Telemetry, files TLS) (*grpc.Server, *health.Server,
 	}
 	options := []grpc.ServerOption{
 		grpc.StatsHandler(otelgrpc.NewServerHandler(tracing(t)...)),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ChainUnaryInterceptor(append(unary, recoverUnary(t))...),
 		grpc.ChainStreamInterceptor(append(streams, recoverStream(t))...),
 		grpc.MaxRecvMsgSize(MaxMessage),
