@@ -158,7 +158,7 @@ func (p *player) file(ctx context.Context, path string) error {
 			}
 		}
 		rec, err := in.Next(nil)
-		if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
