@@ -157,68 +157,6 @@ func TestTunnels(t *testing.T) {
 	r.ledger()
 }
 
-func TestConnection(t *testing.T) {
-	r := newRig(t, nil)
-	o := r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagSYN, 100, "")
-	if !o.New || !o.Attempt || o.Solicited || o.Reverse || o.ID>>56 != 3 {
-		t.Fatalf("SYN: %+v", o)
-	}
-	if r.out.Opens != nil {
-		t.Error("a single packet without payload has an open")
-	}
-	o = r.tcp("198.51.100.1", 443, "192.0.2.1", 40000, flagSYN|flagACK, 500, "")
-	if o.New || !o.Solicited || !o.Reverse || o.Key.DstPort != 443 {
-		t.Fatalf("SYN-ACK: %+v", o)
-	}
-	if o = r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK, 101, ""); !o.Handshake {
-		t.Fatalf("ACK completes no handshake: %+v", o)
-	}
-	if o = r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK|flagPSH, 101, "hello"); o.Handshake {
-		t.Fatal("the handshake completes twice")
-	}
-	r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK|flagPSH, 101, "hello") // retransmit
-	r.tcp("198.51.100.1", 443, "192.0.2.1", 40000, flagACK|flagPSH, 501, "world")
-	r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK|flagFIN, 106, "")
-	r.tcp("198.51.100.1", 443, "192.0.2.1", 40000, flagACK|flagFIN, 506, "")
-	r.wait(time.Second)
-	if n := len(r.ends()); n != 0 {
-		t.Fatalf("%d ends before the linger is over", n)
-	}
-	r.wait(1200 * time.Millisecond)
-	ends := r.ends()
-	if len(ends) != 1 || ends[0].Reason != flowv1.EndReason_END_REASON_FIN || ends[0].Totals.PacketsFwd != 5 ||
-		ends[0].Totals.PacketsRev != 3 || ends[0].Totals.BytesFwd != 5*40+10 || ends[0].FlagsRev != flagSYN|flagACK|flagPSH|flagFIN {
-		t.Fatalf("ends: %+v", ends)
-	}
-	if n := r.out.Opens.Count; n != 1 {
-		t.Fatalf("%d opens, want 1", n)
-	}
-	open := flow.OpenAt(r.out.Opens, 0)
-	if open.ID != o.ID || open.TCPFlags != flagSYN || open.IPLength != 40 || open.TTL != 64 || open.PortIndex != 1 || open.Key.SrcPort != 40000 {
-		t.Errorf("open: %+v", open)
-	}
-	if s := r.out.Segments; s.Count != 2 || string(s.Data) != "helloworld" || flow.Column(s.Offset).U32(0) != 0 ||
-		s.Direction[1] != 1 || flow.Column(s.Offset).U32(1) != 0 {
-		t.Errorf("segments: %v", s)
-	}
-	if len(r.failures) != 0 {
-		t.Errorf("failures: %+v", r.failures)
-	}
-	r.ledger()
-}
-
-func TestHandshakeSeenFromOneSide(t *testing.T) {
-	r := newRig(t, nil)
-	r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagSYN, 100, "")
-	if o := r.tcp("192.0.2.1", 40000, "198.51.100.1", 443, flagACK, 101, ""); !o.Handshake {
-		t.Error("SYN, ACK is no handshake")
-	}
-	r.wait(4 * time.Second)
-	if len(r.failures) != 0 {
-		t.Errorf("failures: %+v", r.failures)
-	}
-}
-
 func TestFailures(t *testing.T) {
 	quote := func(f []byte) []byte { return f[14:] }
 	tests := []struct {
