@@ -195,22 +195,7 @@ func TestInterfaceMadeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := s.Ledger()["received"]
-	if out, err := exec.Command("ip", "link", "del", r.a).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	eventually(t, "readiness says so", func() error {
-		if p := tel.Ready(); len(p) == 0 || !strings.Contains(p[0], "capture") {
-			return fmt.Errorf("problems: %v", p)
-		}
-		return nil
-	})
-	r.wire(r.client, r.a, clientAddr, 1)
-	eventually(t, "ready again", func() error {
-		if p := tel.Ready(); len(p) != 0 {
-			return fmt.Errorf("problems: %v", p)
-		}
-		return nil
-	})
+	r.remake(tel)
 	if err := r.exchange(4096); err != nil {
 		t.Fatal(err)
 	}

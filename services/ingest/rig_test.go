@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -99,6 +100,27 @@ func (r *rig) wire(ns *netlab.NS, port string, addr netip.Prefix, queues int) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+// remake takes port a away and makes it again; the sensor's readiness follows.
+func (r *rig) remake(tel *telemetry.Telemetry) {
+	r.t.Helper()
+	if out, err := exec.Command("ip", "link", "del", r.a).CombinedOutput(); err != nil { //nolint:gosec // the rig's own name
+		r.t.Fatalf("%v: %s", err, out)
+	}
+	eventually(r.t, "readiness says so", func() error {
+		if p := tel.Ready(); len(p) == 0 || !strings.Contains(p[0], "capture") {
+			return fmt.Errorf("problems: %v", p)
+		}
+		return nil
+	})
+	r.wire(r.client, r.a, clientAddr, 1)
+	eventually(r.t, "ready again", func() error {
+		if p := tel.Ready(); len(p) != 0 {
+			return fmt.Errorf("problems: %v", p)
+		}
+		return nil
+	})
 }
 
 func (r *rig) config() Config {
