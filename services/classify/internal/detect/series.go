@@ -328,7 +328,8 @@ type Series struct {
 }
 
 // Add puts a window's sums and source registers into the slot of its start. Windows of several sensors fall
-// into one slot. A window older than the second, as after a clock that was set back, starts the series anew.
+// into one slot. A window older than the second, as after a clock that was set back, starts the series anew. SYNs that
+// are taken for a scan's are noted in sums too.
 func (s *Series) Add(startNs int64, sums *Sums, registers []byte) {
 	n := startNs / int64(Slot)
 	switch {
@@ -337,9 +338,24 @@ func (s *Series) Add(startNs int64, sums *Sums, registers []byte) {
 	case n > s.newest:
 		s.clear(n)
 	}
+	if few := sums.Samples.SYN < evidence && sums.Packets > uint64(sums.Samples.All); few && (sums.SYNScan > 0 || s.scanned()) {
+		// Beside much other traffic a few samples do not tell a scan's SYNs from others. They are the scan's: of what goes
+		// on beside it, or after it, the next windows tell.
+		sums.SYNScan, sums.SYNBeside, sums.SYNUnseen = sums.SYN, 0, 0
+	}
 	i := index(n)
 	s.slots[i].add(sums)
 	s.sources[i].Merge(registers)
+}
+
+// scanned tells whether a scan's SYNs are among the samples.
+func (s *Series) scanned() bool {
+	for i := range s.slots {
+		if s.slots[i].Samples.SYNScan > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // Advance moves the series to now, so that slots without traffic count as empty.
