@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -184,13 +185,16 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 	}
 }
 
+// rest sleeps without telling Go's scheduler, which in a system call that it knows of gives the worker's place (its P) away:
+// with no other free, the worker then had to wait until another goroutine's 10 ms were over. So short a time holds up
+// nobody; the collector's signal ends it.
 func (w *worker) rest() {
 	d := rest
 	if w.inputs[0].tx != nil {
 		d = shortRest
 	}
 	ts := unix.NsecToTimespec(d.Nanoseconds())
-	_ = unix.Nanosleep(&ts, nil) // a signal only shortens it
+	_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0) //nolint:gosec // how nanosleep(2) takes it
 }
 
 // pace measures how fast frames come, a millisecond or more at a time.
