@@ -32,6 +32,7 @@ type captureRow struct {
 	frames  int    // frame memory; 0: ingest's default
 	flows   uint32
 	random  bool    // every packet a new flow from a source of its own
+	syn     bool    // every packet a SYN; else UDP
 	pps     float64 // 0: as fast as the sender can; idle: none
 	scaled  bool    // pps is of a machine whose limit is referenceLimit; row 0 of the same turn tells this one's
 
@@ -65,6 +66,7 @@ func TestBenchCapture(t *testing.T) {
 		{name: "ingest, 1,000 flows, 2,048 frames", flows: 1000, frames: 2048},
 		{name: "ingest, 100,000 flows", flows: 100_000},
 		{name: "ingest, 1,000,000 flows", flows: 1_000_000},
+		{name: "ingest, 1,000,000 TCP flows", flows: 1_000_000, syn: true},
 		{name: "ingest, each packet a new source", flows: 1, random: true},
 		{name: "the same, paced (3 M/s of a limit of 11.2 M/s)", flows: 1, random: true, pps: 3e6, scaled: true},
 		{name: "ingest, 1,000 flows, 100,000/s", flows: 1000, pps: 1e5},
@@ -130,6 +132,7 @@ func (row *captureRow) run(t *testing.T) (run captureRun) {
 		}
 	}()
 	stream := link.Stream(row.flows, max(1, row.flows/64), 1024, frameSize, runtime.NumCPU()-1)
+	stream.SYN = row.syn
 	if row.random {
 		stream.Source, stream.Scatter = netip.MustParseAddr("32.0.0.0"), 29
 	}

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
@@ -30,7 +29,7 @@ func BenchmarkAddRule(b *testing.B) {
 	}
 	r.registrar = srv
 	r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
-	bustest.Wait(b, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(b, r.svc)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)

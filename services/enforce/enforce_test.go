@@ -280,7 +280,7 @@ func TestInterfaceMissing(t *testing.T) {
 	})
 	r.gate.set(func(*fakeGate) { up = true })
 	r.event("r1", evApplied)
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 
 	// The interface is made again: a new gate without entries.
 	old := r.gate
@@ -290,7 +290,7 @@ func TestInterfaceMissing(t *testing.T) {
 	old.dead = errors.New("the interface is gone")
 	old.mu.Unlock()
 	bustest.Wait(t, "the rule in the new gate", func() bool { _, ok := fresh.get(policy.NumericID("r1")); return ok })
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	if n := r.count("r1", evApplied); n != 1 {
 		t.Errorf("applied was told %d times", n)
 	}

@@ -232,7 +232,7 @@ func TestHeldLeaseOnTwoLinks(t *testing.T) {
 	}
 	r := newRig(t, conf(links[0]))
 	r.start(openXDP(links[0].bpffs, telemetry.Discard("enforce")))
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	nodes := []*Service{r.svc, r.second(conf(links[1]), openXDP(links[1].bpffs, telemetry.Discard("enforce")))}
 	rule := drop("auto", lease)
 	rule.Match = policy.Match{Src: netip.PrefixFrom(links[0].from, 24).Masked()} // both links' senders

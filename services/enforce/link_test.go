@@ -116,7 +116,7 @@ func TestRealLink(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.Ifaces, c.BPFFS = []string{l.iface}, l.bpffs })
 	open := func() Opener { return openXDP(l.bpffs, telemetry.Discard("enforce")) }
 	r.start(open())
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 
 	const lease = 2 * time.Second
 	rule := drop("r1", lease)
@@ -143,7 +143,7 @@ func TestRealLink(t *testing.T) {
 	before := l.arrived.Load()
 	r.stop()
 	r.start(open())
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	if n := l.arrived.Load() - before; n != 0 {
 		t.Errorf("%d packets passed during the restart", n)
 	}
@@ -185,7 +185,7 @@ func TestShadowOnRealLink(t *testing.T) {
 	l := newLink(t, 0)
 	r := newRig(t, func(c *Config) { c.Ifaces, c.BPFFS, c.Enforce = []string{l.iface}, l.bpffs, false })
 	r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	rule := drop("r1", time.Minute)
 	rule.Match = policy.Match{Src: netip.PrefixFrom(l.from, 32)}
 	r.put(rule)
@@ -202,7 +202,7 @@ func TestApplyLatency(t *testing.T) {
 	l := newLink(t, 0)
 	r := newRig(t, func(c *Config) { c.Ifaces, c.BPFFS = []string{l.iface}, l.bpffs })
 	r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	ctx := context.Background()
 	put := make(map[string]time.Time)
 	add := func(i int) string {

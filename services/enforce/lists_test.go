@@ -191,7 +191,7 @@ func TestListOnRealLink(t *testing.T) {
 	start := func() {
 		t.Helper()
 		r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
-		bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+		waitReady(t, r.svc)
 	}
 	start()
 	r.putList("bad", 5, policyv1.Action_ACTION_DROP, netip.PrefixFrom(l.from, 31).Masked().String()+"\n")
@@ -263,7 +263,7 @@ func TestMillionHosts(t *testing.T) {
 	start := func() {
 		t.Helper()
 		r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
-		bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+		waitReady(t, r.svc)
 	}
 	start()
 	text := millionHosts(n-1) + l.from.String() + "\n"

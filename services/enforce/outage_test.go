@@ -47,7 +47,7 @@ func newOutage(t *testing.T) *outage {
 			t.Error(err)
 		}
 	})
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	return r
 }
 

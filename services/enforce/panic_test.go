@@ -336,7 +336,7 @@ func TestPanicOnTwoLinks(t *testing.T) {
 	}
 	r := newRig(t, conf(links[0]))
 	r.start(openXDP(links[0].bpffs, telemetry.Discard("enforce")))
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	nodes := []*Service{r.svc, r.second(conf(links[1]), openXDP(links[1].bpffs, telemetry.Discard("enforce")))}
 
 	for i := range rules {

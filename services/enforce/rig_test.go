@@ -92,7 +92,18 @@ func (r *rig) start(open Opener) {
 func (r *rig) startReady() {
 	r.t.Helper()
 	r.start(nil)
-	bustest.Wait(r.t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(r.t, r.svc)
+}
+
+// waitReady waits until a node is ready, and says what kept it from that.
+func waitReady(t testing.TB, svc *Service) {
+	t.Helper()
+	defer func() {
+		if err := svc.ready(); err != nil {
+			t.Logf("node %s is not ready: %v", svc.cfg.Node, err)
+		}
+	}()
+	bustest.Wait(t, "readiness", func() bool { return svc.ready() == nil })
 }
 
 // second runs another node on the rig's bus.
@@ -116,7 +127,7 @@ func (r *rig) second(change func(*Config), open Opener) (svc *Service) {
 			r.t.Errorf("Run of the second node: %v", err)
 		}
 	})
-	bustest.Wait(r.t, "readiness of the second node", func() bool { return svc.ready() == nil })
+	waitReady(r.t, svc)
 	return svc
 }
 

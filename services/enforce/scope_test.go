@@ -34,7 +34,7 @@ func TestScopeOfRules(t *testing.T) {
 		return func(iface string) (Gate, error) { return gates[node+"/"+iface], nil }
 	}
 	r.start(opener("1"))
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	src := netip.MustParseAddr("198.51.100.7")
 	scopes := map[string][]string{
 		"all": {"1/in0", "1/out0", "2/in0", "2/out0"}, "site:ams": {"1/in0", "1/out0"}, "site:fra": {"2/in0", "2/out0"}, "node:node-2": {"2/in0", "2/out0"},
@@ -96,7 +96,7 @@ func TestScopeOfRules(t *testing.T) {
 		gates["1/in0"].set(func(g *fakeGate) { g.rules[strayed] = e; g.stats[strayed] = xdp.RuleStat{} })
 	}
 	r.start(opener("1"))
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	for scope, where := range scopes {
 		expect("r-"+policy.DerivedID(scope), where)
 	}
@@ -108,7 +108,7 @@ func TestScopeOnTwoNodes(t *testing.T) {
 	a, b := newLink(t, 0), newLink(t, 1)
 	r := newRig(t, func(c *Config) { c.Ifaces, c.BPFFS, c.Site = []string{a.iface}, a.bpffs, "ams" })
 	r.start(openXDP(a.bpffs, telemetry.Discard("enforce")))
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	// One rule for both senders: who is hit depends on the scope alone.
 	both := netip.PrefixFrom(a.from, 24).Masked()
 	put := func(scope string) {

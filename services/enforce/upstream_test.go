@@ -198,7 +198,7 @@ func TestUpstreamOnRealLink(t *testing.T) {
 		c.Ifaces, c.BPFFS, c.UpstreamExec, c.UpstreamMinPPS = []string{l.iface}, l.bpffs, s.path, 100
 	})
 	r.start(openXDP(l.bpffs, telemetry.Discard("enforce")))
-	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	waitReady(t, r.svc)
 	rule := drop("r1", 0)
 	rule.Match = policy.Match{Src: netip.PrefixFrom(l.from, 32), Dst: netip.PrefixFrom(l.to, 32), Protocol: 17, HasProtocol: true, DstPort: l.port, HasDstPort: true}
 	r.put(rule)

@@ -3,8 +3,11 @@ package ingest
 import (
 	"context"
 	"errors"
+	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
@@ -249,4 +252,30 @@ func TestPace(t *testing.T) {
 			t.Errorf("%d more after %v more: fast is %v", step.frames, step.after, fast)
 		}
 	}
+}
+
+func TestPriority(t *testing.T) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and ended with it, so that no other goroutine has its priority
+		before, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		want := min(before.Nice+1, 19) // lower, which anybody may
+		if err := prioritise(int(want)); err != nil {
+			t.Error(err)
+			return
+		}
+		got, err := unix.SchedGetAttr(0, 0)
+		if err != nil || got.Nice != want || got.Policy != unix.SCHED_NORMAL {
+			t.Errorf("%+v, %v: want priority %d", got, err, want)
+		}
+		if got.Runtime != 0 && got.Runtime != uint64(timeSlice) { // 0: a kernel without slices
+			t.Errorf("slice %d, want %d", got.Runtime, uint64(timeSlice))
+		}
+	}()
+	<-done
 }

@@ -20,7 +20,7 @@ const MaxFlowsLimit = 1 << 24
 // Config sizes and times a Table. Zero durations and a zero MaxFlows take DefaultConfig's value, except Active
 // and Update, where zero means never.
 type Config struct {
-	MaxFlows     int // entries at most; about 144 bytes each with their index, and 64 more for TCP with a SYN or payload
+	MaxFlows     int // entries at most; about 144 bytes each with their index, and 32 more for TCP with a SYN or payload
 	InitialFlows int // the index is sized for this many at once and doubles after; 0 = MaxFlows
 
 	IdleTCP, IdleUDP, IdleOther time.Duration

@@ -11,9 +11,9 @@ import (
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
 
-func TestConnectionFillsACacheLine(t *testing.T) {
-	if s := unsafe.Sizeof(connection{}); s != 64 {
-		t.Errorf("a connection has %d bytes, want 64", s)
+func TestConnectionFillsHalfACacheLine(t *testing.T) {
+	if s := unsafe.Sizeof(connection{}); s != 32 {
+		t.Errorf("a connection has %d bytes, want 32", s)
 	}
 }
 
@@ -312,6 +312,34 @@ func TestParts(t *testing.T) {
 	}
 	if len(got) != 3 || got[0] != 1 || got[1] != 2 || got[2] != 0 {
 		t.Errorf("retransmits of the parts: %v", got)
+	}
+}
+
+// TestGapsShareAPlace: of two streams that have a gap at once and share a place the later one keeps it. What fills the
+// other's counts as sent again, and both go on.
+func TestGapsShareAPlace(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.MaxFlows = 1024 })
+	send := func(i int, seq uint32, payload string) {
+		r.tcp("192.0.2.1", uint16(i+1), "198.51.100.1", 80, flagACK|flagPSH, seq, payload)
+	}
+	last := len(r.table.gaps) / 2 // flows for so many places of two directions
+	for i := range last + 1 {
+		send(i, 1, "ab")
+	}
+	for _, i := range []int{0, last} {
+		send(i, 5, "ef")
+	}
+	for _, i := range []int{0, last} {
+		send(i, 3, "cd")
+		send(i, 7, "gh")
+	}
+	r.flush()
+	again := map[uint16]uint32{}
+	for _, e := range r.ends() {
+		again[e.Key.SrcPort] = e.TCP.RetransmitsFwd
+	}
+	if len(again) != last+1 || again[1] != 1 || again[uint16(last+1)] != 0 {
+		t.Errorf("%d flows; sent again: %d of the first, %d of the last", len(again), again[1], again[uint16(last+1)])
 	}
 }
 

@@ -26,7 +26,8 @@ const (
 	doneRev
 	baseFwd // the stream's sequence numbers are known
 	baseRev
-	tracked // the connection is in use
+	tracked     // the connection is in use
+	synAnswered // see connection.server
 )
 
 // entry is one flow in two cache lines: what every packet reads, then what it counts.
@@ -67,6 +68,7 @@ type Table struct {
 	entries []entry // MaxFlows of them
 	// As many; pages of flows that are not TCP are never touched.
 	connections []connection
+	gaps        []gap
 	high        uint32 // entries ever used
 	free        uint32 // list of entries given back
 	hand        uint32 // where the search for an eviction goes on
@@ -94,6 +96,7 @@ func New(cfg Config, queue uint8) *Table {
 	t := &Table{cfg: cfg, queue: uint64(queue) << 56, memory: &memory{}}
 	runtime.AddCleanup(t, (*memory).release, t.memory)
 	t.entries, t.connections = reserve[entry](t.memory, cfg.MaxFlows), reserve[connection](t.memory, cfg.MaxFlows)
+	t.gaps = reserve[gap](t.memory, gapSlots(cfg.MaxFlows))
 	for i := range t.k {
 		t.k[i] = sketch.Mix(cfg.Seed+uint64(i+1)*0x9e3779b97f4a7c15) | 1 //nolint:gosec // i is small
 	}
