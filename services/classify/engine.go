@@ -79,6 +79,7 @@ type Engine struct {
 	}
 
 	allowed  policy.Cover // sources that nothing is found of
+	tried    []tries      // of the window at hand
 	peers    *verdict.Peers
 	targets  map[netip.Addr]*target
 	usual    *usual.Set
@@ -199,6 +200,7 @@ func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 		e.firstNs = w.GetStartNs()
 	}
 	e.parts = e.parts || w.GetPart()
+	e.noteAllowed(w)
 	e.networks(w, out)
 	for _, t := range w.GetTargets() {
 		if t.GetPrefixLen() == 128 && len(t.GetAddr()) == 16 {
@@ -246,7 +248,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 	}
 	limits := e.limits(addr, g)
 	sums := detect.FromTarget(wt)
-	sums.TakeSamples(e.facts, e.standing(w))
+	sums.TakeSamples(e.facts, e.standing(w), e.allowedSYN(netip.PrefixFrom(addr, addr.BitLen())))
 	e.leaveAllowed()
 	sums.Samples.Overlaps = detect.Overlaps(e.facts, e.raw)
 	t.series.Add(w.GetStartNs(), &sums, wt.GetSourceRegisters())

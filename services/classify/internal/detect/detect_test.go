@@ -287,7 +287,7 @@ func TestScanAmongClients(t *testing.T) {
 				facts = append(facts, header.Facts{Protocol: 6, Flags: 2, DstPort: i})
 			}
 		}
-		sums.TakeSamples(facts, standing(Stranger))
+		sums.TakeSamples(facts, standing(Stranger), 0)
 		s.Add(1_700_000_000_000_000_000+slot*int64(Slot), &sums, nil)
 	}
 	second := s.Sum(Slots)
@@ -301,7 +301,7 @@ func TestScanAmongClients(t *testing.T) {
 			facts[i] = header.Facts{Protocol: 6, Flags: policy.ACK, DstPort: 443}
 		}
 		sums := Sums{SYN: 50, Packets: 15_000}
-		sums.TakeSamples(facts, standing(Peer))
+		sums.TakeSamples(facts, standing(Peer), 0)
 		s.Add(1_700_000_000_000_000_000+slot*int64(Slot), &sums, nil)
 		second := s.Sum(Slots)
 		if m := synFlood.Measure(&second, &th); m.Level >= 1 {

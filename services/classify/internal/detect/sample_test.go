@@ -103,7 +103,7 @@ func TestLoneSamples(t *testing.T) {
 			var s Series
 			for i := range int64(Slots) {
 				sums := Sums{Packets: tt.packets}
-				sums.TakeSamples(facts, standing(Stranger))
+				sums.TakeSamples(facts, standing(Stranger), 0)
 				s.Add(i*int64(Slot), &sums, nil)
 			}
 			second := s.Sum(Slots)

@@ -22,7 +22,7 @@ type Sums struct {
 	SYN, Handshakes           uint64
 	SYNScan                   uint64 // of SYN, what a lone source sends that walks over ports, or an allowed one, as each window's samples tell
 	SYNBeside                 uint64 // of SYN, what the few samples beside such a source's stand for
-	SYNUnseen                 uint64 // of SYN, those of windows whose samples have none: beside much other traffic
+	SYNUnseen                 uint64 // of SYN, the others of windows whose samples have none: beside much other traffic
 	Fragments                 uint64
 	OutOfState                uint64 // TCP packets that begin a flow and are no SYN
 	DNS, DNSBytes             uint64 // unsolicited answers from port 53
@@ -155,8 +155,9 @@ func FromTarget(t *flowv1.Target) Sums {
 }
 
 // TakeSamples counts a window's samples, which are of the packets that s counts. A window has as many samples of a second's
-// few quiet packets as of a burst, so what a share says of packets is worked out here, before windows are added up.
-func (s *Sums) TakeSamples(samples []header.Facts, of func(f *header.Facts) Standing) {
+// few quiet packets as of a burst, so what a share says of packets is worked out here, before windows are added up. allowed is
+// how many SYNs of allowed sources there are at least: beside much other traffic few SYNs are sampled, and not in proportion.
+func (s *Sums) TakeSamples(samples []header.Facts, of func(f *header.Facts) Standing, allowed uint64) {
 	s.Samples = CountSamples(samples, of)
 	c := &s.Samples
 	if s.Packets > uint64(c.All) {
@@ -165,11 +166,11 @@ func (s *Sums) TakeSamples(samples []header.Facts, of func(f *header.Facts) Stan
 			c.SYNBeside = c.SYN - c.SYNScan
 		}
 	}
+	s.SYNScan = max(scaled(s.SYN, ratio(c.SYNScan, c.SYN, 0)), min(allowed, s.SYN))
 	if c.SYN == 0 {
-		s.SYNUnseen = s.SYN
+		s.SYNUnseen = s.SYN - s.SYNScan
 	}
-	s.SYNScan = scaled(s.SYN, ratio(c.SYNScan, c.SYN, 0))
-	s.SYNBeside = scaled(s.SYN, ratio(c.SYNBeside, c.SYN, 0))
+	s.SYNBeside = min(scaled(s.SYN, ratio(c.SYNBeside, c.SYN, 0)), s.SYN-s.SYNScan)
 }
 
 // alone takes one sample out of each count of samples that have something in common, a source or a zone: a sample has that with
@@ -328,8 +329,7 @@ type Series struct {
 }
 
 // Add puts a window's sums and source registers into the slot of its start. Windows of several sensors fall
-// into one slot. A window older than the second, as after a clock that was set back, starts the series anew. SYNs that
-// are taken for a scan's are noted in sums too.
+// into one slot. A window older than the second, as after a clock that was set back, starts the series anew.
 func (s *Series) Add(startNs int64, sums *Sums, registers []byte) {
 	n := startNs / int64(Slot)
 	switch {
@@ -338,24 +338,9 @@ func (s *Series) Add(startNs int64, sums *Sums, registers []byte) {
 	case n > s.newest:
 		s.clear(n)
 	}
-	if few := sums.Samples.SYN < evidence && sums.Packets > uint64(sums.Samples.All); few && (sums.SYNScan > 0 || s.scanned()) {
-		// Beside much other traffic a few samples do not tell a scan's SYNs from others. They are the scan's: of what goes
-		// on beside it, or after it, the next windows tell.
-		sums.SYNScan, sums.SYNBeside, sums.SYNUnseen = sums.SYN, 0, 0
-	}
 	i := index(n)
 	s.slots[i].add(sums)
 	s.sources[i].Merge(registers)
-}
-
-// scanned tells whether a scan's SYNs are among the samples.
-func (s *Series) scanned() bool {
-	for i := range s.slots {
-		if s.slots[i].Samples.SYNScan > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // Advance moves the series to now, so that slots without traffic count as empty.

@@ -7,9 +7,8 @@ import (
 
 // synFlood: syn − 2·handshakes ≥ SYN. A completed handshake pays for its own SYN and for one retransmission,
 // so a busy server stays below zero while SYNs that lead nowhere add up. SYNs of a lone source that walks
-// over ports are taken out: they are a port scan. Of windows that have no SYN among their samples the same share is. Beside a
-// fast scan a sample of a client's SYN stands for hundreds: those count only when a second has several of them; Series.Add
-// sees to windows that have few samples of SYNs at all.
+// over ports are taken out: they are a port scan; so are those of allowed sources. Of windows that have no SYN among their samples the same share is. Beside a
+// fast scan a sample of a client's SYN stands for hundreds: those count only when a second has several of them.
 // Below five times the threshold it has to be more than one window's burst of many sources.
 var synFlood = Flood{
 	Type:  SYNFlood,
