@@ -46,7 +46,7 @@ func TestBadInput(t *testing.T) {
 		{"inline with one interface", run("--iface", "lo"), 2, []string{"inline bridges two interfaces", "--mode tap"}, false},
 		{"data folder that cannot be", run("--iface", "lo", "--mode", "tap", "--data", "/proc/none"), 2, []string{"--data", "name a folder"}, false},
 		{"unknown interface", run("--iface", "nosuch0", "--mode", "tap", "--data", filepath.Join(dir, "a")), 1, []string{"nosuch0", "no such interface"}, true},
-		{"unknown database", run("--iface", "lo", "--mode", "tap", "--data", filepath.Join(dir, "b"), "--persist-db-type", "oracle"), 1, []string{"oracle", "use postgresql, mysql, mariadb, galera or sqlite"}, false},
+		{"unknown database", run("--iface", "lo", "--mode", "tap", "--data", filepath.Join(dir, "b"), "--persist-db-type", "oracle"), 2, []string{"oracle", "use postgresql, mysql, mariadb, galera or sqlite"}, false},
 		{"unreachable NATS", run("--iface", "lo", "--mode", "tap", "--data", filepath.Join(dir, "c"), "--nats-url", "nats://127.0.0.1:1"), 1, []string{"nats://127.0.0.1:1", "NATS_URL"}, false},
 		{"port in use", []string{"run", "--iface", "lo", "--mode", "tap", "--data", filepath.Join(dir, "d"), "--metrics-listen", busy.Addr().String()}, 1, []string{busy.Addr().String(), "in use"}, false},
 		{"malformed configuration", []string{"run", "--config", write("bad.yaml", "iface: [a\n")}, 2, []string{"bad.yaml", "line 1"}, false},

@@ -35,7 +35,10 @@ import() {
   key=$(echo "$@" | cat - root.sh | sha256sum | cut -d' ' -f1)
   present "$image" "$key" && return
   echo "making $image"
+  # A root that was made of another list is made anew.
+  [ ! -e "$root.key" ] || [ "$(cat "$root.key")" = "$key" ] || rm -rf "$root"
   ./root.sh "$root" "$@"
+  echo "$key" >"$root.key"
   tar -C "$root" --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/info/*' \
     --exclude='./usr/share/locale/*' --exclude='./var/cache/*/*' --exclude='./var/lib/tidegate-db-*' --exclude='./dev/*' -c . |
     docker import --change "LABEL $label=$key" --change 'CMD ["bash"]' - "$image" >/dev/null

@@ -7,7 +7,7 @@ set -euo pipefail
 out=$1 suite=$2
 shift 2
 [ -d "$out" ] && exit 0
-mirror=${MIRROR:-$(apt-get indextargets --format '$(SITE)' 2>/dev/null | grep -v security | head -n1)}
+mirror=${MIRROR:-$(apt-get indextargets --format '$(SITE)' 2>/dev/null | grep -v security | head -n1 || true)}
 mkdir -p "$(dirname "$out")"
 part=$out.part.$$
 trap 'rm -rf "$part"' EXIT

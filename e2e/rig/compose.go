@@ -69,7 +69,7 @@ func NewCompose(t testing.TB, o ComposeOptions) *Compose {
 	ports := strings.Join(o.Ports[:], ",")
 	c.env = append([]string{
 		"TIDEGATE_IFACES=" + ports, "TIDEGATE_ENFORCE_ON=" + ports, "TIDEGATE_BPFFS=" + bpffs, "TIDEGATE_HTTPS=" + c.Gateway,
-		"TIDEGATE_NET=172.31.254", "TIDEGATE_OTLP=http://172.31.254.20:4317", "TIDEGATE_JAEGER=" + FreeAddr(t), "TIDEGATE_PROMETHEUS=" + FreeAddr(t),
+		"TIDEGATE_NET=172.31.254", "TIDEGATE_JAEGER=" + FreeAddr(t), "TIDEGATE_PROMETHEUS=" + FreeAddr(t),
 	}, o.Env...)
 	t.Cleanup(func() {
 		c.down(t)

@@ -17,15 +17,16 @@ type Jaeger struct {
 	Query string // URL of its query API and page
 }
 
+// toolPath is where tools/build.sh puts a tool.
+func toolPath(name string) string {
+	cache, _ := os.UserCacheDir() // without one the tool is only not found
+	return filepath.Join(cache, "tidegate", "tools", name)
+}
+
 // Tool is the path of a tool that tools/build.sh builds.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
-	cache := os.Getenv("XDG_CACHE_HOME")
-	if cache == "" {
-		home, _ := os.UserHomeDir() // without one the tool is only not found
-		cache = filepath.Join(home, ".cache")
-	}
-	path := filepath.Join(cache, "tidegate", "tools", name)
+	path := toolPath(name)
 	_, err := os.Stat(path)
 	Need(t, err == nil, name+" (tools/build.sh "+name+")")
 	return path

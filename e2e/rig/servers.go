@@ -31,8 +31,7 @@ func NATS(t testing.TB, certs string) (*Process, string) {
 	t.Helper()
 	path := os.Getenv("TIDEGATE_NATS_SERVER")
 	if path == "" {
-		home, _ := os.UserHomeDir() // without one the name is only not found
-		path = filepath.Join(home, ".cache", "tidegate", "tools", "nats-server")
+		path = toolPath("nats-server")
 		if p, err := exec.LookPath("nats-server"); err == nil {
 			path = p
 		}

@@ -155,3 +155,11 @@ func TestAbsentReceiverIsCounted(t *testing.T) {
 		t.Errorf("%v export errors counted, want at least 1", got)
 	}
 }
+
+func TestTracedName(t *testing.T) {
+	for service, want := range map[string]string{"ingest": "tidegate-ingest", "tidegate-ingest": "tidegate-ingest", "tidegate": "tidegate"} {
+		if got := tracedName(service); got != want {
+			t.Errorf("%s is %s in traces, want %s", service, got, want)
+		}
+	}
+}

@@ -119,7 +119,7 @@ func newProvider(ctx context.Context, cfg Config, endpoint string, t *Telemetry)
 	version, _ := Build()
 	// Keys of the OpenTelemetry semantic conventions, "service".
 	described := resource.NewSchemaless(
-		attribute.String("service.name", "tidegate-"+strings.TrimPrefix(cfg.Service, "tidegate-")),
+		attribute.String("service.name", tracedName(cfg.Service)),
 		attribute.String("service.namespace", "tidegate"),
 		attribute.String("service.instance.id", cfg.Instance),
 		attribute.String("service.version", version),
@@ -133,6 +133,14 @@ func newProvider(ctx context.Context, cfg Config, endpoint string, t *Telemetry)
 			sdktrace.WithMaxQueueSize(spanQueue),
 			sdktrace.WithExportTimeout(10*time.Second)),
 	), nil
+}
+
+// tracedName is a service's name beside those of other systems; the all-in-one is tidegate already.
+func tracedName(service string) string {
+	if service == "tidegate" {
+		return service
+	}
+	return "tidegate-" + strings.TrimPrefix(service, "tidegate-")
 }
 
 // countingExporter counts failed exports instead of handing them to OpenTelemetry's process-wide error handler, and

@@ -5,7 +5,13 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
 )
+
+// noRules is the action of a verdict that blocks nothing.
+const noRules = "none"
 
 // maxApps bounds the label app; further applications count as other.
 const maxApps = 32
@@ -50,6 +56,12 @@ func newMetrics(r prometheus.Registerer, e *Engine) (*metrics, error) {
 			Name: "tidegate_classify_host_entries", Help: "Domains of lists and of users' rules that flows are compared with.",
 		}),
 		apps: make(map[string]prometheus.Counter),
+	}
+	// Prometheus takes a series that begins at 1 for no increase: the first verdict of its kind would be missed.
+	for _, typ := range append(detect.Types(), typeDomainList, typeHostRule) {
+		for _, action := range []string{policy.Drop.String(), policy.RateLimit.String(), policy.Count.String(), noRules} {
+			m.verdicts.WithLabelValues(typ, action)
+		}
 	}
 	for _, reason := range []string{suppressedRate, suppressedLimit, suppressedQueue} {
 		m.hostSuppressed.WithLabelValues(reason)

@@ -64,7 +64,7 @@ func (s *Service) decide(w *flowv1.Window, v *eventv1.Verdict, received, judged 
 	for i := range rules {
 		rules[i].Traceparent = v.GetTraceparent()
 	}
-	action := "none"
+	action := noRules
 	if len(rules) > 0 {
 		action = rules[0].Action.String()
 	}

@@ -2,9 +2,12 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,6 +26,33 @@ func prepareForTest(t *testing.T, dir string, more ...string) (string, error) {
 	args := append([]string{"prepare", "--dir", dir, "--owner=-1", "--host", "gateway", "--secret", "secrets/db-password", "--data", "nats-data"}, more...)
 	err := run(args, &terminal{out: &out, err: &out})
 	return out.String(), err
+}
+
+// TestPrepareReadsComposesHosts: certificates are good for the names that compose.yaml hands to prepare.
+func TestPrepareReadsComposesHosts(t *testing.T) {
+	b, err := os.ReadFile("../../compose/compose.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^\s+(TIDEGATE_\w+): .*\$\{TIDEGATE_HOSTS`).FindSubmatch(b)
+	if m == nil {
+		t.Fatal("compose.yaml gives prepare no hosts")
+	}
+	t.Setenv(string(m[1]), "gate.example,192.0.2.7")
+	dir := t.TempDir()
+	if err := run([]string{"prepare", "--dir", dir, "--owner=-1"}, &terminal{out: io.Discard, err: io.Discard}); err != nil {
+		t.Fatal(err)
+	}
+	files := pki.FilesOf(filepath.Join(dir, pki.Gateway), pki.Gateway)
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"gate.example", "192.0.2.7"} {
+		if err := pair.Leaf.VerifyHostname(name); err != nil {
+			t.Errorf("by %s: %v", m[1], err)
+		}
+	}
 }
 
 func TestPrepareMakesWhatEachContainerSees(t *testing.T) {

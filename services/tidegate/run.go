@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
@@ -62,13 +63,44 @@ func (c *runCmd) Validate() error {
 	case c.Mode == ingest.ModeHost && len(c.Iface) != 1:
 		return errors.New("--mode host takes one --iface")
 	}
-	if err := c.Persist.Hooks.Validate(); err != nil {
+	if err := c.overruled(); err != nil {
 		return err
 	}
-	if c.Gateway.Listen == "" {
-		return nil
+	s := c.stackConfig()
+	checks := []interface{ Validate() error }{&s.ingest, &s.classify, &s.enforce, s.persist}
+	if c.Gateway.Listen != "" {
+		checks = append(checks, s.gateway)
 	}
-	return c.Gateway.Validate()
+	for _, part := range checks {
+		if err := part.Validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// overruled refuses settings of single services whose place the short flags take: without effect, ingest's mode of a
+// mirror port would make a bridge.
+func (c *runCmd) overruled() error {
+	in, en := ingest.DefaultConfig(), enforce.DefaultConfig()
+	for _, x := range []struct {
+		vain       bool
+		flag, take string
+	}{
+		{len(c.Ingest.Ifaces) > 0, "--ingest-iface", "--iface"},
+		{len(c.EnforceC.Ifaces) > 0, "--enforce-iface", "--iface"},
+		{c.Ingest.Mode != in.Mode && c.Ingest.Mode != c.Mode, "--ingest-mode", "--mode"},
+		{c.EnforceC.Enforce && !c.Enforce, "--enforce-enforce", "--enforce"},
+		{c.Ingest.BPFFS != in.BPFFS && c.Ingest.BPFFS != c.BPFFS, "--ingest-bpffs", "--bpffs"},
+		{c.EnforceC.BPFFS != en.BPFFS && c.EnforceC.BPFFS != c.BPFFS, "--enforce-bpffs", "--bpffs"},
+		{len(c.Ingest.Pcap) > 0, "--ingest-pcap", "--pcap"},
+		{c.Ingest.PcapPace != in.PcapPace && c.Ingest.PcapPace != c.PcapPace, "--ingest-pcap-pace", "--pcap-pace"},
+	} {
+		if x.vain {
+			return fmt.Errorf("%s has no effect here: use %s, which all services share", x.flag, x.take)
+		}
+	}
+	return nil
 }
 
 func (c *runCmd) Run() error {
@@ -88,8 +120,11 @@ func (c *runCmd) Run() error {
 		return err
 	}
 	mode := "shadow: rules count what they would drop; start with --enforce to drop"
-	if c.Enforce {
+	switch {
+	case c.Enforce:
 		mode = "enforcing"
+	case len(c.EnforceC.EnforceOn) > 0:
+		mode = "enforcing on " + strings.Join(c.EnforceC.EnforceOn, ", ") + " only"
 	}
 	s.tel.Log.Info("tidegate runs", "interfaces", c.Iface, "mode", c.Mode, "enforcement", mode, "grpc", c.Listen, "https", c.Gateway.Listen, "metrics", c.Telemetry.MetricsListen, "data", c.Data)
 	return s.Run(ctx)
