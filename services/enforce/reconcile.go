@@ -60,6 +60,7 @@ func (s *Service) want(c *changes, u *delivery, now time.Time) {
 	if old != nil && s.stale(u.Revision, old.revision) {
 		return // the echo of an own renewal, or a repetition
 	}
+	delete(c.put, u.ID) // a version of the same batch
 	r := &ruleState{rule: *u.Rule, number: policy.NumericID(u.ID), revision: u.Revision, received: u.at, since: now}
 	if old != nil {
 		r.keep(old)
@@ -156,8 +157,9 @@ func (s *Service) refuseUnreadable(c *changes, u *delivery, now time.Time) {
 	if old != nil && s.stale(u.Revision, old.revision) {
 		return
 	}
+	delete(c.put, u.ID) // a version of the same batch
 	r := &ruleState{rule: policy.Rule{ID: u.ID}, number: policy.NumericID(u.ID), revision: u.Revision, received: u.at, since: now}
-	if old != nil && old.inForce() {
+	if old != nil && (old.inForce() || s.pinned(r.number)) {
 		c.remove(r)
 	}
 	if old != nil {
