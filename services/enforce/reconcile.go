@@ -3,6 +3,7 @@ package enforce
 import (
 	"cmp"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/policy"
@@ -373,9 +374,12 @@ func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal
 			continue // a rule by host is classify's, which makes rules of single flows of it
 		}
 		e := s.entry(p, r)
-		if had, ok := p.there[r.number]; ok && sameEntry(had, e) {
-			r.silent = r.state != refused // of an earlier run
-			continue
+		if had, ok := p.there[r.number]; ok {
+			r.weighed = math.MaxUint64 // what its counters have is not of the last second
+			if sameEntry(had, e) {
+				r.silent = r.state != refused // of an earlier run
+				continue
+			}
 		}
 		entries = append(entries, e)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
@@ -184,6 +185,29 @@ func TestUpstreamRefused(t *testing.T) {
 	if told, _, _ := r.svc.upstream.state(); told > 5 {
 		t.Errorf("%d routes, the limit is 5", told)
 	}
+}
+
+// TestUpstreamRestart: what a rule dropped before this node began is not what it drops now.
+func TestUpstreamRestart(t *testing.T) {
+	s := newSpeaker(t)
+	r := newRig(t, func(c *Config) { c.UpstreamExec, c.UpstreamMinPPS = s.path, 100 })
+	old := userDrop("old")
+	number := policy.NumericID(old.ID)
+	mustPut(t, r.gate, xdp.Rule{ID: number, Match: old.Match, Action: policy.Drop})
+	r.gate.hit(number, 1_000_000)
+	r.put(old)
+	r.start(func(string) (Gate, error) {
+		time.Sleep(1500 * time.Millisecond) // the first look at what rules drop is before
+		return r.gate, nil
+	})
+	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	time.Sleep(2500 * time.Millisecond)
+	if r.count("old", evAnnounced) > 0 {
+		t.Errorf("announced: %v", r.event("old", evAnnounced))
+	}
+	stop := r.keepHitting("old", 50)
+	defer stop()
+	r.event("old", evAnnounced)
 }
 
 // TestUpstreamOnRealLink: real packets that the program drops make a route; drops go on while the program that takes it hangs
