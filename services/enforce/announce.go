@@ -81,6 +81,19 @@ func (a *announcer) PutRules(rules []xdp.Rule) error {
 	return errors.Join(errs...)
 }
 
+// takes says why not all of these can be routes beside so many others.
+func (a *announcer) takes(rules []xdp.Rule, others int) error {
+	for i := range rules {
+		if _, err := flowSpec(&rules[i].Match); err != nil {
+			return err
+		}
+	}
+	if others+len(rules) > a.limit {
+		return fmt.Errorf("it takes %d routes with what it must spare, and there are %d others: --upstream-limit is %d", len(rules), others, a.limit)
+	}
+	return nil
+}
+
 // DeleteRules implements Action.
 func (a *announcer) DeleteRules(ids []uint64) error {
 	a.mu.Lock()

@@ -210,6 +210,39 @@ func TestUpstreamRestart(t *testing.T) {
 	r.event("old", evAnnounced)
 }
 
+// TestUpstreamRoom: a route goes with all that it must spare, or not at all.
+func TestUpstreamRoom(t *testing.T) {
+	r, s := upstreamRig(t, func(c *Config) {
+		c.UpstreamLimit = 30
+		for i := range 20 {
+			c.NeverBlock = append(c.NeverBlock, fmt.Sprintf("192.0.2.%d/32", 10+i))
+		}
+	})
+	defer r.flood("first", "203.0.113.7/32", time.Minute, 50)()
+	r.event("first", evAnnounced)
+	defer r.flood("second", "203.0.113.8/32", time.Minute, 50)()
+	if e := r.event("second", evUnchanged); e.GetReason() != "upstream" || !strings.Contains(e.GetDetail(), "--upstream-limit") {
+		t.Errorf("refused: %v", e)
+	}
+	time.Sleep(2500 * time.Millisecond)
+	if l := s.about("203.0.113.8"); len(l) > 0 {
+		t.Errorf("told %q", l)
+	}
+	r.svc.mu.Lock() // more is to be spared than there is room for
+	for i := range 20 {
+		r.svc.guard.never = append(r.svc.guard.never, netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/32", 100+i)))
+	}
+	r.svc.mu.Unlock()
+	if e := r.event("first", evWithdrawn); !strings.Contains(e.GetDetail(), "--upstream-limit") {
+		t.Errorf("withdrawn: %v", e)
+	}
+	bustest.Wait(t, "that it is told", func() bool { return slices.Contains(s.about("203.0.113.7"), "withdraw "+udpRoute) })
+	time.Sleep(1500 * time.Millisecond)
+	if n := r.count("first", evAnnounced); n != 1 {
+		t.Errorf("announced %d times", n)
+	}
+}
+
 // TestUpstreamOnRealLink: real packets that the program drops make a route; drops go on while the program that takes it hangs
 // and is replaced.
 func TestUpstreamOnRealLink(t *testing.T) {
