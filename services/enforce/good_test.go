@@ -54,7 +54,7 @@ func TestGoodTraffic(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 30, 0, time.UTC)
 	for minute := range 90 { // of which the last hour counts
 		for i := range 1000 {
-			g.add(goodRecord(i, now.Add(-time.Duration(89-minute)*time.Minute)), 3)
+			g.add(goodRecord(i, now.Add(-time.Duration(89-minute)*time.Minute)), 3, now)
 		}
 	}
 	share := func(m policy.Match, before int64) float64 {
@@ -102,6 +102,20 @@ func TestGoodTraffic(t *testing.T) {
 		if spoil(r); isGood(r) {
 			t.Errorf("%s: a good flow", name)
 		}
+	}
+}
+
+// TestGoodTrafficWrongClock: flows of a sensor whose clock is ahead take no minute away from the others.
+func TestGoodTrafficWrongClock(t *testing.T) {
+	var g goodTraffic
+	now := time.Date(2026, 1, 2, 3, 4, 30, 0, time.UTC)
+	for minute := range goodMinutes {
+		g.add(goodRecord(1, now.Add(24*time.Hour+time.Duration(minute)*time.Minute)), 1, now)
+	}
+	g.add(goodRecord(1, now.Add(20*time.Second)), 1, now) // clocks are never quite the same
+	g.add(goodRecord(1, now.Add(-time.Minute)), 1, now)
+	if _, told := g.share(&policy.Match{}, 0, now); told != 2 {
+		t.Errorf("%d flows are remembered, want 2", told)
 	}
 }
 
@@ -186,7 +200,7 @@ func BenchmarkGoodShare(b *testing.B) {
 	now := time.Now()
 	for minute := range goodMinutes {
 		for i := range goodPerMinute {
-			g.add(goodRecord(i, now.Add(-time.Duration(minute)*time.Minute)), 1)
+			g.add(goodRecord(i, now.Add(-time.Duration(minute)*time.Minute)), 1, now)
 		}
 	}
 	m := policy.Match{Src: netip.MustParsePrefix("192.0.2.0/24"), Protocol: 6, HasProtocol: true}
