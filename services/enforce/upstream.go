@@ -51,6 +51,18 @@ func (c *Config) checkUpstream() error {
 	case info.Mode().Perm()&0o002 != 0:
 		return fmt.Errorf("enforce: --upstream-exec %s can be changed by every user of this machine: chmod o-w it", path)
 	}
+	if c.UpstreamState == "" {
+		return nil
+	}
+	if path = c.UpstreamState; !filepath.IsAbs(path) {
+		return fmt.Errorf("enforce: --upstream-state %s: give an absolute path", path)
+	}
+	switch info, err = os.Stat(filepath.Dir(path)); {
+	case err != nil:
+		return fmt.Errorf("enforce: the folder of --upstream-state: %w", err)
+	case !info.IsDir() || info.Mode().Perm()&0o002 != 0:
+		return fmt.Errorf("enforce: --upstream-state %s: name a file in a folder that not every user of this machine can write to", path)
+	}
 	return nil
 }
 

@@ -306,6 +306,8 @@ func TestUpstreamConfig(t *testing.T) {
 	}
 	for name, change := range map[string]func(*Config){
 		"limit": func(c *Config) { c.UpstreamLimit = 0 }, "hold": func(c *Config) { c.UpstreamHold = -1 },
+		"relative state": func(c *Config) { c.UpstreamState = "routes" }, "state in no folder": func(c *Config) { c.UpstreamState = "/nonexistent/routes" },
+		"state for everybody": func(c *Config) { c.UpstreamState = "/tmp/routes" },
 	} {
 		c := DefaultConfig()
 		c.Ifaces, c.UpstreamExec = []string{"test0"}, "/bin/sh"
