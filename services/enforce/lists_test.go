@@ -186,6 +186,29 @@ func TestListWithoutObject(t *testing.T) {
 	r.waitList("late", "active")
 }
 
+// TestAllowListWithoutObject: while it is not known whom an allow list exempts, no list begins to drop.
+func TestAllowListWithoutObject(t *testing.T) {
+	r := newRig(t, nil)
+	r.putList("bad", 1, policyv1.Action_ACTION_DROP, "192.0.2.101\n192.0.2.102\n")
+	r.putList("watched", 2, policyv1.Action_ACTION_COUNT, "192.0.2.103\n")
+	object := "good.0000000000000000000000000000000000000000000000000000000000000000"
+	revision, err := r.bus.UpdateList(t.Context(), &policyv1.AddressList{Name: "good", Number: 3, Action: policyv1.Action_ACTION_ALLOW, Object: object}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.startReady()
+	r.expectMaps("count 192.0.2.103/32 2")
+	if l := r.waitList("good", "failed"); l.GetProblem() == "" || r.list("bad").GetState() != "loading" {
+		t.Errorf("good: %v, bad: %v", l, r.list("bad"))
+	}
+	if err := r.bus.DeleteList(t.Context(), "good", revision); err != nil {
+		t.Fatal(err)
+	}
+	r.putList("good", 3, policyv1.Action_ACTION_ALLOW, "192.0.2.101\n")
+	r.expectMaps("allow 192.0.2.101/32 3", "count 192.0.2.103/32 2", "drop 192.0.2.102/32 1")
+	r.waitList("bad", "active")
+}
+
 // TestListReadableAgain: what was wrong with a version of a list is not said of the next one.
 func TestListReadableAgain(t *testing.T) {
 	l := newAddressLists()
