@@ -362,7 +362,7 @@ func (s *Service) flush(c *changes) {
 
 // put writes rules into one gate and notes those it did not take.
 func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal) {
-	entries := make([]xdp.Rule, 0, len(batch))
+	entries, asked := make([]xdp.Rule, 0, len(batch)), make([]*ruleState, 0, len(batch))
 	for _, r := range batch {
 		if !s.covers(p, &r.rule) {
 			if r.before != nil { // it may have been wider
@@ -381,7 +381,7 @@ func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal
 				continue
 			}
 		}
-		entries = append(entries, e)
+		entries, asked = append(entries, e), append(asked, r)
 	}
 	if len(entries) == 0 {
 		return
@@ -394,12 +394,12 @@ func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal
 	s.t.Log.Error("rules could not be applied", "iface", p.name, "error", err)
 	each := make(map[uint64]error)
 	whole := ruleErrors(err, each)
-	for _, r := range batch {
+	for _, r := range asked {
 		why := each[r.number]
 		if why == nil {
 			why = whole
 		}
-		if _, ok := failed[r]; ok || why == nil {
+		if why == nil {
 			continue
 		}
 		switch {
