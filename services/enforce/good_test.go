@@ -147,6 +147,25 @@ func TestGoodLimit(t *testing.T) {
 		}
 	}
 
+	// Another version of a rule that is there is judged before it takes its place, and by a dry run too.
+	mine := &policyv1.Rule{Id: "mine", Action: policyv1.Action_ACTION_DROP, Match: &policyv1.Match{Dst: "203.0.113.9"}}
+	if _, err := r.svc.AddRule(ctx, &enforcev1.AddRuleRequest{Rule: mine}); err != nil {
+		t.Fatal(err)
+	}
+	wider := &policyv1.Rule{Id: "mine", Action: policyv1.Action_ACTION_DROP, Match: all}
+	if dry, err := r.svc.AddRule(ctx, &enforcev1.AddRuleRequest{DryRun: true, Rule: wider}); err != nil || dry.GetReason() != "good_traffic" {
+		t.Errorf("a dry run of another version: %v, %v", dry, err)
+	}
+	if _, err := r.svc.AddRule(ctx, &enforcev1.AddRuleRequest{Rule: wider}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("another version: %v", err)
+	}
+	if n := r.count("mine", evApplied) + r.count("mine", evRefused); n > 1 {
+		t.Errorf("the rule in force was taken out and put again: %d events", n)
+	}
+	if _, err := r.svc.AddRule(ctx, &enforcev1.AddRuleRequest{Rule: &policyv1.Rule{Id: "mine", Action: mine.GetAction(), Match: mine.GetMatch(), LeaseNs: int64(time.Hour)}}); err != nil {
+		t.Errorf("the same with a lease: %v", err)
+	}
+
 	// A detector that names sources is held to the same; one that names the victim, to what its own samples say.
 	sources := drop("sources", time.Minute)
 	sources.Match.Src, sources.AttackFirstNs = netip.MustParsePrefix("192.0.2.0/24"), time.Now().UnixNano()
@@ -167,7 +186,7 @@ func TestGoodLimit(t *testing.T) {
 	r.event("early", eventv1.EnforcementState_ENFORCEMENT_STATE_APPLIED)
 	r.metric(`# HELP tidegate_enforce_refusals_total Rules, and entries of address lists, that a guardrail or the kernel refused.
 # TYPE tidegate_enforce_refusals_total counter
-`+refusalsBut("good_traffic", 3), "tidegate_enforce_refusals_total")
+`+refusalsBut("good_traffic", 4), "tidegate_enforce_refusals_total")
 
 	// It outlives a restart of the rule's state, not of the node: what is in force stays.
 	r.stop()
