@@ -106,10 +106,7 @@ func parseEntry(line []byte) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, errors.New("neither an address nor a prefix in CIDR notation")
 	}
-	if p.Addr().Is4In6() && p.Bits() >= 96 {
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-	}
-	return p.Masked(), nil
+	return unmapped(p), nil
 }
 
 func comparePrefixes(a, b netip.Prefix) int {

@@ -147,3 +147,19 @@ func TestParsePrefix(t *testing.T) {
 		}
 	}
 }
+
+// TestParsePrefixMapped: an IPv4 prefix in IPv6's notation is IPv4's, so that a guardrail counts its bits as IPv4's.
+func TestParsePrefixMapped(t *testing.T) {
+	for in, want := range map[string]string{
+		"::ffff:198.51.100.7":      "198.51.100.7/32",
+		"::ffff:198.51.100.0/120":  "198.51.100.0/24",
+		"::ffff:0.0.0.0/96":        "0.0.0.0/0",
+		"::ffff:198.51.100.77/121": "198.51.100.0/25",
+		"2001:db8::1/32":           "2001:db8::/32",
+		"::/0":                     "::/0",
+	} {
+		if got, err := ParsePrefix(in); err != nil || got != netip.MustParsePrefix(want) {
+			t.Errorf("%s: %v, %v, want %s", in, got, err, want)
+		}
+	}
+}

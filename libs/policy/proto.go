@@ -130,7 +130,8 @@ func Unmarshal(b []byte) (Rule, error) {
 	return FromProto(&p)
 }
 
-// ParsePrefix reads a CIDR prefix or a single address; host bits are cleared.
+// ParsePrefix reads a CIDR prefix or a single address; host bits are cleared. What is IPv4's in IPv6's notation
+// (::ffff:a.b.c.d) becomes IPv4's: guardrails count bits.
 func ParsePrefix(s string) (netip.Prefix, error) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		a = a.Unmap()
@@ -140,7 +141,14 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("%q is neither an address nor a prefix in CIDR notation", s)
 	}
-	return p.Masked(), nil
+	return unmapped(p), nil
+}
+
+func unmapped(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
 }
 
 func parsePrefix(s string) (netip.Prefix, error) {

@@ -83,12 +83,15 @@ func (g *Gate) NeverList() ([]Never, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: read the never-block entries: %w", g.iface, err)
 	}
-	out := make([]Never, len(keys))
+	out := make([]Never, 0, len(keys))
 	for i := range keys {
-		out[i] = Never{
+		if values[i].Own == 0 {
+			continue // allIPv4
+		}
+		out = append(out, Never{
 			Prefix: keys[i].prefix(),
 			Source: values[i].Own&neverSource != 0, Destination: values[i].Own&neverDestination != 0,
-		}
+		})
 	}
 	return out, nil
 }
@@ -104,7 +107,9 @@ func (g *Gate) changeNever(change func(own map[prefixKey]uint32) error) error {
 		have := map[prefixKey]neverValue{}
 		own := map[prefixKey]uint32{}
 		for i, k := range keys {
-			have[k], own[k] = values[i], values[i].Own
+			if have[k] = values[i]; values[i].Own != 0 {
+				own[k] = values[i].Own
+			}
 		}
 		if err := change(own); err != nil {
 			return fmt.Errorf("%s: %w", g.iface, err)
@@ -116,7 +121,7 @@ func (g *Gate) changeNever(change func(own map[prefixKey]uint32) error) error {
 			}
 		}
 		for k, v := range want {
-			if have[k] == v {
+			if was, there := have[k]; there && was == v {
 				continue
 			}
 			if err := g.maps.GateNever.Update(&k, &v, ebpf.UpdateAny); err != nil {
@@ -141,12 +146,21 @@ func (g *Gate) changeNever(change func(own map[prefixKey]uint32) error) error {
 	})
 }
 
-// widen gives every prefix the flags of those around it. Prefixes sorted by address, shorter first, have
+// allIPv4 is where the map has IPv4. A prefix of IPv6 around it says nothing about it: then it has an entry of its own that
+// nobody asked for.
+var allIPv4 = prefixKey{Bits: 96, Addr: [16]byte{10: 0xff, 11: 0xff}}
+
+// widen gives every prefix the flags of those around it, of its own family. Prefixes sorted by address, shorter first, have
 // those around them on a stack.
 func widen(own map[prefixKey]uint32) map[prefixKey]neverValue {
-	keys := make([]prefixKey, 0, len(own))
+	keys := make([]prefixKey, 0, len(own)+1)
+	shield := false
 	for k := range own {
 		keys = append(keys, k)
+		shield = shield || k.Bits < allIPv4.Bits && contains(&k, &allIPv4)
+	}
+	if _, asked := own[allIPv4]; shield && !asked {
+		keys = append(keys, allIPv4)
 	}
 	slices.SortFunc(keys, func(a, b prefixKey) int {
 		if c := slices.Compare(a.Addr[:], b.Addr[:]); c != 0 {
@@ -161,7 +175,7 @@ func widen(own map[prefixKey]uint32) map[prefixKey]neverValue {
 			around = around[:len(around)-1]
 		}
 		v := neverValue{Own: own[k], Flags: own[k]}
-		if len(around) > 0 {
+		if len(around) > 0 && k != allIPv4 {
 			v.Flags |= out[around[len(around)-1]].Flags
 		}
 		out[k] = v

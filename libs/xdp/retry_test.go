@@ -207,3 +207,17 @@ func TestSYNRetryConnects(t *testing.T) {
 		}
 	}
 }
+
+// TestSYNRetryClock: the coarse clock of one CPU may be a tick behind that of the one which saw the source before.
+func TestSYNRetryClock(t *testing.T) {
+	r := newRig(t, 1)
+	g := r.open(t, Options{Mode: ModeHost})
+	p := program(t, g)
+	must(t, g.PutRules([]Rule{retryRule(10)}))
+	who := hostKey{Addr: netip.MustParseAddr("192.0.2.1").As16()}
+	ahead := known{LastNs: MonotonicNow() + uint64(20*time.Millisecond)}
+	must(t, g.maps.GateKnown.Put(&who, &ahead))
+	if send(t, p, tcp("192.0.2.1", "198.51.100.7", "S").frame(t)) != pass {
+		t.Error("a source that is known must show itself again")
+	}
+}

@@ -105,6 +105,9 @@ func (g *Gate) SyncLists(ctx context.Context, want *Listing, counting bool, keep
 	anyHosts, anyPrefixes := len(want.hosts.keys) > 0, len(want.prefixes.keys) > 0
 	used := func(to uint32, which ...bool) error {
 		return g.locked(func() error {
+			if to == 1 && g.listsPaused.Load() { // within the lock: PauseLists says so before it takes it
+				return nil
+			}
 			return g.setConfig(func(n *config) {
 				if which[0] {
 					n.HostsUsed = to
@@ -118,10 +121,8 @@ func (g *Gate) SyncLists(ctx context.Context, want *Listing, counting bool, keep
 	if err := g.cover(bits, true, g.locked); err != nil {
 		return c, err
 	}
-	if !g.listsPaused.Load() {
-		if err := used(1, anyHosts, anyPrefixes); err != nil {
-			return c, err
-		}
+	if err := used(1, anyHosts, anyPrefixes); err != nil {
+		return c, err
 	}
 	for _, sync := range []func(context.Context) error{hosts.sync, prefixes.sync} {
 		if err := sync(ctx); err != nil {

@@ -122,6 +122,7 @@ func TestTalkLineFull(t *testing.T) {
 	p := program(t, right)
 	frame := udp("198.51.100.7", "192.0.2.1").frame(t)
 	n := int(left.maps.GateTalks.MaxEntries())
+	ahead := uint32(0)         // ticks of the first place, as a CPU writes whose coarse clock is before this one's
 	fill := func(age uint64) { // with talks of this age, in seconds; at the last place the oldest
 		t.Helper()
 		keys, lines := make([]uint32, n), make([]talkLine, n)
@@ -130,6 +131,9 @@ func TestTalkLineFull(t *testing.T) {
 			keys[i] = uint32(i)
 			for w := range talkWays {
 				lines[i].Mark[w], lines[i].Tick[w] = 2, uint32((now-age*1e9)>>24)-uint32(w) //nolint:gosec // as the program has it
+			}
+			if ahead > 0 {
+				lines[i].Tick[0] = uint32(now>>24) + ahead //nolint:gosec // as above
 			}
 		}
 		_, err := left.maps.GateTalks.BatchUpdate(keys, lines, nil)
@@ -155,6 +159,13 @@ func TestTalkLineFull(t *testing.T) {
 	if l := changed(); len(l) != 1 || l[0].Learns != 1 || l[0].Mark[0] != 2 {
 		t.Errorf("a live talk is pushed out: %+v", l)
 	}
+	ahead = 60
+	fill(60)
+	send(t, p, frame)
+	if l := changed(); len(l) != 1 || l[0].Learns != 1 || l[0].Mark[0] != 2 {
+		t.Errorf("the newest talk is pushed out: %+v", l)
+	}
+	ahead = 0
 	fill(3 * 3600)
 	send(t, p, frame)
 	if l := changed(); len(l) != 1 || l[0].Learns != 0 {

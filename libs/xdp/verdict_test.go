@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -243,6 +244,46 @@ func TestNever(t *testing.T) {
 	}
 	if c := counters(t, g); c.Never != 14 {
 		t.Errorf("%d packets met a never-block entry, want 14", c.Never)
+	}
+}
+
+// TestNeverAllOfIPv6: the map has IPv4 inside IPv6, but a prefix of IPv6 is none of IPv4's.
+func TestNeverAllOfIPv6(t *testing.T) {
+	r := newRig(t, 1)
+	g := r.open(t, Options{Mode: ModeHost})
+	p := program(t, g)
+	must(t, g.PutRules([]Rule{{ID: 1, Action: policy.Drop}}))
+	v4, v6 := udp("192.0.2.1", "198.51.100.7").frame(t), udp("2001:db8::1", "2001:db8::2").frame(t)
+	check := func(what string, want4, want6 uint32, never ...string) {
+		t.Helper()
+		if got4, got6 := send(t, p, v4), send(t, p, v6); got4 != want4 || got6 != want6 {
+			t.Errorf("%s: IPv4 %d, IPv6 %d, want %d, %d", what, got4, got6, want4, want6)
+		}
+		list, err := g.NeverList()
+		must(t, err)
+		var there []string
+		for _, n := range list {
+			there = append(there, n.Prefix.String())
+		}
+		slices.Sort(there)
+		if !slices.Equal(there, never) {
+			t.Errorf("%s: read back %q, want %q", what, there, never)
+		}
+	}
+	must(t, g.PutNever([]Never{{Prefix: pfx("::/0"), Source: true, Destination: true}}))
+	check("all of IPv6", drop, pass, "::/0")
+	must(t, g.PutNever([]Never{{Prefix: pfx("203.0.113.0/24"), Source: true}, {Prefix: pfx("2001:db8::/32"), Source: true}}))
+	check("and another of IPv4", drop, pass, "2001:db8::/32", "203.0.113.0/24", "::/0")
+	must(t, g.PutNever([]Never{{Prefix: pfx("0.0.0.0/0"), Source: true}}))
+	check("and all of IPv4", pass, pass, "0.0.0.0/0", "2001:db8::/32", "203.0.113.0/24", "::/0")
+	must(t, g.DeleteNever([]netip.Prefix{pfx("0.0.0.0/0"), pfx("2001:db8::/32")}))
+	check("without it", drop, pass, "203.0.113.0/24", "::/0")
+	must(t, g.DeleteNever([]netip.Prefix{pfx("::/0")}))
+	check("without IPv6", drop, drop, "203.0.113.0/24")
+	must(t, g.DeleteNever([]netip.Prefix{pfx("203.0.113.0/24")}))
+	check("nothing", drop, drop)
+	if c, err := g.config(); err != nil || c.NeverUsed != 0 {
+		t.Errorf("never used %d, %v", c.NeverUsed, err)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 const (
 	announceHang = 5 * time.Second  // a program that reads nothing for so long hangs
 	announceEnd  = time.Second / 2  // for it to end after its input has
+	announceLast = 3 * announceEnd  // the same for one that only begins
 	announceMin  = time.Second      // until it is started again,
 	announceMax  = 30 * time.Second // at most
 	announceLook = 250 * time.Millisecond
@@ -39,7 +40,9 @@ type announcer struct {
 	path  string
 	limit int
 	hang  time.Duration
-	keep  bool // the routes stay when run ends
+	keep  bool   // the routes stay when run ends
+	file  string // see savedRoutes; empty: none
+	saved string // its content
 	t     *telemetry.Telemetry
 	wake  chan struct{}
 
@@ -79,6 +82,19 @@ func (a *announcer) PutRules(rules []xdp.Rule) error {
 		a.rules[r.ID] = r
 	}
 	return errors.Join(errs...)
+}
+
+// takes says why not all of these can be routes beside so many others.
+func (a *announcer) takes(rules []xdp.Rule, others int) error {
+	for i := range rules {
+		if _, err := flowSpec(&rules[i].Match); err != nil {
+			return err
+		}
+	}
+	if others+len(rules) > a.limit {
+		return fmt.Errorf("it takes %d routes with what it must spare, and there are %d others: --upstream-limit is %d", len(rules), others, a.limit)
+	}
+	return nil
 }
 
 // DeleteRules implements Action.
@@ -170,8 +186,21 @@ func (a *announcer) lines(fresh, end bool) (text []byte, then map[string]policy.
 	return b.Bytes(), then
 }
 
-// run keeps a program running until ctx ends; then it withdraws the routes, unless they are to stay.
+// run keeps a program running until ctx ends; then it withdraws the routes, unless they are to stay. What was told before
+// this process began is withdrawn first.
 func (a *announcer) run(ctx context.Context) {
+	a.recall()
+	a.keepServing(ctx)
+	if told, _, _ := a.state(); told > 0 && !a.keep {
+		// The program has ended before it took them back: a service manager may have signalled it, too.
+		if err := a.serve(ctx); err != nil {
+			a.t.CountError("upstream")
+			a.t.Log.Error("routes upstream were not withdrawn", "routes", told, "error", err)
+		}
+	}
+}
+
+func (a *announcer) keepServing(ctx context.Context) {
 	wait := announceMin
 	for {
 		begin := time.Now()
@@ -200,7 +229,8 @@ func (a *announcer) note(problem error) {
 	a.problem = problem
 }
 
-// serve starts a program and tells it of routes until it ends, hangs, or ctx ends (nil).
+// serve starts a program and tells it of routes until it ends, hangs, or ctx ends (nil). When ctx has ended before, the
+// program is told of the end alone.
 func (a *announcer) serve(ctx context.Context) error {
 	in, out, err := os.Pipe()
 	if err != nil {
@@ -234,7 +264,15 @@ func (a *announcer) serve(ctx context.Context) error {
 	look := time.NewTicker(announceLook)
 	defer look.Stop()
 	reading := reader{since: time.Now()}
-	for fresh := true; ; {
+	for fresh := true; ; fresh = false {
+		if ctx.Err() != nil {
+			limit := announceEnd
+			if fresh {
+				limit = announceLast
+			}
+			a.part(out, limit, ended, stop)
+			return nil
+		}
 		if err := a.tell(out, fresh, false); err != nil {
 			select {
 			case err := <-ended:
@@ -244,7 +282,6 @@ func (a *announcer) serve(ctx context.Context) error {
 			stop()
 			return fmt.Errorf("%s takes no input: %w%s", a.path, err, last.text())
 		}
-		fresh = false
 		select {
 		case <-a.wake:
 		case err := <-ended:
@@ -255,23 +292,41 @@ func (a *announcer) serve(ctx context.Context) error {
 				return fmt.Errorf("%s has read nothing of its input for %s and was killed%s", a.path, a.hang, last.text())
 			}
 		case <-ctx.Done():
-			if !a.keep {
-				err = a.tell(out, false, true)
-			}
-			_ = out.Close()
-			select {
-			case <-ended:
-			case <-time.After(announceEnd):
-				stop()
-				err = errors.Join(err, errors.New("it did not end with its input and was killed"))
-			}
-			if err != nil {
-				a.t.CountError("upstream")
-				a.t.Log.Error("the end of routes upstream", "program", a.path, "error", err)
-			}
-			return nil
 		}
 	}
+}
+
+// part withdraws the routes, unless they are to stay, and lets the program end. What it may not have taken back stays told.
+func (a *announcer) part(out *os.File, limit time.Duration, ended <-chan error, stop func()) {
+	before := a.known()
+	var err error
+	if !a.keep {
+		err = a.tell(out, false, true)
+	}
+	_ = out.Close()
+	select {
+	case e := <-ended:
+		err = errors.Join(err, e)
+	case <-time.After(limit):
+		stop()
+		err = errors.Join(err, errors.New("it did not end with its input and was killed"))
+	}
+	if err == nil {
+		return
+	}
+	a.mu.Lock()
+	a.told = before
+	a.mu.Unlock()
+	a.save(before)
+	a.t.CountError("upstream")
+	a.t.Log.Error("the end of routes upstream", "program", a.path, "error", err)
+}
+
+// known are the routes of which a program was told.
+func (a *announcer) known() map[string]policy.Action {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.told)
 }
 
 // tell writes what differs from what the program was told.
@@ -287,15 +342,18 @@ func (a *announcer) tell(out *os.File, fresh, end bool) error {
 	if err := out.SetWriteDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
+	all := a.known()
+	maps.Copy(all, then)
+	a.save(all) // before: this process may be killed now
 	_, err := out.Write(text)
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	if err != nil { // it may know some of it, and what it knows too much is withdrawn from the next one
-		maps.Copy(a.told, then)
-		return err
+		then = all
 	}
+	a.mu.Lock()
 	a.told = then
-	return nil
+	a.mu.Unlock()
+	a.save(then)
+	return err
 }
 
 // reader watches whether the other side of a pipe reads.

@@ -155,6 +155,59 @@ func TestAnnouncerKilled(t *testing.T) {
 	}
 }
 
+// TestAnnouncerSignalled: a service manager that stops a unit signals the program too, which then cannot take routes back.
+func TestAnnouncerSignalled(t *testing.T) {
+	s := newSpeaker(t)
+	a, stop := s.announcing(nil)
+	mustPut(t, a, dropTo(1, "203.0.113.7/32", 17))
+	s.waitTold(1)
+	if err := syscall.Kill(s.pid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if l := s.lines("told"); !slices.Contains(l, "withdraw "+udpRoute) {
+		t.Errorf("told %q", l)
+	}
+}
+
+// TestAnnouncerRemembers: what a process leaves upstream the next one withdraws, once.
+func TestAnnouncerRemembers(t *testing.T) {
+	s := newSpeaker(t)
+	file := filepath.Join(s.dir, "routes")
+	keep := func(a *announcer) { a.keep, a.file = true, file } // as a killed process, which withdraws nothing
+	a, stop := s.announcing(keep)
+	but := xdp.Rule{ID: 2, Action: policy.Allow, Match: policy.Match{Src: netip.MustParsePrefix("192.0.2.1/32"), Dst: netip.MustParsePrefix("203.0.113.7/32"), HasProtocol: true, Protocol: 17}}
+	mustPut(t, a, dropTo(1, "203.0.113.7/32", 17), dropTo(3, "203.0.113.7/32", 6), but)
+	s.waitTold(3)
+	if err := a.DeleteRules([]uint64{3}); err != nil {
+		t.Fatal(err)
+	}
+	s.waitTold(4)
+	stop()
+	if l := s.lines("routes"); len(l) != 2 {
+		t.Errorf("saved %q", l)
+	}
+	f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("discard x; } then { accept; } }\nshutdown\n"); err != nil || f.Close() != nil { // nothing but routes gets through
+		t.Fatal(err)
+	}
+	a, stop = s.announcing(keep)
+	if l := s.waitTold(7); l[5] != "withdraw "+udpRoute || !strings.HasSuffix(l[6], "{ accept; } }") || !strings.HasPrefix(l[6], "withdraw ") {
+		t.Errorf("told %q", l[4:])
+	}
+	bustest.Wait(t, "its own view", func() bool { told, _, _ := a.state(); return told == 0 })
+	stop()
+	_, stop = s.announcing(keep)
+	bustest.Wait(t, "a third program", func() bool { return len(s.lines("started")) == 3 })
+	stop()
+	if l := s.lines("told"); len(l) != 9 { // with the ends of three programs
+		t.Errorf("told %q", l)
+	}
+}
+
 // TestAnnouncerHangs: a program that does not read is killed with what it has started and replaced, and delays nobody.
 func TestAnnouncerHangs(t *testing.T) {
 	s := newSpeaker(t)

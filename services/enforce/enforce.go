@@ -54,6 +54,7 @@ type Config struct {
 	UpstreamHold   time.Duration `name:"upstream-hold" help:"how long a route stays upstream at least when its rule runs out: nobody here sees whether the attack goes on" default:"10m" env:"TIDEGATE_ENFORCE_UPSTREAM_HOLD"`
 	UpstreamLimit  int           `name:"upstream-limit" help:"routes upstream at the same time, with those that except never-block prefixes" default:"100" env:"TIDEGATE_ENFORCE_UPSTREAM_LIMIT"`
 	UpstreamKeep   bool          `name:"upstream-keep" help:"leave routes upstream when enforce ends, instead of withdrawing them" env:"TIDEGATE_ENFORCE_UPSTREAM_KEEP"`
+	UpstreamState  string        `name:"upstream-state" help:"file that keeps the routes upstream, so that the next start withdraws what a killed process or --upstream-keep left; each process needs its own" env:"TIDEGATE_ENFORCE_UPSTREAM_STATE"`
 	PromoteBelow   float64       `name:"promote-below" help:"share of the last hour's good flows below which such a rule may act, 0 to 1" default:"0.01" env:"TIDEGATE_ENFORCE_PROMOTE_BELOW"`
 }
 
@@ -235,6 +236,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 	}
 	if cfg.UpstreamExec != "" {
 		s.upstream = newAnnouncer(cfg.UpstreamExec, cfg.UpstreamLimit, cfg.UpstreamKeep, s.t)
+		s.upstream.file = cfg.UpstreamState
 	}
 	if s.open == nil {
 		s.open = openXDP(cfg.BPFFS, s.t)

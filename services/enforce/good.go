@@ -57,18 +57,19 @@ func (s *Service) watchFlows(ctx context.Context) {
 	}
 	// The error is that of the context.
 	_ = s.bus.SampleFlows(ctx, goodMessages, func(stands float64, f *eventv1.FlowRecords) {
+		now := time.Now()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, r := range f.GetRecords() {
 			if isGood(r) {
-				s.guard.good.add(r, stands)
+				s.guard.good.add(r, stands, now)
 			}
 		}
 	})
 }
 
 // add takes a flow that stands for so many. Of each minute a random choice is kept.
-func (g *goodTraffic) add(r *eventv1.FlowRecord, stands float64) {
+func (g *goodTraffic) add(r *eventv1.FlowRecord, stands float64, now time.Time) {
 	src, ok := netip.AddrFromSlice(r.GetSrcIp())
 	dst, ok2 := netip.AddrFromSlice(r.GetDstIp())
 	if !ok || !ok2 {
@@ -79,6 +80,8 @@ func (g *goodTraffic) add(r *eventv1.FlowRecord, stands float64) {
 	switch {
 	case number < m.number:
 		return // more than an hour old
+	case number > now.UnixNano()/int64(time.Minute)+1:
+		return // a sensor's clock is ahead: the minute is not over for the others
 	case number > m.number:
 		*m = goodMinute{number: number, flows: m.flows[:0]}
 	}

@@ -54,7 +54,7 @@ func TestGoodTraffic(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 30, 0, time.UTC)
 	for minute := range 90 { // of which the last hour counts
 		for i := range 1000 {
-			g.add(goodRecord(i, now.Add(-time.Duration(89-minute)*time.Minute)), 3)
+			g.add(goodRecord(i, now.Add(-time.Duration(89-minute)*time.Minute)), 3, now)
 		}
 	}
 	share := func(m policy.Match, before int64) float64 {
@@ -105,6 +105,20 @@ func TestGoodTraffic(t *testing.T) {
 	}
 }
 
+// TestGoodTrafficWrongClock: flows of a sensor whose clock is ahead take no minute away from the others.
+func TestGoodTrafficWrongClock(t *testing.T) {
+	var g goodTraffic
+	now := time.Date(2026, 1, 2, 3, 4, 30, 0, time.UTC)
+	for minute := range goodMinutes {
+		g.add(goodRecord(1, now.Add(24*time.Hour+time.Duration(minute)*time.Minute)), 1, now)
+	}
+	g.add(goodRecord(1, now.Add(20*time.Second)), 1, now) // clocks are never quite the same
+	g.add(goodRecord(1, now.Add(-time.Minute)), 1, now)
+	if _, told := g.share(&policy.Match{}, 0, now); told != 2 {
+		t.Errorf("%d flows are remembered, want 2", told)
+	}
+}
+
 // TestGoodLimit: a rule that would drop too much of the good traffic is refused with its reason, whoever asks for it.
 func TestGoodLimit(t *testing.T) {
 	r := newRig(t, nil)
@@ -133,6 +147,25 @@ func TestGoodLimit(t *testing.T) {
 		}
 	}
 
+	// Another version of a rule that is there is judged before it takes its place, and by a dry run too.
+	mine := &policyv1.Rule{Id: "mine", Action: policyv1.Action_ACTION_DROP, Match: &policyv1.Match{Dst: "203.0.113.9"}}
+	if _, err := r.svc.AddRule(ctx, &enforcev1.AddRuleRequest{Rule: mine}); err != nil {
+		t.Fatal(err)
+	}
+	wider := &policyv1.Rule{Id: "mine", Action: policyv1.Action_ACTION_DROP, Match: all}
+	if dry, err := r.svc.AddRule(ctx, &enforcev1.AddRuleRequest{DryRun: true, Rule: wider}); err != nil || dry.GetReason() != "good_traffic" {
+		t.Errorf("a dry run of another version: %v, %v", dry, err)
+	}
+	if _, err := r.svc.AddRule(ctx, &enforcev1.AddRuleRequest{Rule: wider}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("another version: %v", err)
+	}
+	if n := r.count("mine", evApplied) + r.count("mine", evRefused); n > 1 {
+		t.Errorf("the rule in force was taken out and put again: %d events", n)
+	}
+	if _, err := r.svc.AddRule(ctx, &enforcev1.AddRuleRequest{Rule: &policyv1.Rule{Id: "mine", Action: mine.GetAction(), Match: mine.GetMatch(), LeaseNs: int64(time.Hour)}}); err != nil {
+		t.Errorf("the same with a lease: %v", err)
+	}
+
 	// A detector that names sources is held to the same; one that names the victim, to what its own samples say.
 	sources := drop("sources", time.Minute)
 	sources.Match.Src, sources.AttackFirstNs = netip.MustParsePrefix("192.0.2.0/24"), time.Now().UnixNano()
@@ -153,7 +186,7 @@ func TestGoodLimit(t *testing.T) {
 	r.event("early", eventv1.EnforcementState_ENFORCEMENT_STATE_APPLIED)
 	r.metric(`# HELP tidegate_enforce_refusals_total Rules, and entries of address lists, that a guardrail or the kernel refused.
 # TYPE tidegate_enforce_refusals_total counter
-`+refusalsBut("good_traffic", 3), "tidegate_enforce_refusals_total")
+`+refusalsBut("good_traffic", 4), "tidegate_enforce_refusals_total")
 
 	// It outlives a restart of the rule's state, not of the node: what is in force stays.
 	r.stop()
@@ -186,7 +219,7 @@ func BenchmarkGoodShare(b *testing.B) {
 	now := time.Now()
 	for minute := range goodMinutes {
 		for i := range goodPerMinute {
-			g.add(goodRecord(i, now.Add(-time.Duration(minute)*time.Minute)), 1)
+			g.add(goodRecord(i, now.Add(-time.Duration(minute)*time.Minute)), 1, now)
 		}
 	}
 	m := policy.Match{Src: netip.MustParsePrefix("192.0.2.0/24"), Protocol: 6, HasProtocol: true}

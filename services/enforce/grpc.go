@@ -211,14 +211,14 @@ func userRule(ctx context.Context, p *policyv1.Rule) (policy.Rule, error) {
 func (s *Service) precheck(r *policy.Rule) (old bus.RuleEntry, no *refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	if there := s.rules[r.ID]; there != nil {
-		return bus.RuleEntry{Rule: there.rule, Revision: there.revision}, s.guard.check(r, now)
+	now, there := time.Now(), s.rules[r.ID]
+	if there != nil {
+		old = bus.RuleEntry{Rule: there.rule, Revision: there.revision}
 	}
-	if no = s.guard.check(r, now); no == nil {
+	if no = s.guard.check(r, now); no == nil && (there == nil || !there.inForce() || !sameBlock(&there.rule, r)) {
 		no = s.guard.sparesGood(r, now)
 	}
-	if no != nil {
+	if no != nil || there != nil && there.state != refused && there.state != elsewhere { // as decide has it
 		return old, no
 	}
 	s.countLive()

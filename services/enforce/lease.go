@@ -9,6 +9,7 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
 
@@ -22,11 +23,13 @@ const (
 	retryMax     = 128                    // refused rules tried again a second
 	jobTimeout   = 10 * time.Second       // one renewal or deletion
 	unrenewed    = 250 * time.Millisecond // until a failed renewal is tried again
+	clockStep    = time.Second            // a wall clock that moves so far against the kernel's was set
 )
 
 // clocks are the times of the periodic works; only the loop uses it.
 type clocks struct {
 	leases, hits, guard time.Time
+	ahead               int64 // ns that the wall clock is before the kernel's, as the deadlines in the maps have it; 0: not known
 }
 
 // tick does what is due and returns the time until the next call.
@@ -41,6 +44,7 @@ func (s *Service) tick(c *clocks, now time.Time) time.Duration {
 	}
 	if now.Sub(c.hits) >= hitsEvery {
 		c.hits = now
+		s.followClock(c, now)
 		s.hits(now)
 		s.policies(now)
 		s.escort(now)
@@ -64,6 +68,23 @@ func (s *Service) tick(c *clocks, now time.Time) time.Duration {
 		return fastTick
 	}
 	return slowTick
+}
+
+// followClock writes the deadlines in the maps anew when the wall clock was set: they are of the kernel's clock.
+func (s *Service) followClock(c *clocks, now time.Time) {
+	ahead := time.Now().UnixNano() - int64(xdp.MonotonicNow()) //nolint:gosec // below 2^63 until 2262
+	moved := time.Duration(ahead - c.ahead)
+	switch {
+	case c.ahead == 0:
+	case moved.Abs() < clockStep:
+		return
+	default:
+		s.t.Log.Warn("the clock was set: deadlines of rules follow it", "by", moved)
+		for _, p := range s.gates() {
+			s.reconcileGate(p, now)
+		}
+	}
+	c.ahead = ahead
 }
 
 // firstDrops looks for rules that have begun to drop. The time itself is the kernel's.
@@ -104,7 +125,10 @@ func (s *Service) leases(now time.Time) {
 		switch {
 		case left <= 0:
 			over = append(over, r)
-		case r.rule.Lease <= 0 || left >= r.rule.Lease/2 || r.renewing || !now.After(r.renewFrom) || r.revision == 0:
+		case r.rule.Lease <= 0 || r.renewing || !now.After(r.renewFrom) || r.revision == 0:
+		case left > r.rule.Lease+clockStep && r.rule.Origin == policy.OriginDetector && r.inForce():
+			s.renew(r, r.leaseHits, now) // the clock was set back: a detector's rule has no more than its lease
+		case left >= r.rule.Lease/2:
 		case r.inForce():
 			near, ids = append(near, r), append(ids, r.number)
 		case r.held() && !r.revoked && s.panicShared: // else the others' hits decide, as they apply it
@@ -386,5 +410,8 @@ func (s *Service) settle(d jobResult) {
 		before := r.rule
 		before.Expires = d.expires
 		e.Before, e.Detail = policy.ToProto(&before), "it was hit since its last renewal"
+		if d.expires.After(d.rule.Expires) {
+			e.Detail = "the clock was set back"
+		}
 	})
 }

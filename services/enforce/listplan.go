@@ -19,7 +19,7 @@ const (
 // listPlan is what is to be in the maps.
 type listPlan struct {
 	entries []xdp.Listed
-	keep    map[xdp.ListID]bool // lists whose entries are not known
+	keep    map[xdp.ListID]bool // lists that stay as they are: their entries are not known, or whom they must spare is not
 	gone    []xdp.ListID        // numbers whose list is another one now
 	lists   []*plannedList
 	numbers map[xdp.ListID]*plannedList
@@ -74,19 +74,19 @@ func (s *Service) planLists() *listPlan {
 	})
 	plan := &listPlan{keep: make(map[xdp.ListID]bool), numbers: make(map[xdp.ListID]*plannedList), gone: s.goneLists()}
 	var allowed [][]netip.Prefix
-	total := 0
+	total, allKnown := 0, true
 	for _, name := range names {
 		k := s.lists.known[name]
 		total += len(k.entries)
 		if k.list.GetAction() == policyv1.Action_ACTION_ALLOW {
-			allowed = append(allowed, k.entries)
+			allowed, allKnown = append(allowed, k.entries), allKnown && k.entries != nil
 		}
 	}
 	allow, drop, drops := policy.NewCover(allowed...), policy.Cover{}, false
 	plan.entries = make([]xdp.Listed, 0, total)
 	for _, name := range names {
 		k := s.lists.known[name]
-		if k.entries == nil {
+		if k.entries == nil || !allKnown && k.list.GetAction() == policyv1.Action_ACTION_DROP { // it may not drop whom an allow list exempts
 			plan.keep[k.number] = true
 			continue
 		}

@@ -108,7 +108,7 @@ func (l *addressLists) take(u bus.ListUpdate) {
 			k = &addressList{}
 			l.known[u.Name] = k
 		}
-		k.list, k.revision = u.List, u.Revision
+		k.list, k.revision, k.err = u.List, u.Revision, nil // what is still wrong is found again
 	}
 	l.poke()
 }

@@ -3,6 +3,7 @@ package enforce
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
@@ -182,6 +184,45 @@ func TestListWithoutObject(t *testing.T) {
 	}
 	r.expectMaps("drop 192.0.2.101/32 7", "drop 192.0.2.102/32 8")
 	r.waitList("late", "active")
+}
+
+// TestAllowListWithoutObject: while it is not known whom an allow list exempts, no list begins to drop.
+func TestAllowListWithoutObject(t *testing.T) {
+	r := newRig(t, nil)
+	r.putList("bad", 1, policyv1.Action_ACTION_DROP, "192.0.2.101\n192.0.2.102\n")
+	r.putList("watched", 2, policyv1.Action_ACTION_COUNT, "192.0.2.103\n")
+	object := "good.0000000000000000000000000000000000000000000000000000000000000000"
+	revision, err := r.bus.UpdateList(t.Context(), &policyv1.AddressList{Name: "good", Number: 3, Action: policyv1.Action_ACTION_ALLOW, Object: object}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.startReady()
+	r.expectMaps("count 192.0.2.103/32 2")
+	if l := r.waitList("good", "failed"); l.GetProblem() == "" || r.list("bad").GetState() != "loading" {
+		t.Errorf("good: %v, bad: %v", l, r.list("bad"))
+	}
+	if err := r.bus.DeleteList(t.Context(), "good", revision); err != nil {
+		t.Fatal(err)
+	}
+	r.putList("good", 3, policyv1.Action_ACTION_ALLOW, "192.0.2.101\n")
+	r.expectMaps("allow 192.0.2.101/32 3", "count 192.0.2.103/32 2", "drop 192.0.2.102/32 1")
+	r.waitList("bad", "active")
+}
+
+// TestListReadableAgain: what was wrong with a version of a list is not said of the next one.
+func TestListReadableAgain(t *testing.T) {
+	l := newAddressLists()
+	list := &policyv1.AddressList{Name: "bad", Action: policyv1.Action_ACTION_DROP, Object: "bad.1"}
+	l.take(bus.ListUpdate{Name: "bad", List: list, Revision: 1})
+	l.known["bad"].loaded, l.known["bad"].entries = "bad.1", []netip.Prefix{}
+	l.take(bus.ListUpdate{Name: "bad", Revision: 2, Err: errors.New("no JSON")})
+	if l.known["bad"].err == nil {
+		t.Error("an unreadable version is not told")
+	}
+	l.take(bus.ListUpdate{Name: "bad", List: list, Revision: 3})
+	if err := l.known["bad"].err; err != nil {
+		t.Errorf("a good version with the entries of before: %v", err)
+	}
 }
 
 // TestListOnRealLink: the source of a list is dropped, also while the service is away, until the list goes.

@@ -3,6 +3,7 @@ package enforce
 import (
 	"cmp"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/policy"
@@ -60,6 +61,7 @@ func (s *Service) want(c *changes, u *delivery, now time.Time) {
 	if old != nil && s.stale(u.Revision, old.revision) {
 		return // the echo of an own renewal, or a repetition
 	}
+	delete(c.put, u.ID) // a version of the same batch
 	r := &ruleState{rule: *u.Rule, number: policy.NumericID(u.ID), revision: u.Revision, received: u.at, since: now}
 	if old != nil {
 		r.keep(old)
@@ -156,8 +158,9 @@ func (s *Service) refuseUnreadable(c *changes, u *delivery, now time.Time) {
 	if old != nil && s.stale(u.Revision, old.revision) {
 		return
 	}
+	delete(c.put, u.ID) // a version of the same batch
 	r := &ruleState{rule: policy.Rule{ID: u.ID}, number: policy.NumericID(u.ID), revision: u.Revision, received: u.at, since: now}
-	if old != nil && old.inForce() {
+	if old != nil && (old.inForce() || s.pinned(r.number)) {
 		c.remove(r)
 	}
 	if old != nil {
@@ -359,7 +362,7 @@ func (s *Service) flush(c *changes) {
 
 // put writes rules into one gate and notes those it did not take.
 func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal) {
-	entries := make([]xdp.Rule, 0, len(batch))
+	entries, asked := make([]xdp.Rule, 0, len(batch)), make([]*ruleState, 0, len(batch))
 	for _, r := range batch {
 		if !s.covers(p, &r.rule) {
 			if r.before != nil { // it may have been wider
@@ -371,11 +374,14 @@ func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal
 			continue // a rule by host is classify's, which makes rules of single flows of it
 		}
 		e := s.entry(p, r)
-		if had, ok := p.there[r.number]; ok && sameEntry(had, e) {
-			r.silent = r.state != refused // of an earlier run
-			continue
+		if had, ok := p.there[r.number]; ok {
+			r.weighed = math.MaxUint64 // what its counters have is not of the last second
+			if sameEntry(had, e) {
+				r.silent = r.state != refused // of an earlier run
+				continue
+			}
 		}
-		entries = append(entries, e)
+		entries, asked = append(entries, e), append(asked, r)
 	}
 	if len(entries) == 0 {
 		return
@@ -388,12 +394,12 @@ func (s *Service) put(p *port, batch []*ruleState, failed map[*ruleState]refusal
 	s.t.Log.Error("rules could not be applied", "iface", p.name, "error", err)
 	each := make(map[uint64]error)
 	whole := ruleErrors(err, each)
-	for _, r := range batch {
+	for _, r := range asked {
 		why := each[r.number]
 		if why == nil {
 			why = whole
 		}
-		if _, ok := failed[r]; ok || why == nil {
+		if why == nil {
 			continue
 		}
 		switch {

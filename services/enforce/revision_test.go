@@ -38,6 +38,9 @@ func TestDryRunChangesNothing(t *testing.T) {
 	if d := dry(dropOf("203.0.113.9")); d.GetReason() != string(NeverBlock) || !strings.Contains(d.GetDetail(), "203.0.113.0/24") {
 		t.Errorf("a rule against never-block: %v", d)
 	}
+	if d := dry(dropOf("::ffff:0.0.0.0/96")); d.GetReason() != string(BlastRadius) {
+		t.Errorf("all of IPv4 in IPv6's notation: %v", d)
+	}
 	for _, c := range []struct {
 		rule *policyv1.Rule
 		say  string

@@ -43,7 +43,7 @@ type ruleState struct {
 	renewing  bool
 	renewFrom time.Time // not before, after a failed renewal
 	kept      Reason    // why a change that it had earned was not made, already told
-	weighed   uint64    // packets dropped when it was last considered for upstream
+	weighed   uint64    // packets dropped when it was last considered for upstream; the highest number: not known
 	revoked   bool      // by panic: its key is being deleted
 	// Traceparent of the span that put the entry into the map; empty if an earlier run did.
 	appliedSpan string

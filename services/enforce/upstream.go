@@ -1,12 +1,15 @@
 package enforce
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/policy"
@@ -48,6 +51,18 @@ func (c *Config) checkUpstream() error {
 	case info.Mode().Perm()&0o002 != 0:
 		return fmt.Errorf("enforce: --upstream-exec %s can be changed by every user of this machine: chmod o-w it", path)
 	}
+	if c.UpstreamState == "" {
+		return nil
+	}
+	if path = c.UpstreamState; !filepath.IsAbs(path) {
+		return fmt.Errorf("enforce: --upstream-state %s: give an absolute path", path)
+	}
+	switch info, err = os.Stat(filepath.Dir(path)); {
+	case err != nil:
+		return fmt.Errorf("enforce: the folder of --upstream-state: %w", err)
+	case !info.IsDir() || info.Mode().Perm()&0o002 != 0:
+		return fmt.Errorf("enforce: --upstream-state %s: name a file in a folder that not every user of this machine can write to", path)
+	}
 	return nil
 }
 
@@ -77,10 +92,14 @@ func (s *Service) steer(now time.Time) {
 	if len(gone) == 0 {
 		return
 	}
-	s.alignUpstream()
+	_ = s.alignUpstream(nil)
 	for i, w := range gone {
-		s.report(w.state, eventv1.EnforcementState_ENFORCEMENT_STATE_WITHDRAWN, func(e *eventv1.Enforcement) { e.Detail = why[i] })
+		s.withdrawn(w, why[i])
 	}
+}
+
+func (s *Service) withdrawn(w *route, why string) {
+	s.report(w.state, eventv1.EnforcementState_ENFORCEMENT_STATE_WITHDRAWN, func(e *eventv1.Enforcement) { e.Detail = why })
 }
 
 // misled says why a route must go; r is its rule now, nil: it has ended.
@@ -153,7 +172,7 @@ func (s *Service) escort(now time.Time) {
 		s.announce(r, now)
 	}
 	if len(s.routes) > 0 {
-		s.alignUpstream() // what must be spared may have changed
+		_ = s.alignUpstream(nil) // what must be spared may have changed
 	}
 }
 
@@ -163,20 +182,15 @@ func (s *Service) announce(r *ruleState, now time.Time) {
 		s.stays(r, *no)
 		return
 	}
-	s.routes[r.number] = &route{state: r, since: now, seen: now}
-	failed := s.alignUpstream()
-	entries := s.upstreamEntries(r)
-	for i := range entries {
-		if err := failed[entries[i].ID]; err != nil {
-			delete(s.routes, r.number)
-			s.alignUpstream() // without the rest of them
-			s.stays(r, refusal{Upstream, err.Error()})
-			return
-		}
+	w := &route{state: r, since: now, seen: now}
+	s.routes[r.number] = w
+	if err := s.alignUpstream(w); err != nil {
+		s.stays(r, refusal{Upstream, err.Error()})
+		return
 	}
 	r.kept = ""
 	s.report(r, eventv1.EnforcementState_ENFORCEMENT_STATE_ANNOUNCED, func(e *eventv1.Enforcement) {
-		e.Detail = fmt.Sprintf("routers upstream are asked to discard %s, with %d exceptions", r.rule.Match.String(), len(entries)-1)
+		e.Detail = fmt.Sprintf("routers upstream are asked to discard %s, with %d exceptions", r.rule.Match.String(), len(s.upstreamEntries(r))-1)
 	})
 }
 
@@ -202,20 +216,47 @@ func (s *Service) upstreamEntries(r *ruleState) []xdp.Rule {
 	return out
 }
 
-// alignUpstream makes the target's routes those of the rules that are upstream.
-func (s *Service) alignUpstream() (failed map[uint64]error) {
-	want := make(map[uint64]xdp.Rule)
-	for _, w := range s.routes {
-		for _, e := range s.upstreamEntries(w.state) {
-			want[e.ID] = e
+// alignUpstream makes the target's routes those of the rules that are upstream. A rule goes with all that it must spare or
+// not at all: one for which there is no room any more is withdrawn, the newest first. Why fresh cannot go is returned.
+func (s *Service) alignUpstream(fresh *route) (no error) {
+	leave := func(w *route, why error) {
+		delete(s.routes, w.state.number)
+		if w == fresh {
+			no = why
+			return
+		}
+		w.state.kept = Upstream // it is told now, and not again each second
+		s.withdrawn(w, why.Error())
+	}
+	for again := true; again; {
+		again = false
+		want, of := make(map[uint64]xdp.Rule), make(map[uint64]*route)
+		byAge := slices.SortedFunc(maps.Values(s.routes), func(a, b *route) int {
+			return cmp.Or(a.since.Compare(b.since), cmp.Compare(a.state.number, b.state.number))
+		})
+		for _, w := range byAge {
+			entries := s.upstreamEntries(w.state)
+			if err := s.upstream.takes(entries, len(want)); err != nil {
+				leave(w, err)
+				continue
+			}
+			for _, e := range entries {
+				want[e.ID], of[e.ID] = e, w
+			}
+		}
+		failed, err := align(s.upstream, want)
+		if err != nil {
+			s.t.CountError("upstream")
+			s.t.Log.Error("routes upstream could not be changed", "error", err)
+		}
+		for id, why := range failed {
+			if w := of[id]; s.routes[w.state.number] == w {
+				leave(w, why)
+				again = true
+			}
 		}
 	}
-	failed, err := align(s.upstream, want)
-	if err != nil {
-		s.t.CountError("upstream")
-		s.t.Log.Error("routes upstream could not be changed", "error", err)
-	}
-	return failed
+	return no
 }
 
 // spared are the packets of a match from and to the safe prefixes, which the program here passes before it looks at rules.

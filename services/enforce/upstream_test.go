@@ -15,6 +15,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	"github.com/tidegate-mesh/tidegate/libs/xdp"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 )
@@ -186,6 +187,62 @@ func TestUpstreamRefused(t *testing.T) {
 	}
 }
 
+// TestUpstreamRestart: what a rule dropped before this node began is not what it drops now.
+func TestUpstreamRestart(t *testing.T) {
+	s := newSpeaker(t)
+	r := newRig(t, func(c *Config) { c.UpstreamExec, c.UpstreamMinPPS = s.path, 100 })
+	old := userDrop("old")
+	number := policy.NumericID(old.ID)
+	mustPut(t, r.gate, xdp.Rule{ID: number, Match: old.Match, Action: policy.Drop})
+	r.gate.hit(number, 1_000_000)
+	r.put(old)
+	r.start(func(string) (Gate, error) {
+		time.Sleep(1500 * time.Millisecond) // the first look at what rules drop is before
+		return r.gate, nil
+	})
+	bustest.Wait(t, "readiness", func() bool { return r.svc.ready() == nil })
+	time.Sleep(2500 * time.Millisecond)
+	if r.count("old", evAnnounced) > 0 {
+		t.Errorf("announced: %v", r.event("old", evAnnounced))
+	}
+	stop := r.keepHitting("old", 50)
+	defer stop()
+	r.event("old", evAnnounced)
+}
+
+// TestUpstreamRoom: a route goes with all that it must spare, or not at all.
+func TestUpstreamRoom(t *testing.T) {
+	r, s := upstreamRig(t, func(c *Config) {
+		c.UpstreamLimit = 30
+		for i := range 20 {
+			c.NeverBlock = append(c.NeverBlock, fmt.Sprintf("192.0.2.%d/32", 10+i))
+		}
+	})
+	defer r.flood("first", "203.0.113.7/32", time.Minute, 50)()
+	r.event("first", evAnnounced)
+	defer r.flood("second", "203.0.113.8/32", time.Minute, 50)()
+	if e := r.event("second", evUnchanged); e.GetReason() != "upstream" || !strings.Contains(e.GetDetail(), "--upstream-limit") {
+		t.Errorf("refused: %v", e)
+	}
+	time.Sleep(2500 * time.Millisecond)
+	if l := s.about("203.0.113.8"); len(l) > 0 {
+		t.Errorf("told %q", l)
+	}
+	r.svc.mu.Lock() // more is to be spared than there is room for
+	for i := range 20 {
+		r.svc.guard.never = append(r.svc.guard.never, netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/32", 100+i)))
+	}
+	r.svc.mu.Unlock()
+	if e := r.event("first", evWithdrawn); !strings.Contains(e.GetDetail(), "--upstream-limit") {
+		t.Errorf("withdrawn: %v", e)
+	}
+	bustest.Wait(t, "that it is told", func() bool { return slices.Contains(s.about("203.0.113.7"), "withdraw "+udpRoute) })
+	time.Sleep(1500 * time.Millisecond)
+	if n := r.count("first", evAnnounced); n != 1 {
+		t.Errorf("announced %d times", n)
+	}
+}
+
 // TestUpstreamOnRealLink: real packets that the program drops make a route; drops go on while the program that takes it hangs
 // and is replaced.
 func TestUpstreamOnRealLink(t *testing.T) {
@@ -249,6 +306,8 @@ func TestUpstreamConfig(t *testing.T) {
 	}
 	for name, change := range map[string]func(*Config){
 		"limit": func(c *Config) { c.UpstreamLimit = 0 }, "hold": func(c *Config) { c.UpstreamHold = -1 },
+		"relative state": func(c *Config) { c.UpstreamState = "routes" }, "state in no folder": func(c *Config) { c.UpstreamState = "/nonexistent/routes" },
+		"state for everybody": func(c *Config) { c.UpstreamState = "/tmp/routes" },
 	} {
 		c := DefaultConfig()
 		c.Ifaces, c.UpstreamExec = []string{"test0"}, "/bin/sh"

@@ -23,7 +23,7 @@ enum {
 	RETRY_SOONEST = 30, /* 0.5 s */
 	RETRY_LATEST = 1192, /* 20 s */
 };
-#define KNOWN_NS 600000000000ULL /* without a SYN for so long, a source must show itself again */
+#define KNOWN_NS 600000000000LL /* without a SYN for so long, a source must show itself again */
 
 /* Whether the same SYN came before, as a retransmission would; if not it is marked. */
 inline_always int came_before(const struct packet *p, __u64 now)
@@ -69,7 +69,8 @@ checked_alone int syn_retry(const struct packet *p, const struct rule *r)
 	who.addr[0] = p->src[0];
 	who.addr[1] = p->family == 6 ? 0 : p->src[1]; /* a host may take any address of its /64 */
 	k = bpf_map_lookup_elem(&gate_known, &who);
-	if (k && now - k->last_ns < KNOWN_NS) {
+	/* Signed: the coarse clock may be a tick behind what another CPU has read. */
+	if (k && (__s64)(now - k->last_ns) < KNOWN_NS) {
 		k->last_ns = now;
 		if (k->due > now + r->burst_ns)
 			return RATE_LIMITED;

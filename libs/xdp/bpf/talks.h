@@ -59,8 +59,12 @@ checked_alone int remember(const struct packet *p)
 		return 0; /* cannot be */
 #pragma clang loop unroll(full)
 	for (__u32 i = 0; i < TALK_WAYS; i++) {
-		__u32 age = l->mark[i] ? tick - l->tick[i] : ~0U;
+		__u32 age = tick - l->tick[i];
 
+		if (!l->mark[i])
+			age = ~0U;
+		else if ((__s32)age < 0) /* another CPU's coarse clock is a tick ahead */
+			age = 0;
 		if (l->mark[i] == mark) {
 			if (age)
 				l->tick[i] = tick;
