@@ -16,6 +16,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 )
 
@@ -211,6 +212,36 @@ func TestSlowClients(t *testing.T) {
 	}
 	if n := metric(t, r.tel.Registry, "tidegate_gateway_requests_seconds", map[string]string{"code": "408"}); n != 3 {
 		t.Errorf("%v requests with 408, want 3", n)
+	}
+}
+
+// The entries of a list may come slowly: the time for the answer must not end before they are there.
+func TestSlowList(t *testing.T) {
+	r := serve(t, func(c *Config) { c.WriteTimeout = 400 * time.Millisecond }, nil)
+	for _, h2 := range []bool{false, true} {
+		body, in := io.Pipe()
+		go func() {
+			for range 4 {
+				_, _ = io.WriteString(in, "192.0.2.1\n")
+				time.Sleep(200 * time.Millisecond)
+			}
+			_ = in.Close()
+		}()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://"+r.addr+listsPath+"x/entries", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer operator")
+		req.Header.Set("Content-Type", api.ListType)
+		answer, err := r.client(t, h2).Do(req)
+		if err != nil {
+			t.Errorf("HTTP/2 %v: %v", h2, err)
+			continue
+		}
+		if text, err := io.ReadAll(answer.Body); err != nil || string(text) != "hello" {
+			t.Errorf("HTTP/2 %v: %s %q, %v", h2, answer.Status, text, err)
+		}
+		answer.Body.Close()
 	}
 }
 
