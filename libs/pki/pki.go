@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -65,7 +66,8 @@ type Made struct {
 
 // Ensure makes, in dir, a local authority (ca.pem, ca-key.pem) and a certificate and key for each service
 // (NAME.pem, NAME-key.pem) for the names and addresses in hosts. What is there and stays valid for 30 days
-// is kept, so it may be run again at any time; with force the services' certificates are made anew.
+// is kept, so it may be run again at any time; with force the services' certificates are made anew. One that is made anew
+// keeps the names and addresses that it had.
 // Keys are readable by the owner only. Processes that call it at the same time on one folder wait for each other.
 func Ensure(dir string, hosts []string, force bool) ([]Made, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -113,8 +115,8 @@ func lock(dir string) (unlock func(), err error) {
 }
 
 func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, Made, error) {
-	file := filepath.Join(dir, "ca.pem")
-	cert, key, err := load(file, filepath.Join(dir, "ca-key.pem"))
+	file, keyFile := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca-key.pem")
+	cert, key, err := load(file, keyFile)
 	if err == nil {
 		if time.Until(cert.NotAfter) < renewAt {
 			return nil, nil, Made{}, fmt.Errorf("%s expires %s: move it away, run `tidegate certs` again and restart the services", file, cert.NotAfter.Format(time.DateOnly))
@@ -132,7 +134,7 @@ func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, Made, error) {
 		NotBefore: time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(caLife),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
-	cert, err = write(file, filepath.Join(dir, "ca-key.pem"), tmpl, tmpl, key, key)
+	cert, err = write(file, keyFile, tmpl, tmpl, key, key)
 	return cert, key, Made{File: file, Expires: tmpl.NotAfter, New: true}, err
 }
 
@@ -145,17 +147,23 @@ func leaf(dir, name string, hosts []string, ca *x509.Certificate, caKey *ecdsa.P
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Made{}, err
 	}
+	var names []string
+	if err == nil { // what renews or adds a name does not know those that were given before
+		names = cert.DNSNames
+		for _, ip := range cert.IPAddresses {
+			names = append(names, ip.String())
+		}
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return Made{}, fmt.Errorf("make the key of %s: %w", name, err)
 	}
 	tmpl := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name, "localhost"},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-		NotBefore:   time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(leafLife),
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(leafLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
-	for _, h := range hosts {
+	for _, h := range slices.Compact(slices.Sorted(slices.Values(slices.Concat([]string{name, "localhost", "127.0.0.1", "::1"}, names, hosts)))) {
 		if ip := net.ParseIP(h); ip != nil {
 			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
 		} else {

@@ -61,6 +61,20 @@ func TestEnsure(t *testing.T) {
 	if more[0].New || !more[1].New {
 		t.Errorf("a new host name must keep the authority and renew the certificates: %+v", more[:2])
 	}
+	if _, err := Ensure(dir, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if pair, err = tls.LoadX509KeyPair(filepath.Join(dir, "classify.pem"), filepath.Join(dir, "classify-key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"classify", "localhost", "127.0.0.1", "gate.example.net", "192.0.2.7", "other.example.net"} {
+		if err := pair.Leaf.VerifyHostname(name); err != nil {
+			t.Errorf("a name that was given before is lost: %v", err)
+		}
+	}
+	if n := len(pair.Leaf.DNSNames) + len(pair.Leaf.IPAddresses); n != 7 {
+		t.Errorf("%v and %v: each name once", pair.Leaf.DNSNames, pair.Leaf.IPAddresses)
+	}
 }
 
 // TestEnsureTogether: starters that come at once end up with one authority.
