@@ -126,6 +126,9 @@ func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, Made, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, Made{}, err
 	}
+	if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) { // of another machine, whose services would not know a new one
+		return nil, nil, Made{}, fmt.Errorf("%s is here and its key %s is not: run `tidegate certs` where the authority was made and copy the files, or move it away for a new authority", file, keyFile)
+	}
 	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return nil, nil, Made{}, fmt.Errorf("make the authority's key: %w", err)
 	}

@@ -1,10 +1,12 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -74,6 +76,27 @@ func TestEnsure(t *testing.T) {
 	}
 	if n := len(pair.Leaf.DNSNames) + len(pair.Leaf.IPAddresses); n != 7 {
 		t.Errorf("%v and %v: each name once", pair.Leaf.DNSNames, pair.Leaf.IPAddresses)
+	}
+}
+
+// TestEnsureElsewhere: a machine that got ca.pem and a service's files makes no authority of its own in their place.
+func TestEnsureElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Ensure(dir, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "ca-key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ensure(dir, nil, false); err == nil || !strings.Contains(err.Error(), "ca-key.pem") {
+		t.Errorf("without the authority's key: %v", err)
+	}
+	if after, err := os.ReadFile(filepath.Join(dir, "ca.pem")); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the authority was replaced: %v", err)
 	}
 }
 
