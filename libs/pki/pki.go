@@ -68,7 +68,7 @@ type Made struct {
 // (NAME.pem, NAME-key.pem) for the names and addresses in hosts. What is there and stays valid for 30 days
 // is kept, so it may be run again at any time; with force the services' certificates are made anew. One that is made anew
 // keeps the names and addresses that it had.
-// Keys are readable by the owner only. Processes that call it at the same time on one folder wait for each other.
+// New keys are readable by the owner only. Processes that call it at the same time on one folder wait for each other.
 func Ensure(dir string, hosts []string, force bool) ([]Made, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the certificate folder: %w", err)
@@ -213,16 +213,36 @@ func write(file, keyFile string, tmpl, parent *x509.Certificate, key, signer *ec
 	return x509.ParseCertificate(der)
 }
 
-// WriteFile writes a file so that a reader sees the old or the new content, nothing between.
+// WriteFile writes a file so that a reader sees the old or the new content, nothing between. mode is of a new one; one that is
+// there keeps its mode and, where root writes it, its owner: who could read it still can.
 func WriteFile(file string, content []byte, mode os.FileMode) error {
 	tmp := file + ".new"
+	old, missing := os.Stat(file)
+	if missing == nil {
+		mode = old.Mode().Perm()
+	}
 	if err := os.WriteFile(tmp, content, mode); err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
+	}
+	if missing == nil {
+		if err := keep(tmp, old); err != nil {
+			return fmt.Errorf("write %s: %w", file, err)
+		}
 	}
 	if err := os.Rename(tmp, file); err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
 	}
 	return nil
+}
+
+// keep gives a file the owner and the mode of another.
+func keep(file string, like fs.FileInfo) error {
+	if st, ok := like.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
+		if err := os.Chown(file, int(st.Uid), int(st.Gid)); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(file, like.Mode().Perm()) // beyond the umask
 }
 
 func load(file, keyFile string) (*x509.Certificate, *ecdsa.PrivateKey, error) {

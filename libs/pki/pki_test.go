@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -97,6 +98,35 @@ func TestEnsureElsewhere(t *testing.T) {
 	}
 	if after, err := os.ReadFile(filepath.Join(dir, "ca.pem")); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the authority was replaced: %v", err)
+	}
+}
+
+// TestRenewedIsReadable: who could read a certificate's files can read those that are made in their place.
+func TestRenewedIsReadable(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Ensure(dir, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	key := FilesOf(dir, Ingest).Key
+	if err := os.Chmod(key, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	owner := os.Geteuid()
+	if owner == 0 {
+		owner = 10001
+		if err := os.Chown(key, owner, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Ensure(dir, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != owner || info.Mode().Perm() != 0o640 {
+		t.Errorf("the new key is of user %d with mode %v, want %d and 0640", st.Uid, info.Mode(), owner)
 	}
 }
 
