@@ -247,6 +247,10 @@ func TestLogin(t *testing.T) {
 	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/" || !strings.Contains(w.Header().Get("Set-Cookie"), "session=good") {
 		t.Errorf("%d %v", w.Code, w.Header())
 	}
+	// What a terminal adds when a long line is copied out of it is no part of a token.
+	if w = r.ask(caller.Nobody, "/login", url.Values{"token": {" go\r\nod\r\n"}}); w.Code != http.StatusSeeOther || !strings.Contains(w.Header().Get("Set-Cookie"), "session=good") {
+		t.Errorf("with line ends: %d %v", w.Code, w.Header())
+	}
 	if w := r.ask(caller.Viewer, "/login", nil); w.Code != http.StatusSeeOther {
 		t.Errorf("%d for who is logged in", w.Code)
 	}
