@@ -175,6 +175,8 @@ func again(err error, write bool) bool {
 		switch p.Status {
 		case http.StatusTooManyRequests:
 			return p.Reason == "rate_limited"
+		case http.StatusConflict: // an attempt whose answer was lost
+			return p.Reason == api.ReasonRunning
 		case http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			return write
 		}
