@@ -20,7 +20,7 @@ type certificate struct {
 
 	mu     sync.Mutex
 	stamps [2]stamp
-	failed [2]stamp // the version that could not be used: it is tried and logged once
+	failed *[2]stamp // the version that could not be used, files that are missing too: it is tried and logged once
 	now    *tls.Certificate
 }
 
@@ -72,7 +72,11 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	stamps, err := c.look()
-	if err == nil && (stamps == c.stamps || stamps == c.failed) {
+	switch {
+	case err == nil && stamps == c.stamps:
+		c.failed = nil
+		return c.now, nil
+	case c.failed != nil && stamps == *c.failed:
 		return c.now, nil
 	}
 	next := c.now
@@ -82,10 +86,10 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if err != nil {
 		c.t.CountError("tls_reload")
 		c.t.Log.Warn("the HTTPS certificate changed but cannot be used, the former one stays", "error", err)
-		c.failed = stamps
+		c.failed = &stamps
 		return c.now, nil
 	}
-	c.now, c.stamps, c.failed = next, stamps, [2]stamp{}
+	c.now, c.stamps, c.failed = next, stamps, nil
 	c.t.Log.Info("HTTPS certificate reloaded", "cert", c.cert, "expires", next.Leaf.NotAfter)
 	return c.now, nil
 }

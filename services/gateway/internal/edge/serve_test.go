@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -146,6 +147,40 @@ func TestCertificateReload(t *testing.T) {
 	}
 	if err := r.chain.Ready(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A certificate that went away is told of once, not at each handshake, which anybody can make; so is one that comes back.
+func TestCertificateAway(t *testing.T) {
+	r := newChain(t, nil, nil)
+	dir := t.TempDir()
+	if _, err := pki.Ensure(dir, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	files := pki.FilesOf(dir, pki.Gateway)
+	if err := r.chain.UseCertificate(files.Cert, files.Key); err != nil {
+		t.Fatal(err)
+	}
+	wantErrors := func(want float64) {
+		t.Helper()
+		for range 5 {
+			if err := r.chain.Ready(); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := metric(t, r.tel.Registry, "tidegate_errors_total", map[string]string{"op": "tls_reload"}); n != want {
+			t.Errorf("%v errors, want %v", n, want)
+		}
+	}
+	for i := range 2 {
+		if err := os.Rename(files.Key, files.Key+".away"); err != nil {
+			t.Fatal(err)
+		}
+		wantErrors(float64(i + 1))
+		if err := os.Rename(files.Key+".away", files.Key); err != nil {
+			t.Fatal(err)
+		}
+		wantErrors(float64(i + 1))
 	}
 }
 
