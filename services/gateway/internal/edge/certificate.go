@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
@@ -24,10 +25,11 @@ type certificate struct {
 	now    *tls.Certificate
 }
 
-// stamp tells one version of a file from another.
+// stamp tells one version of a file from another, also one that may be read now.
 type stamp struct {
 	modified time.Time
 	size     int64
+	changed  syscall.Timespec // owner and mode too
 }
 
 func openCertificate(t *telemetry.Telemetry, m *metrics, cert, key string) (*certificate, error) {
@@ -52,7 +54,10 @@ func (c *certificate) look() (s [2]stamp, err error) {
 		if err != nil {
 			return s, fmt.Errorf("HTTPS certificate: %w: make it with `tidegate certs` or name another", err)
 		}
-		s[i] = stamp{info.ModTime(), info.Size()}
+		s[i] = stamp{modified: info.ModTime(), size: info.Size()}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			s[i].changed = st.Ctim
+		}
 	}
 	return s, nil
 }

@@ -184,6 +184,34 @@ func TestCertificateAway(t *testing.T) {
 	}
 }
 
+// Files that root has renewed can be read only after a chown, which leaves time and size as they are: what could not be used
+// then is tried again.
+func TestCertificateBecomesReadable(t *testing.T) {
+	r := serve(t, nil, nil)
+	files := pki.FilesOf(r.certs, pki.Gateway)
+	if _, err := pki.Ensure(r.certs, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := time.Now().Add(-time.Minute)
+	put := func(content []byte) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(files.Key, content, 0o600), os.Chtimes(files.Key, written, written)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(bytes.Repeat([]byte{'-'}, len(key))) // root reads everything, so a test cannot take the right away
+	before := r.raw(t).ConnectionState().PeerCertificates[0].SerialNumber
+	time.Sleep(20 * time.Millisecond) // file systems count in ticks of the kernel
+	put(key)
+	if after := r.raw(t).ConnectionState().PeerCertificates[0].SerialNumber; after.Cmp(before) == 0 {
+		t.Error("the renewed certificate is not used")
+	}
+}
+
 func TestSlowClients(t *testing.T) {
 	r := serve(t, func(c *Config) {
 		c.HeaderTimeout, c.ReadTimeout, c.IdleTimeout = 500*time.Millisecond, time.Second, time.Second
