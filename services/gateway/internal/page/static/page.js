@@ -7,6 +7,7 @@
 
   // --- session
   let over = false;
+  let source = null, lastId = "", again = 0; // of the events; expire may come before them
   function expire() {
     over = true;
     show("expired", true);
@@ -20,7 +21,6 @@
   }
 
   // --- events
-  let source = null, lastId = "", again = 0;
   function connect() {
     if (over) return;
     const from = lastId ? "&last_event_id=" + encodeURIComponent(lastId) : "";
