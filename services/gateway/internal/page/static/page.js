@@ -14,8 +14,8 @@
     show("lost", false);
     if (source) source.close();
   }
-  const expires = Number(document.body.dataset.expires || 0);
-  if (expires) {
+  if (document.body.dataset.expiresIn) { // a span: this machine's clock may not be the gateway's
+    const expires = Date.now() + Number(document.body.dataset.expiresIn);
     const check = () => (Date.now() >= expires ? expire() : setTimeout(check, Math.min(expires - Date.now() + 100, 3600e3)));
     check();
   }
