@@ -119,15 +119,15 @@ func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
-	_, err = o.updateList(ctx, name, false, func(ctx context.Context, l *policyv1.AddressList) error {
+	_, err = o.updateList(ctx, name, false, func(ctx context.Context, l *policyv1.AddressList) (*entries, error) {
 		if l.GetUrl() != url || kindOf(l) != kindOf(claimed) {
-			return errOtherURL
+			return nil, errOtherURL
 		}
 		if l.Problem = said; said != "" || read == nil {
-			return nil
+			return nil, nil //nolint:nilnil // the entries stay
 		}
 		l.Validator = validator
-		return o.setEntries(ctx, l, read)
+		return read, o.setEntries(ctx, l, read)
 	})
 	switch {
 	case errors.Is(err, errOtherURL):
