@@ -444,6 +444,9 @@ type Problem struct {
 	Errors    []ProblemDetail `json:"errors,omitempty"`
 }
 
+// ReasonRunning is the Reason of a 409: an earlier request with the same Idempotency-Key still runs, so asking again helps.
+const ReasonRunning = "idempotency_key_running"
+
 // ProblemDetail is what is wrong with one part of a request.
 type ProblemDetail struct {
 	Message  string `json:"message,omitempty"`

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -16,7 +18,8 @@ import (
 // Embedded is a NATS server inside this process, with JetStream on files.
 type Embedded struct {
 	srv    *server.Server
-	access *access // nil: whoever reaches the server has all rights
+	access *access  // nil: whoever reaches the server has all rights
+	lock   *os.File // of the folder; closing it releases the lock
 }
 
 // Listen is where the embedded server takes other processes.
@@ -34,15 +37,24 @@ const embeddedStart = 15 * time.Second // opening large streams after a hard sto
 // StartEmbedded starts a server that stores under dir, which belongs to one server at a time. Connections inside the
 // process have all rights, those of others what listen says. The server installs no signal handlers; ctx bounds the
 // start only, Shutdown ends it.
-func StartEmbedded(ctx context.Context, dir string, listen Listen) (*Embedded, error) {
+func StartEmbedded(ctx context.Context, dir string, listen Listen) (_ *Embedded, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("embedded NATS: data directory: %w", err)
 	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = lock.Close() // it was not written to
+		}
+	}()
 	opts := &server.Options{
 		ServerName: "tidegate", JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, DontListen: true,
 		DisableJetStreamBanner: true, MaxPayload: 1 << 20, // as a separate server: a program runs the same on both
 	}
-	e := &Embedded{}
+	e := &Embedded{lock: lock}
 	if listen.Addr != "" {
 		if listen.Insecure == (listen.TLS != TLS{}) {
 			return nil, errors.New("embedded NATS: to listen it needs either certificates or the word that plain text is wanted (--insecure)")
@@ -108,6 +120,24 @@ func (e *Embedded) Addr() string {
 func (e *Embedded) Shutdown() {
 	e.srv.Shutdown()
 	e.srv.WaitForShutdown()
+	_ = e.lock.Close() // it was not written to
+}
+
+// lockDir takes a folder for one server: NATS itself does not look, and two servers write over each other's messages.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // the operator's folder
+	if err != nil {
+		return nil, fmt.Errorf("embedded NATS: lock the data directory: %w", err)
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err == nil {
+		return f, nil
+	}
+	_ = f.Close() // the error says more
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, fmt.Errorf("embedded NATS: %s is in use by another process: end that one, or name another folder with --data", dir)
+	}
+	return nil, fmt.Errorf("embedded NATS: lock the data directory: %w", err)
 }
 
 // problems passes on what an operator must know and drops the rest.

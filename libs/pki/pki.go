@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -65,8 +66,9 @@ type Made struct {
 
 // Ensure makes, in dir, a local authority (ca.pem, ca-key.pem) and a certificate and key for each service
 // (NAME.pem, NAME-key.pem) for the names and addresses in hosts. What is there and stays valid for 30 days
-// is kept, so it may be run again at any time; with force the services' certificates are made anew.
-// Keys are readable by the owner only. Processes that call it at the same time on one folder wait for each other.
+// is kept, so it may be run again at any time; with force the services' certificates are made anew. One that is made anew
+// keeps the names and addresses that it had.
+// New keys are readable by the owner only. Processes that call it at the same time on one folder wait for each other.
 func Ensure(dir string, hosts []string, force bool) ([]Made, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the certificate folder: %w", err)
@@ -113,8 +115,8 @@ func lock(dir string) (unlock func(), err error) {
 }
 
 func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, Made, error) {
-	file := filepath.Join(dir, "ca.pem")
-	cert, key, err := load(file, filepath.Join(dir, "ca-key.pem"))
+	file, keyFile := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca-key.pem")
+	cert, key, err := load(file, keyFile)
 	if err == nil {
 		if time.Until(cert.NotAfter) < renewAt {
 			return nil, nil, Made{}, fmt.Errorf("%s expires %s: move it away, run `tidegate certs` again and restart the services", file, cert.NotAfter.Format(time.DateOnly))
@@ -124,6 +126,9 @@ func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, Made, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, Made{}, err
 	}
+	if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) { // of another machine, whose services would not know a new one
+		return nil, nil, Made{}, fmt.Errorf("%s is here and its key %s is not: run `tidegate certs` where the authority was made and copy the files, or move it away for a new authority", file, keyFile)
+	}
 	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		return nil, nil, Made{}, fmt.Errorf("make the authority's key: %w", err)
 	}
@@ -132,7 +137,7 @@ func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, Made, error) {
 		NotBefore: time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(caLife),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
-	cert, err = write(file, filepath.Join(dir, "ca-key.pem"), tmpl, tmpl, key, key)
+	cert, err = write(file, keyFile, tmpl, tmpl, key, key)
 	return cert, key, Made{File: file, Expires: tmpl.NotAfter, New: true}, err
 }
 
@@ -145,17 +150,23 @@ func leaf(dir, name string, hosts []string, ca *x509.Certificate, caKey *ecdsa.P
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Made{}, err
 	}
+	var names []string
+	if err == nil { // what renews or adds a name does not know those that were given before
+		names = cert.DNSNames
+		for _, ip := range cert.IPAddresses {
+			names = append(names, ip.String())
+		}
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return Made{}, fmt.Errorf("make the key of %s: %w", name, err)
 	}
 	tmpl := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name, "localhost"},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-		NotBefore:   time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(leafLife),
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(leafLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
-	for _, h := range hosts {
+	for _, h := range slices.Compact(slices.Sorted(slices.Values(slices.Concat([]string{name, "localhost", "127.0.0.1", "::1"}, names, hosts)))) {
 		if ip := net.ParseIP(h); ip != nil {
 			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
 		} else {
@@ -202,16 +213,36 @@ func write(file, keyFile string, tmpl, parent *x509.Certificate, key, signer *ec
 	return x509.ParseCertificate(der)
 }
 
-// WriteFile writes a file so that a reader sees the old or the new content, nothing between.
+// WriteFile writes a file so that a reader sees the old or the new content, nothing between. mode is of a new one; one that is
+// there keeps its mode and, where root writes it, its owner: who could read it still can.
 func WriteFile(file string, content []byte, mode os.FileMode) error {
 	tmp := file + ".new"
+	old, missing := os.Stat(file)
+	if missing == nil {
+		mode = old.Mode().Perm()
+	}
 	if err := os.WriteFile(tmp, content, mode); err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
+	}
+	if missing == nil {
+		if err := keep(tmp, old); err != nil {
+			return fmt.Errorf("write %s: %w", file, err)
+		}
 	}
 	if err := os.Rename(tmp, file); err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
 	}
 	return nil
+}
+
+// keep gives a file the owner and the mode of another.
+func keep(file string, like fs.FileInfo) error {
+	if st, ok := like.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
+		if err := os.Chown(file, int(st.Uid), int(st.Gid)); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(file, like.Mode().Perm()) // beyond the umask
 }
 
 func load(file, keyFile string) (*x509.Certificate, *ecdsa.PrivateKey, error) {

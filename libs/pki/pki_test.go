@@ -1,10 +1,13 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -60,6 +63,70 @@ func TestEnsure(t *testing.T) {
 	}
 	if more[0].New || !more[1].New {
 		t.Errorf("a new host name must keep the authority and renew the certificates: %+v", more[:2])
+	}
+	if _, err := Ensure(dir, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if pair, err = tls.LoadX509KeyPair(filepath.Join(dir, "classify.pem"), filepath.Join(dir, "classify-key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"classify", "localhost", "127.0.0.1", "gate.example.net", "192.0.2.7", "other.example.net"} {
+		if err := pair.Leaf.VerifyHostname(name); err != nil {
+			t.Errorf("a name that was given before is lost: %v", err)
+		}
+	}
+	if n := len(pair.Leaf.DNSNames) + len(pair.Leaf.IPAddresses); n != 7 {
+		t.Errorf("%v and %v: each name once", pair.Leaf.DNSNames, pair.Leaf.IPAddresses)
+	}
+}
+
+// TestEnsureElsewhere: a machine that got ca.pem and a service's files makes no authority of its own in their place.
+func TestEnsureElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Ensure(dir, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "ca-key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ensure(dir, nil, false); err == nil || !strings.Contains(err.Error(), "ca-key.pem") {
+		t.Errorf("without the authority's key: %v", err)
+	}
+	if after, err := os.ReadFile(filepath.Join(dir, "ca.pem")); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the authority was replaced: %v", err)
+	}
+}
+
+// TestRenewedIsReadable: who could read a certificate's files can read those that are made in their place.
+func TestRenewedIsReadable(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Ensure(dir, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	key := FilesOf(dir, Ingest).Key
+	if err := os.Chmod(key, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	owner := os.Geteuid()
+	if owner == 0 {
+		owner = 10001
+		if err := os.Chown(key, owner, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Ensure(dir, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != owner || info.Mode().Perm() != 0o640 {
+		t.Errorf("the new key is of user %d with mode %v, want %d and 0640", st.Uid, info.Mode(), owner)
 	}
 }
 

@@ -121,6 +121,7 @@ type store struct {
 	mu     sync.Mutex
 	stamps [3]stamp
 	now    identity
+	told   string // the error that was logged, until the files can be used again
 }
 
 // stamp tells one version of a file from another. A rename over the file changes modification time or size as well.
@@ -154,14 +155,15 @@ func openStore(t *telemetry.Telemetry, files TLS) (*store, error) {
 }
 
 // current gives the identity, read again if a file has changed. While the files are unreadable or do not fit together,
-// as between the writes of a rotation, the former identity stays; the error is counted as tls_reload and the next
-// handshake tries again.
+// as between the writes of a rotation, the former identity stays; the error is logged once and counted as tls_reload, and
+// the next handshake tries again.
 func (s *store) current() identity {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Stamps are taken before the content: a change between the two is seen at the next handshake.
 	stamps, err := s.files.stamps()
 	if err == nil && stamps == s.stamps {
+		s.told = ""
 		return s.now
 	}
 	var next identity
@@ -170,10 +172,13 @@ func (s *store) current() identity {
 	}
 	if err != nil {
 		s.t.CountError("tls_reload")
-		s.t.Log.Warn("certificate files changed but cannot be used, the former ones stay", "error", err)
+		if text := err.Error(); text != s.told {
+			s.told = text
+			s.t.Log.Warn("certificate files changed but cannot be used, the former ones stay", "error", err)
+		}
 		return s.now
 	}
-	s.now, s.stamps = next, stamps
+	s.now, s.stamps, s.told = next, stamps, ""
 	s.t.Log.Info("certificates reloaded", "cert", s.files.Cert, "ca", s.files.CA)
 	return s.now
 }

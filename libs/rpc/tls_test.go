@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -23,6 +24,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/peer"
 
+	"github.com/tidegate-mesh/tidegate/libs/pki"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 )
 
@@ -328,6 +330,37 @@ func TestRotation(t *testing.T) {
 	}
 	if _, err := longHealth.Check(within(t), &healthv1.HealthCheckRequest{}); err != nil {
 		t.Errorf("the connection from before: %v", err)
+	}
+}
+
+// What cannot be read is told once, not at each handshake and each look at the readiness, until it can be read again.
+func TestUnreadableIsToldOnce(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := pki.Ensure(dir, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	files := identityFiles(t, dir, pki.Persist)
+	tel := telemetry.Discard("persist")
+	var log bytes.Buffer
+	tel.Log = slog.New(slog.NewTextHandler(&log, nil))
+	s, err := openStore(tel, files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := os.Rename(files.Key, files.Key+".away"); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			s.current()
+		}
+		if err := os.Rename(files.Key+".away", files.Key); err != nil {
+			t.Fatal(err)
+		}
+		s.current()
+	}
+	if n := strings.Count(log.String(), "cannot be used"); n != 2 {
+		t.Errorf("told %d times, want 2:\n%s", n, log.String())
 	}
 }
 

@@ -19,6 +19,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/golang-jwt/jwt/v5"
+
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
@@ -184,7 +186,7 @@ func TestSession(t *testing.T) {
 		c, err := s.login(from(addr), raw)
 		var p *api.Problem
 		if !errors.As(err, &p) || p.Status != status || p.Reason != reason || p.RequestID != "r1" || c != nil {
-			t.Errorf("login: %v, %+v; want %d %s", c, p, status, reason)
+			t.Errorf("login: a cookie %v, %+v; want %d %s", c != nil, p, status, reason)
 		}
 	}
 	login("192.0.2.1", "a.b.c", 503, "no_keys")
@@ -202,6 +204,7 @@ func TestSession(t *testing.T) {
 	if err != nil || c.Name != auth.CookieName || c.Value != raw || time.Until(c.Expires) > time.Hour {
 		t.Fatalf("login: %v, %v", c, err)
 	}
+	login("192.0.2.1", padded(t, dir, raw, 4<<10), 422, "token_size") // browsers would drop its cookie without a word
 	for range 10 {
 		login("192.0.2.2", "a.b.c", 401, "unauthorized")
 	}
@@ -209,6 +212,32 @@ func TestSession(t *testing.T) {
 	if c := logout(nil); c.MaxAge >= 0 || c.Name != auth.CookieName {
 		t.Errorf("logout: %v", c)
 	}
+}
+
+// padded is a token with the claims of another and so many bytes more.
+func padded(t *testing.T, dir, raw string, size int) string {
+	t.Helper()
+	claims := jwt.MapClaims{}
+	first, _, err := jwt.NewParser().ParseUnverified(raw, claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, token.KeyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := jwt.ParseEdPrivateKeyFromPEM(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims["groups"] = strings.Repeat("g", size)
+	large := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
+	large.Header["kid"] = first.Header["kid"]
+	signed, err := large.SignedString(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signed
 }
 
 func TestNewRefuses(t *testing.T) {

@@ -22,6 +22,7 @@ const (
 	localSubject = "local-root"
 	localFor     = 24 * time.Hour
 	localRenew   = localFor / 4
+	localLook    = 30 * time.Second // for the file
 )
 
 // secureGateway names the gateway's certificate and key set where the configuration names none: those of the folder of
@@ -61,11 +62,14 @@ type localAccess struct {
 	c    client.Credentials
 	g    gateway.Config
 	t    *telemetry.Telemetry
+
+	look    time.Duration // localLook, less in tests
+	written time.Time
 }
 
 // newLocalAccess writes the file. Without a local token key, or where it cannot be written, there is none.
 func newLocalAccess(t *telemetry.Telemetry, c stackConfig) (*localAccess, error) {
-	l := &localAccess{keys: filepath.Dir(c.gateway.Tokens.JWKSFile), g: c.gateway, t: t}
+	l := &localAccess{keys: filepath.Dir(c.gateway.Tokens.JWKSFile), g: c.gateway, t: t, look: localLook}
 	_, err := os.Stat(filepath.Join(l.keys, token.KeyFile))
 	if c.local == "" || c.gateway.Tokens.JWKSURL != "" || err != nil {
 		return l, nil
@@ -91,12 +95,14 @@ func (l *localAccess) write() (err error) {
 	if err != nil {
 		return err
 	}
+	l.written = time.Now()
 	return client.SaveCredentials(l.file, l.c)
 }
 
-// Run renews the token until ctx ends, then removes the file, unless another process has written it since.
+// Run renews the token until ctx ends, then removes the file, unless another process has written it since. One that did, as a
+// demo beside a run, takes the file away at its end: then it is written again.
 func (l *localAccess) Run(ctx context.Context) error {
-	tick := time.NewTicker(localRenew)
+	tick := time.NewTicker(l.look)
 	defer tick.Stop()
 	for {
 		select {
@@ -107,6 +113,9 @@ func (l *localAccess) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			if l.file == "" {
+				continue
+			}
+			if _, err := os.Stat(l.file); !errors.Is(err, fs.ErrNotExist) && time.Since(l.written) < localRenew {
 				continue
 			}
 			if err := l.write(); err != nil {

@@ -110,8 +110,16 @@ func (c *attacksPcapCmd) Run(t *terminal) error {
 	})
 }
 
-// writeWhole makes or replaces a file when all of it has come: an error leaves what was there.
+// writeWhole makes or replaces a file when all of it has come: an error leaves what was there. Pipes, devices and links, as
+// /dev/stdout is one, are written to.
 func writeWhole(file string, fill func(io.Writer) error) (err error) {
+	if info, err := os.Lstat(file); err == nil && !info.Mode().IsRegular() {
+		f, err := os.OpenFile(file, os.O_WRONLY|os.O_TRUNC, 0) //nolint:gosec // the user's file
+		if err != nil {
+			return fmt.Errorf("write %s: %w", file, err)
+		}
+		return errors.Join(fill(f), f.Close())
+	}
 	f, err := os.CreateTemp(filepath.Dir(file), ".tidegate-*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", file, err)

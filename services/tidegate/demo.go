@@ -116,18 +116,30 @@ func (c *demoCmd) Run() (err error) {
 	runCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if c.For > 0 {
-		runCtx, cancel = context.WithTimeout(ctx, c.For)
-		defer cancel()
+		var over context.CancelFunc
+		runCtx, over = context.WithTimeout(runCtx, c.For)
+		defer over()
 	}
 	stackCtx, stopStack := context.WithCancel(context.Background())
 	defer stopStack()
-	stackDone := make(chan error, 1)
-	go func() { stackDone <- s.Run(stackCtx) }()
+	ended := make(chan struct{})
+	var stackErr error
+	go func() {
+		stackErr = s.Run(stackCtx)
+		close(ended)
+		cancel() // without the services the traffic says nothing
+	}()
 
-	err = d.play(runCtx, stackDone)
+	err = d.play(runCtx)
+	select {
+	case <-ended:
+		return errors.Join(errors.New("a service ended"), stackErr, err)
+	default:
+	}
 	result, resultErr := d.result()
 	stopStack()
-	err = errors.Join(err, <-stackDone, resultErr)
+	<-ended
+	err = errors.Join(err, stackErr, resultErr)
 	if c.JSON && err == nil {
 		return printJSON(os.Stdout, result)
 	}
@@ -148,8 +160,8 @@ func sweepData() {
 	}
 }
 
-// play runs traffic and view until ctx ends or the stack fails, then lets what is under way come to rest.
-func (d *demo) play(ctx context.Context, stackDone <-chan error) error {
+// play runs traffic and view until ctx ends, then lets what is under way come to rest.
+func (d *demo) play(ctx context.Context) error {
 	if err := d.stack.waitReady(ctx, 20*time.Second); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -161,28 +173,16 @@ func (d *demo) play(ctx context.Context, stackDone <-chan error) error {
 		return err
 	}
 	defer func() { _ = d.held.Close() }()
-	ctx, cancel := context.WithCancel(ctx)
+	shown, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	var trafficErr error
 	wg.Add(4)
-	go func() { defer wg.Done(); _ = d.held.Run(ctx) }()
-	go func() { defer wg.Done(); _ = d.client.Run(ctx) }()
-	go func() { defer wg.Done(); d.watch(ctx) }()
-	go func() { defer wg.Done(); d.show(ctx) }()
-	traffic := make(chan struct{})
-	go func() { defer close(traffic); trafficErr = d.cmd.Traffic.run(ctx, d.attack) }()
-	select {
-	case <-traffic:
-	case err := <-stackDone:
-		cancel()
-		<-traffic
-		return errors.Join(errors.New("a service ended"), err)
-	}
-	cancel()
-	wg.Wait()
-	return trafficErr
+	go func() { defer wg.Done(); _ = d.held.Run(shown) }()
+	go func() { defer wg.Done(); _ = d.client.Run(shown) }()
+	go func() { defer wg.Done(); d.watch(shown) }()
+	go func() { defer wg.Done(); d.show(shown) }()
+	return d.cmd.Traffic.run(ctx, d.attack)
 }
 
 func (d *demo) attack(ctx context.Context, kind string, seed uint64) error {

@@ -53,6 +53,7 @@ type Client struct {
 	token   string
 	timeout time.Duration
 	http    *http.Client
+	slow    *http.Client  // without a limit of its own for the begin of an answer
 	first   time.Duration // pause before the second attempt
 	idle    time.Duration // of a stream
 }
@@ -79,24 +80,27 @@ func New(o Options) (*Client, error) {
 	if o.Timeout == 0 {
 		o.Timeout = defaultTimeout
 	}
-	return &Client{
-		base: base, token: o.Token, timeout: o.Timeout, first: firstPause, idle: streamIdle,
-		http: &http.Client{
+	by := func(answer time.Duration) *http.Client {
+		return &http.Client{
 			Transport: &http.Transport{
 				Proxy:               http.ProxyFromEnvironment,
 				DialContext:         (&net.Dialer{Timeout: o.Timeout}).DialContext,
 				TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool},
-				TLSHandshakeTimeout: o.Timeout, ResponseHeaderTimeout: o.Timeout,
+				TLSHandshakeTimeout: o.Timeout, ResponseHeaderTimeout: answer,
 				ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
 			},
 			// The API has no redirects: following one could send the token elsewhere.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-	}, nil
+		}
+	}
+	return &Client{base: base, token: o.Token, timeout: o.Timeout, first: firstPause, idle: streamIdle, http: by(o.Timeout), slow: by(0)}, nil
 }
 
 // Close gives back idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.http.CloseIdleConnections()
+	c.slow.CloseIdleConnections()
+}
 
 // URL is the gateway's address.
 func (c *Client) URL() string { return c.base.String() }
@@ -175,6 +179,8 @@ func again(err error, write bool) bool {
 		switch p.Status {
 		case http.StatusTooManyRequests:
 			return p.Reason == "rate_limited"
+		case http.StatusConflict: // an attempt whose answer was lost
+			return p.Reason == api.ReasonRunning
 		case http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			return write
 		}
@@ -248,7 +254,11 @@ func (c *Client) send(ctx context.Context, q request, body []byte, key string) (
 	if q.revision != "" {
 		r.Header.Set("If-Match", strconv.Quote(q.revision))
 	}
-	resp, err := c.http.Do(r)
+	do := c.http.Do
+	if q.limit > 0 { // the context has it
+		do = c.slow.Do
+	}
+	resp, err := do(r)
 	if err != nil {
 		return nil, c.unanswered(err)
 	}

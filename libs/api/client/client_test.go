@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -140,6 +141,25 @@ func TestWriteIsRepeatedWithOneKey(t *testing.T) {
 	}
 	if _, err := c.AddRule(t.Context(), api.RuleInput{Action: "count"}); err != nil || keys[3] == keys[0] {
 		t.Errorf("another request has the key of the first: %v", err)
+	}
+}
+
+// An attempt whose answer was lost may still run at the gateway: the next one waits for what it comes to.
+func TestWriteThatStillRuns(t *testing.T) {
+	var asked atomic.Int32
+	c, _ := rig(t, func(w http.ResponseWriter, r *http.Request) {
+		switch asked.Add(1) {
+		case 1:
+			<-r.Context().Done()
+		case 2:
+			refuse(w, api.Problem{Status: 409, Reason: api.ReasonRunning, Detail: "it still runs"})
+		default:
+			answer(t, w, api.Rule{RuleSpec: api.RuleSpec{ID: "u-1"}})
+		}
+	})
+	c.timeout = 200 * time.Millisecond
+	if r, err := c.AddRule(t.Context(), api.RuleInput{Action: "drop"}); err != nil || r.ID != "u-1" {
+		t.Errorf("rule %+v, %v", r, err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
@@ -20,14 +21,15 @@ type certificate struct {
 
 	mu     sync.Mutex
 	stamps [2]stamp
-	failed [2]stamp // the version that could not be used: it is tried and logged once
+	failed *[2]stamp // the version that could not be used, files that are missing too: it is tried and logged once
 	now    *tls.Certificate
 }
 
-// stamp tells one version of a file from another.
+// stamp tells one version of a file from another, also one that may be read now.
 type stamp struct {
 	modified time.Time
 	size     int64
+	changed  syscall.Timespec // owner and mode too
 }
 
 func openCertificate(t *telemetry.Telemetry, m *metrics, cert, key string) (*certificate, error) {
@@ -52,7 +54,10 @@ func (c *certificate) look() (s [2]stamp, err error) {
 		if err != nil {
 			return s, fmt.Errorf("HTTPS certificate: %w: make it with `tidegate certs` or name another", err)
 		}
-		s[i] = stamp{info.ModTime(), info.Size()}
+		s[i] = stamp{modified: info.ModTime(), size: info.Size()}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			s[i].changed = st.Ctim
+		}
 	}
 	return s, nil
 }
@@ -72,7 +77,11 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	stamps, err := c.look()
-	if err == nil && (stamps == c.stamps || stamps == c.failed) {
+	switch {
+	case err == nil && stamps == c.stamps:
+		c.failed = nil
+		return c.now, nil
+	case c.failed != nil && stamps == *c.failed:
 		return c.now, nil
 	}
 	next := c.now
@@ -82,10 +91,10 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if err != nil {
 		c.t.CountError("tls_reload")
 		c.t.Log.Warn("the HTTPS certificate changed but cannot be used, the former one stays", "error", err)
-		c.failed = stamps
+		c.failed = &stamps
 		return c.now, nil
 	}
-	c.now, c.stamps, c.failed = next, stamps, [2]stamp{}
+	c.now, c.stamps, c.failed = next, stamps, nil
 	c.t.Log.Info("HTTPS certificate reloaded", "cert", c.cert, "expires", next.Leaf.NotAfter)
 	return c.now, nil
 }

@@ -133,7 +133,9 @@ func (c *Chain) readBody(x *exchange) bool {
 	limit, list := c.cfg.MaxBody, isListText(x)
 	if list && x.who.Role >= caller.Operator { // nobody else is let through, which the route says
 		limit = api.MaxList
-		if err := x.setReadDeadline(x.begun.Add(listTextTime)); err != nil {
+		until := x.begun.Add(listTextTime)
+		// The server's time for an answer begins with the headers: here it begins with the end of the body.
+		if errors.Join(x.setReadDeadline(until), http.NewResponseController(x.w).SetWriteDeadline(until.Add(c.cfg.WriteTimeout))) != nil {
 			c.t.CountError("body_deadline")
 		}
 	}

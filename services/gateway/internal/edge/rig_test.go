@@ -217,6 +217,8 @@ type deadlineRecorder struct{ *httptest.ResponseRecorder }
 
 func (deadlineRecorder) SetReadDeadline(time.Time) error { return nil }
 
+func (deadlineRecorder) SetWriteDeadline(time.Time) error { return nil }
+
 func problem(t testing.TB, kind string, body []byte) api.Problem {
 	t.Helper()
 	var p api.Problem

@@ -10,12 +10,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
 
+	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/pki"
 )
 
@@ -148,6 +150,68 @@ func TestCertificateReload(t *testing.T) {
 	}
 }
 
+// A certificate that went away is told of once, not at each handshake, which anybody can make; so is one that comes back.
+func TestCertificateAway(t *testing.T) {
+	r := newChain(t, nil, nil)
+	dir := t.TempDir()
+	if _, err := pki.Ensure(dir, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	files := pki.FilesOf(dir, pki.Gateway)
+	if err := r.chain.UseCertificate(files.Cert, files.Key); err != nil {
+		t.Fatal(err)
+	}
+	wantErrors := func(want float64) {
+		t.Helper()
+		for range 5 {
+			if err := r.chain.Ready(); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := metric(t, r.tel.Registry, "tidegate_errors_total", map[string]string{"op": "tls_reload"}); n != want {
+			t.Errorf("%v errors, want %v", n, want)
+		}
+	}
+	for i := range 2 {
+		if err := os.Rename(files.Key, files.Key+".away"); err != nil {
+			t.Fatal(err)
+		}
+		wantErrors(float64(i + 1))
+		if err := os.Rename(files.Key+".away", files.Key); err != nil {
+			t.Fatal(err)
+		}
+		wantErrors(float64(i + 1))
+	}
+}
+
+// Files that root has renewed can be read only after a chown, which leaves time and size as they are: what could not be used
+// then is tried again.
+func TestCertificateBecomesReadable(t *testing.T) {
+	r := serve(t, nil, nil)
+	files := pki.FilesOf(r.certs, pki.Gateway)
+	if _, err := pki.Ensure(r.certs, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := time.Now().Add(-time.Minute)
+	put := func(content []byte) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(files.Key, content, 0o600), os.Chtimes(files.Key, written, written)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(bytes.Repeat([]byte{'-'}, len(key))) // root reads everything, so a test cannot take the right away
+	before := r.raw(t).ConnectionState().PeerCertificates[0].SerialNumber
+	time.Sleep(20 * time.Millisecond) // file systems count in ticks of the kernel
+	put(key)
+	if after := r.raw(t).ConnectionState().PeerCertificates[0].SerialNumber; after.Cmp(before) == 0 {
+		t.Error("the renewed certificate is not used")
+	}
+}
+
 func TestSlowClients(t *testing.T) {
 	r := serve(t, func(c *Config) {
 		c.HeaderTimeout, c.ReadTimeout, c.IdleTimeout = 500*time.Millisecond, time.Second, time.Second
@@ -211,6 +275,36 @@ func TestSlowClients(t *testing.T) {
 	}
 	if n := metric(t, r.tel.Registry, "tidegate_gateway_requests_seconds", map[string]string{"code": "408"}); n != 3 {
 		t.Errorf("%v requests with 408, want 3", n)
+	}
+}
+
+// The entries of a list may come slowly: the time for the answer must not end before they are there.
+func TestSlowList(t *testing.T) {
+	r := serve(t, func(c *Config) { c.WriteTimeout = 400 * time.Millisecond }, nil)
+	for _, h2 := range []bool{false, true} {
+		body, in := io.Pipe()
+		go func() {
+			for range 4 {
+				_, _ = io.WriteString(in, "192.0.2.1\n")
+				time.Sleep(200 * time.Millisecond)
+			}
+			_ = in.Close()
+		}()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://"+r.addr+listsPath+"x/entries", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer operator")
+		req.Header.Set("Content-Type", api.ListType)
+		answer, err := r.client(t, h2).Do(req)
+		if err != nil {
+			t.Errorf("HTTP/2 %v: %v", h2, err)
+			continue
+		}
+		if text, err := io.ReadAll(answer.Body); err != nil || string(text) != "hello" {
+			t.Errorf("HTTP/2 %v: %s %q, %v", h2, answer.Status, text, err)
+		}
+		answer.Body.Close()
 	}
 }
 

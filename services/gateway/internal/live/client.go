@@ -93,7 +93,7 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.rouse()
 	}
 
-	c := &client{h: h, w: w, rc: http.NewResponseController(w), cursor: q.cursor, told: -1}
+	c := &client{h: h, w: w, rc: http.NewResponseController(w), heartbeat: q.heartbeat, cursor: q.cursor, told: -1}
 	h.s.join(&c.cursor)
 	// The server's read limit is for requests; a stream is ended by its writes.
 	if err := c.rc.SetReadDeadline(time.Time{}); err != nil {
@@ -105,20 +105,21 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no")
 	w.WriteHeader(http.StatusOK)
-	h.m.ended.WithLabelValues(c.serve(r.Context(), q.heartbeat)).Inc()
+	h.m.ended.WithLabelValues(c.serve(r.Context())).Inc()
 }
 
 // client is one stream; it belongs to its handler's goroutine.
 type client struct {
-	h      *Hub
-	w      http.ResponseWriter
-	rc     *http.ResponseController
-	cursor cursor
-	told   int64 // the last id that the client has; -1 = none
+	h         *Hub
+	w         http.ResponseWriter
+	rc        *http.ResponseController
+	heartbeat time.Duration
+	cursor    cursor
+	told      int64 // the last id that the client has; -1 = none
 }
 
 // serve returns why the stream ended.
-func (c *client) serve(ctx context.Context, heartbeat time.Duration) (reason string) {
+func (c *client) serve(ctx context.Context) (reason string) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var expired <-chan time.Time
@@ -127,7 +128,7 @@ func (c *client) serve(ctx context.Context, heartbeat time.Duration) (reason str
 		defer t.Stop()
 		expired = t.C
 	}
-	beat := time.NewTicker(heartbeat)
+	beat := time.NewTicker(c.heartbeat)
 	defer beat.Stop()
 	if !c.write([]byte("retry: 1000\n\n")) {
 		return "slow"
@@ -152,7 +153,7 @@ func (c *client) serve(ctx context.Context, heartbeat time.Duration) (reason str
 			if behind {
 				replay, changed = c.replay(ctx), nil
 			} else if len(frames) > 0 {
-				beat.Reset(heartbeat)
+				beat.Reset(c.heartbeat)
 				select { // what ends a stream comes before more of it
 				case <-expired:
 					return c.expire()
@@ -299,5 +300,9 @@ func (c *client) write(data ...[]byte) bool {
 			return false
 		}
 	}
-	return c.rc.Flush() == nil
+	if c.rc.Flush() != nil {
+		return false
+	}
+	// HTTP/2 resets a stream at its deadline also when nothing waits to be written: it lasts over the next heartbeat.
+	return c.rc.SetWriteDeadline(time.Now().Add(c.heartbeat+c.h.cfg.WriteTimeout)) == nil
 }

@@ -146,3 +146,18 @@ func TestExpiry(t *testing.T) {
 		return g.metric(t, "tidegate_gateway_stream_ended_total", "expired") == 1
 	})
 }
+
+// A stream on which nothing happens lives on from one heartbeat to the next, which are further apart than the time for
+// a write: with HTTP/2 the deadline of a write that is long over would reset the stream.
+func TestQuietStream(t *testing.T) {
+	b := startNATS(t).connect(t)
+	g := startGateway(t, b, func(c *Config) { c.WriteTimeout = 200 * time.Millisecond }, nil)
+	l := g.listen(t, "types=attack&heartbeat=1", "")
+	select {
+	case e, ok := <-l.events:
+		t.Fatalf("event %+v, stream lives: %v", e, ok)
+	case <-time.After(1500 * time.Millisecond):
+	}
+	publish(t, b, 1, 1)
+	l.want(t, 1, 1)
+}

@@ -88,16 +88,22 @@ func (s *stream) wakeAll() {
 func (s *stream) begin(seq uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.begun, s.floor, s.last, s.ring, s.bytes = true, seq, seq, nil, 0
-	s.wakeAll()
+	s.empty(seq)
 }
 
-// restart says that sequences begin anew; clients are told of the gap.
+// restart says that sequences begin anew; clients are told of the gap. They see both or neither: who was told of it and
+// still read the old events would wait for sequences that are far.
 func (s *stream) restart() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.restarts++
-	s.mu.Unlock()
-	s.begin(0)
+	s.empty(0)
+}
+
+// empty is called with the lock held.
+func (s *stream) empty(seq uint64) {
+	s.begun, s.floor, s.last, s.ring, s.bytes = true, seq, seq, nil, 0
+	s.wakeAll()
 }
 
 func (s *stream) add(f frame) {

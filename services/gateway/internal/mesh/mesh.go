@@ -55,7 +55,8 @@ type Mesh struct {
 	conns []*grpc.ClientConn
 }
 
-// Dial prepares the connections; they are established in the background and come back by themselves. Close ends them.
+// Dial prepares the connections; they are established in the background and come back by themselves. With certificates a
+// server must be who it is asked as. Close ends them.
 func Dial(t *telemetry.Telemetry, cfg Config, files rpc.TLS) (*Mesh, error) {
 	m := &Mesh{}
 	for _, s := range []struct {
@@ -64,7 +65,7 @@ func Dial(t *telemetry.Telemetry, cfg Config, files rpc.TLS) (*Mesh, error) {
 		peers     *[]Peer
 	}{{"ingest", cfg.Ingest, &m.Ingest}, {"classify", cfg.Classify, &m.Classify}, {"enforce", cfg.Enforce, &m.Enforce}, {"persist", cfg.Persist, &m.Persist}} {
 		for _, a := range s.addresses {
-			c, err := rpc.Dial(t, a, files)
+			c, err := rpc.Dial(t, a, files.Expect(s.service))
 			if err != nil {
 				return nil, errors.Join(fmt.Errorf("gRPC to %s: %w", s.service, err), m.Close())
 			}

@@ -86,7 +86,8 @@ func (o *Operations) due(l *policyv1.AddressList) bool {
 func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 	claimed := proto.CloneOf(e.List)
 	claimed.CheckedNs = o.now().UnixNano()
-	if _, err := o.bus.UpdateList(ctx, claimed, e.Revision); err != nil {
+	revision, err := o.bus.UpdateList(ctx, claimed, e.Revision)
+	if err != nil {
 		if !errors.Is(err, bus.ErrConflict) { // else another gateway reads it, or it has changed and is due in its new form
 			o.t.CountError("lists")
 		}
@@ -94,7 +95,13 @@ func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 	}
 	name, url := claimed.GetName(), claimed.GetUrl()
 	text, validator, err := o.feeds.reader.Read(ctx, url, claimed.GetValidator())
-	if ctx.Err() != nil {
+	if ctx.Err() != nil { // this gateway ends: the next that looks reads the list
+		claimed.CheckedNs = e.List.GetCheckedNs()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTime)
+		defer cancel()
+		if _, err := o.bus.UpdateList(ctx, claimed, revision); err != nil && !errors.Is(err, bus.ErrConflict) { // else it has changed and is due in its new form
+			o.t.CountError("lists")
+		}
 		return
 	}
 	var read *entries
@@ -112,15 +119,15 @@ func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
-	_, err = o.updateList(ctx, name, false, func(ctx context.Context, l *policyv1.AddressList) error {
+	_, err = o.updateList(ctx, name, false, func(ctx context.Context, l *policyv1.AddressList) (*entries, error) {
 		if l.GetUrl() != url || kindOf(l) != kindOf(claimed) {
-			return errOtherURL
+			return nil, errOtherURL
 		}
 		if l.Problem = said; said != "" || read == nil {
-			return nil
+			return nil, nil //nolint:nilnil // the entries stay
 		}
 		l.Validator = validator
-		return o.setEntries(ctx, l, read)
+		return read, o.setEntries(ctx, l, read)
 	})
 	switch {
 	case errors.Is(err, errOtherURL):

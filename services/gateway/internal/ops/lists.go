@@ -109,26 +109,26 @@ func (o *Operations) PutList(ctx context.Context, name string, in api.ListInput)
 	intended := api.List{
 		Name: name, Kind: in.Kind, Action: in.Action, RatePPS: in.RatePPS, RateBPS: in.RateBPS, URL: in.URL, Comment: in.Comment, Nodes: []api.ListNode{},
 	}
-	out, err := o.changeList(ctx, actionListPut, name, intended, true, func(_ context.Context, l *policyv1.AddressList) error {
+	out, err := o.changeList(ctx, actionListPut, name, intended, true, func(_ context.Context, l *policyv1.AddressList) (*entries, error) {
 		action, err := policy.ParseAction(in.Action)
 		if err != nil {
-			return invalid("body.action", "%v", err)
+			return nil, invalid("body.action", "%v", err)
 		}
 		if l.GetKind() == "" && l.GetObject() == "" && l.GetAction() == 0 { // a new one
 			l.Kind = in.Kind
 		}
 		switch kind := kindOf(l); {
 		case in.Kind != "" && in.Kind != kind:
-			return invalid("body.kind", "the list is of kind %s, which stays: delete it first", kind)
+			return nil, invalid("body.kind", "the list is of kind %s, which stays: delete it first", kind)
 		case action == policy.RateLimit && kind != policy.KindDomain:
-			return invalid("body.action", "only a list of domains limits the rate")
+			return nil, invalid("body.action", "only a list of domains limits the rate")
 		}
 		if l.GetUrl() != in.URL {
 			l.Validator, l.CheckedNs, l.Problem = "", 0, ""
 		}
 		l.Action, l.Url, l.Comment, l.EveryNs = policyv1.Action(action), in.URL, in.Comment, int64(every)
 		l.RatePps, l.RateBps = in.RatePPS, in.RateBPS
-		return nil
+		return nil, nil //nolint:nilnil // its entries stay
 	})
 	if err == nil && in.URL != "" {
 		o.feeds.poke()
@@ -189,14 +189,14 @@ func (o *Operations) PutListEntries(ctx context.Context, name string, text []byt
 	}
 	intended := api.List{Name: name, Kind: kind, Nodes: []api.ListNode{}}
 	read.describe(&intended)
-	return o.changeList(ctx, actionListEntries, name, intended, false, func(ctx context.Context, l *policyv1.AddressList) error {
+	return o.changeList(ctx, actionListEntries, name, intended, false, func(ctx context.Context, l *policyv1.AddressList) (*entries, error) {
 		if l.GetUrl() != "" {
-			return problem(http.StatusUnprocessableEntity, "the list is read from %s: take its url away before you upload entries", l.GetUrl())
+			return nil, problem(http.StatusUnprocessableEntity, "the list is read from %s: take its url away before you upload entries", l.GetUrl())
 		}
 		if kindOf(l) != kind {
-			return problem(http.StatusConflict, "the list has become one of another kind: try again")
+			return nil, problem(http.StatusConflict, "the list has become one of another kind: try again")
 		}
-		return o.setEntries(ctx, l, read)
+		return read, o.setEntries(ctx, l, read)
 	})
 }
 
@@ -272,8 +272,11 @@ func (o *Operations) setEntries(ctx context.Context, l *policyv1.AddressList, e 
 	return nil
 }
 
+// listChange changes a list and gives the entries that it stored for it, nil when those that were there stay.
+type listChange func(context.Context, *policyv1.AddressList) (*entries, error)
+
 // changeList puts a change of a list on record and makes it.
-func (o *Operations) changeList(ctx context.Context, action, name string, intended api.List, create bool, set func(context.Context, *policyv1.AddressList) error) (api.List, error) {
+func (o *Operations) changeList(ctx context.Context, action, name string, intended api.List, create bool, set listChange) (api.List, error) {
 	c := change{action: action, target: name, intended: intended}
 	if old, err := o.listEntry(ctx, name); err == nil {
 		c.before = newList(old)
@@ -295,7 +298,7 @@ func (o *Operations) changeList(ctx context.Context, action, name string, intend
 }
 
 // updateList changes a list as it is now, again when somebody else was faster. The object that it leaves is deleted.
-func (o *Operations) updateList(ctx context.Context, name string, create bool, set func(context.Context, *policyv1.AddressList) error) (bus.ListEntry, error) {
+func (o *Operations) updateList(ctx context.Context, name string, create bool, set listChange) (bus.ListEntry, error) {
 	for range listTries {
 		all, err := o.bus.Lists(ctx)
 		if err != nil {
@@ -313,7 +316,8 @@ func (o *Operations) updateList(ctx context.Context, name string, create bool, s
 			e.List = &policyv1.AddressList{Name: name, Number: freeNumber(all), CreatedNs: o.now().UnixNano()}
 		}
 		before := e.List.GetObject()
-		if err := set(ctx, e.List); err != nil {
+		put, err := set(ctx, e.List)
+		if err != nil {
 			return e, err
 		}
 		e.Revision, err = o.bus.UpdateList(ctx, e.List, e.Revision)
@@ -324,7 +328,12 @@ func (o *Operations) updateList(ctx context.Context, name string, create bool, s
 			return e, o.natsProblem(ctx, "lists", err, "NATS does not answer: it is not known whether the change was made; see /api/v1/lists/"+name)
 		}
 		if before != "" && before != e.List.GetObject() {
-			o.dropEntries(ctx, before)
+			o.dropEntries(ctx, name, before)
+		}
+		if put != nil { // who had put others in their place may have deleted them after they were found stored
+			if _, err := o.bus.PutListEntries(ctx, name, put.canonical); err != nil {
+				return e, o.natsProblem(ctx, "list_entries", err, "NATS does not answer: it is not known whether the entries are stored; send them again")
+			}
 		}
 		return e, nil
 	}
@@ -345,9 +354,17 @@ func freeNumber(all map[string]bus.ListEntry) uint32 {
 	return n
 }
 
-// dropEntries deletes an object that no list points to. What is left over costs storage only.
-func (o *Operations) dropEntries(ctx context.Context, object string) {
-	if err := o.bus.DeleteListEntries(ctx, object); err != nil {
+// dropEntries deletes an object that a list has pointed to, unless somebody has put the same entries back meanwhile. What is
+// left over costs storage only.
+func (o *Operations) dropEntries(ctx context.Context, name, object string) {
+	all, err := o.bus.Lists(ctx)
+	if err == nil && all[name].List.GetObject() == object {
+		return
+	}
+	if err == nil {
+		err = o.bus.DeleteListEntries(ctx, object)
+	}
+	if err != nil {
 		o.t.CountError("delete_list_entries")
 		o.t.Log.WarnContext(ctx, "the former entries of a list stay in storage", "object", object, "error", err)
 	}
@@ -378,7 +395,7 @@ func (o *Operations) DeleteList(ctx context.Context, name string) error {
 				return nil, o.natsProblem(ctx, "lists", err, "NATS does not answer: it is not known whether the list is gone; see /api/v1/lists")
 			}
 			if object := e.List.GetObject(); object != "" {
-				o.dropEntries(ctx, object)
+				o.dropEntries(ctx, name, object)
 			}
 			return nil, nil
 		}

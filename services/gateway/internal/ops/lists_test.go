@@ -254,3 +254,33 @@ func TestFeeds(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// hanging is a list server that never answers.
+type hanging struct{ asked chan struct{} }
+
+func (h *hanging) Read(ctx context.Context, _, _ string) ([]byte, string, error) {
+	close(h.asked)
+	<-ctx.Done()
+	return nil, "", ctx.Err()
+}
+
+// TestFeedAtTheEnd: a gateway that ends while it reads a list leaves it to the next one, which does not wait an hour.
+func TestFeedAtTheEnd(t *testing.T) {
+	a, _, nats := overNATS(t)
+	server := &hanging{asked: make(chan struct{})}
+	a.feeds = newFeeds(server)
+	ctx, stop := context.WithCancel(asOperator(t))
+	done := make(chan error, 1)
+	go func() { done <- a.ReadFeeds(ctx) }()
+	if _, err := a.PutList(ctx, "feed", api.ListInput{Action: "drop", URL: "https://lists.example/x"}); err != nil {
+		t.Fatal(err)
+	}
+	<-server.asked
+	stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if all, err := nats.Lists(t.Context()); err != nil || !a.due(all["feed"].List) {
+		t.Errorf("not due: %+v, %v", all["feed"].List, err)
+	}
+}

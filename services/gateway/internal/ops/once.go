@@ -137,7 +137,9 @@ func (o *Operations) keyProblem(ctx context.Context, err error) *api.Problem {
 }
 
 func running() *api.Problem {
-	return problem(http.StatusConflict, "a request with this Idempotency-Key is still running: wait for its answer")
+	p := problem(http.StatusConflict, "a request with this Idempotency-Key is still running: wait for its answer")
+	p.Reason = api.ReasonRunning
+	return p
 }
 
 // hashed is a key that the bucket takes, whatever the parts hold.

@@ -3,7 +3,6 @@ package ops
 import (
 	"context"
 	"errors"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -84,7 +83,7 @@ func TestOnceOfManyAtATime(t *testing.T) {
 				return Stored{Status: 200}
 			})
 			var p *api.Problem
-			if errors.As(err, &p) && p.Status == 409 && strings.Contains(p.Detail, "still running") {
+			if errors.As(err, &p) && p.Status == 409 && p.Reason == api.ReasonRunning {
 				running.Add(1)
 			} else if err != nil {
 				t.Error(err)

@@ -19,7 +19,7 @@ var functions = template.FuncMap{
 	"clock":    clock,
 	"second":   func(n api.Nanos) string { return n.Time().Format("15:04:05") },
 	"lines":    func() []line { return lines },
-	"unixms":   func(t time.Time) int64 { return t.UnixMilli() },
+	"until":    func(t time.Time) int64 { return time.Until(t).Milliseconds() },
 	"since":    since,
 	"left":     func(n api.Nanos) string { return left(n, time.Now()) },
 	"type":     func(s string) string { return strings.ReplaceAll(s, "_", " ") },

@@ -12,6 +12,7 @@ import (
 	"html/template"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
@@ -180,7 +181,8 @@ func (p *Page) login(w http.ResponseWriter, r *http.Request) {
 	form, err := readForm(w, r)
 	if err == nil {
 		var c *http.Cookie
-		if c, err = p.d.Login(r, form.Get("token")); err == nil {
+		// Copied out of a terminal a token comes with line ends, which are no part of it.
+		if c, err = p.d.Login(r, strings.Join(strings.Fields(form.Get("token")), "")); err == nil {
 			http.SetCookie(w, c)
 			w.Header().Set("Cache-Control", "no-store")
 			http.Redirect(w, r, "/", http.StatusSeeOther)

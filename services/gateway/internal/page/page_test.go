@@ -194,7 +194,11 @@ func TestHome(t *testing.T) {
 	r := newRig(t)
 	w := r.ask(caller.Operator, "/", nil)
 	contains(t, w, 200, "syn flood", "1.24 M", "104 ms", "109 ms", "dropping", "enforcing", "812 in flight", "persist at 127.0.0.1:50054 (connection refused)",
-		"rate-limit 1.00 k packets/s a source", "192.0.2.1 is the gateway.", `aria-label="Revoke drop from 192.0.2.1"`, "data-expires=")
+		"rate-limit 1.00 k packets/s a source", "192.0.2.1 is the gateway.", `aria-label="Revoke drop from 192.0.2.1"`)
+	// A span, which does not depend on the browser's clock.
+	if !regexp.MustCompile(`data-expires-in="(3600000|359\d{4})"`).MatchString(w.Body.String()) {
+		t.Errorf("the session's hour is not told: %s", w.Body)
+	}
 	if h := w.Header(); h.Get("Content-Security-Policy") != Policy || h.Get("Cache-Control") != "no-store" {
 		t.Errorf("%v", h)
 	}
@@ -246,6 +250,10 @@ func TestLogin(t *testing.T) {
 	w = r.ask(caller.Nobody, "/login", url.Values{"token": {"good"}})
 	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/" || !strings.Contains(w.Header().Get("Set-Cookie"), "session=good") {
 		t.Errorf("%d %v", w.Code, w.Header())
+	}
+	// What a terminal adds when a long line is copied out of it is no part of a token.
+	if w = r.ask(caller.Nobody, "/login", url.Values{"token": {" go\r\nod\r\n"}}); w.Code != http.StatusSeeOther || !strings.Contains(w.Header().Get("Set-Cookie"), "session=good") {
+		t.Errorf("with line ends: %d %v", w.Code, w.Header())
 	}
 	if w := r.ask(caller.Viewer, "/login", nil); w.Code != http.StatusSeeOther {
 		t.Errorf("%d for who is logged in", w.Code)

@@ -37,8 +37,9 @@ func (a *API) capture() {
 	huma.Register(a.huma, op, func(ctx context.Context, in *captureInput) (*huma.StreamResponse, error) {
 		return &huma.StreamResponse{Body: func(hc huma.Context) {
 			r, w := humago.Unwrap(hc)
-			s := &captureStream{w: w, rc: http.NewResponseController(w)}
+			s := &captureStream{w: w, rc: http.NewResponseController(w), patience: captureWrite}
 			summary, err := a.d.Operations.Capture(ctx, in.Body, s.write)
+			_ = s.deadline(time.Now().Add(s.patience)) // of the end; where it cannot be set, the connection is gone
 			if err != nil {
 				writeFailure(w, r, err)
 				return
@@ -52,9 +53,10 @@ func (a *API) capture() {
 
 // captureStream is the answer under way.
 type captureStream struct {
-	w     http.ResponseWriter
-	rc    *http.ResponseController
-	begun bool
+	w        http.ResponseWriter
+	rc       *http.ResponseController
+	patience time.Duration // captureWrite, less in tests
+	begun    bool
 }
 
 // write passes a part on at once: who reads may be a program that shows it.
@@ -71,11 +73,22 @@ func (s *captureStream) write(pcap []byte) error {
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Accel-Buffering", "no")
 	}
-	if err := s.rc.SetWriteDeadline(time.Now().Add(captureWrite)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := s.deadline(time.Now().Add(s.patience)); err != nil {
 		return err
 	}
 	if _, err := s.w.Write(pcap); err != nil {
 		return err
 	}
-	return s.rc.Flush()
+	if err := s.rc.Flush(); err != nil {
+		return err
+	}
+	// HTTP/2 resets a stream at its deadline also when nothing waits to be written, and frames may be rare.
+	return s.deadline(time.Time{})
+}
+
+func (s *captureStream) deadline(t time.Time) error {
+	if err := s.rc.SetWriteDeadline(t); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
 }

@@ -191,7 +191,7 @@ func writeFailure(w http.ResponseWriter, r *http.Request, err error) {
 	if !errors.As(err, &p) {
 		p = &api.Problem{Status: http.StatusInternalServerError, Detail: "the gateway failed: its log tells more"}
 	}
-	if p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests {
+	if p.Status == http.StatusServiceUnavailable || p.Status == http.StatusTooManyRequests || p.Reason == api.ReasonRunning {
 		w.Header().Set("Retry-After", "1")
 	}
 	caller.WriteProblem(w, r, *p)

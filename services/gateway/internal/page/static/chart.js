@@ -40,7 +40,7 @@ const TidegateChart = (() => {
       this.plot = new uPlot({
         ...this.size(), legend: { show: false }, cursor: { show: false },
         padding: [8, 8, 0, 0],
-        scales: { x: { time: true, range: () => { const n = Date.now() / 1000; return [n - seconds, n]; } }, y: { range: (_, __, max) => [0, Math.max(max * 1.1, 10)] } },
+        scales: { x: { time: true, range: () => { const n = this.data[0].at(-1) ?? Date.now() / 1000; return [n - seconds, n]; } }, y: { range: (_, __, max) => [0, Math.max(max * 1.1, 10)] } },
         axes: [{ ...axis, space: 70, size: 26, values: (_, v) => v.map(clock) }, { ...axis, size: 56, values: (_, v) => v.map(si) }],
         series: [{}, ...lines.map((l) => ({ stroke: css("--" + l.name), width: l.name === "seen" ? 1 : 1.8, points: { show: false },
           fill: l.name === "drop" ? css("--drop") + "22" : undefined }))],

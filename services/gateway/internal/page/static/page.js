@@ -7,20 +7,20 @@
 
   // --- session
   let over = false;
+  let source = null, lastId = "", again = 0; // of the events; expire may come before them
   function expire() {
     over = true;
     show("expired", true);
     show("lost", false);
     if (source) source.close();
   }
-  const expires = Number(document.body.dataset.expires || 0);
-  if (expires) {
+  if (document.body.dataset.expiresIn) { // a span: this machine's clock may not be the gateway's
+    const expires = Date.now() + Number(document.body.dataset.expiresIn);
     const check = () => (Date.now() >= expires ? expire() : setTimeout(check, Math.min(expires - Date.now() + 100, 3600e3)));
     check();
   }
 
   // --- events
-  let source = null, lastId = "", again = 0;
   function connect() {
     if (over) return;
     const from = lastId ? "&last_event_id=" + encodeURIComponent(lastId) : "";
