@@ -196,7 +196,7 @@ func (s *Service) Run(ctx context.Context) error {
 			s.t.Log.Error("close the database", "error", err)
 		}
 	}()
-	if err := lifecycle.Retry(ctx, retryMin, retryMax, s.bus.EnsureStreams,
+	if err := lifecycle.Retry(ctx, retryMin, retryMax, s.openStreams,
 		func(err error, _ time.Duration) { s.problem("streams", err) }); err != nil {
 		return nil //nolint:nilerr // as above
 	}
@@ -243,6 +243,19 @@ func (s *Service) resume(ctx context.Context, st *sqlstore.Store) error {
 	}
 	s.flows.resume(pos[bus.StreamFlows])
 	s.events.resume(pos[bus.StreamEvents])
+	return nil
+}
+
+// openStreams makes what is missing of the streams and tells the writers when they are others than those stored before.
+func (s *Service) openStreams(ctx context.Context) error {
+	if err := s.bus.EnsureStreams(ctx); err != nil {
+		return err
+	}
+	for _, w := range []*writer{s.flows, s.events} {
+		if err := w.sameStream(ctx); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
