@@ -255,6 +255,24 @@ func TestEVEComesAgain(t *testing.T) {
 	}
 }
 
+// TestEVENameInJSON: a sensor may have a name that JSON writes in another way; its lines are known all the same.
+func TestEVENameInJSON(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "eve.json")
+	e := &eveFile{path: path, t: telemetry.Discard("persist"), duplicates: prometheus.NewCounter(prometheus.CounterOpts{Name: "x"})}
+	var l []bus.EVELine
+	for _, id := range []string{`R&D/1/1`, `R&D/1/2`, `a"b/1/1`, `a"b/1/2`} {
+		l = encode(l, &eveLine{EventType: typeFlow, Tidegate: eveTidegate{ID: id}})
+	}
+	for _, take := range [][]bus.EVELine{{l[0], l[2]}, l, l} {
+		if err := e.write(context.Background(), take, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(lines(t, path)); n != len(l) {
+		t.Errorf("%d lines, want %d:\n%s", n, len(l), strings.Join(lines(t, path), "\n"))
+	}
+}
+
 // TestEVEOnNATS: lines on their subjects, stored once.
 func TestEVEOnNATS(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.EVENATS, c.EVETypes = true, []string{"alert", "flow"} })

@@ -146,23 +146,36 @@ func (e *eveFile) missing(lines []bus.EVELine, size int64) ([]bus.EVELine, error
 	if err != nil {
 		return nil, err
 	}
-	const begin = `{"tidegate":{"id":"`
 	known := make(map[string]bool)
 	for line := range bytes.SplitSeq(last, []byte("\n")) {
-		rest, ok := bytes.CutPrefix(line, []byte(begin))
-		if i := bytes.IndexByte(rest, '"'); ok && i >= 0 {
-			known[string(rest[:i])] = true
+		if id := lineID(line); id != nil {
+			known[string(id)] = true
 		}
 	}
 	out := make([]bus.EVELine, 0, len(lines))
 	for _, l := range lines {
-		if known[l.ID] {
+		if known[string(lineID(l.JSON))] {
 			e.duplicates.Inc()
 			continue
 		}
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// lineID is the id of a line as JSON writes it, nil without one.
+func lineID(line []byte) []byte {
+	const begin = `{"tidegate":{"id":"`
+	rest, ok := bytes.CutPrefix(line, []byte(begin))
+	for i := 0; ok && i < len(rest); i++ {
+		switch rest[i] {
+		case '"':
+			return rest[:i]
+		case '\\':
+			i++
+		}
+	}
+	return nil
 }
 
 func (e *eveFile) close() {
