@@ -61,6 +61,11 @@ func (c Config) Validate() error {
 	if c.QueryTimeout <= 0 {
 		return fmt.Errorf("query timeout %s: it must be above 0", c.QueryTimeout)
 	}
+	for what, d := range map[string]time.Duration{"flow": c.FlowRetention, "event": c.EventRetention} {
+		if d == 0 { // the store would take it for its default
+			return fmt.Errorf("%s retention of 0: give a time such as 168h, or a negative one to keep everything", what)
+		}
+	}
 	if c.MaxBytes > 0 && c.MaxBytes < 1<<20 {
 		return fmt.Errorf("size cap of %d bytes: it must be at least 1 MiB (1048576)", c.MaxBytes)
 	}
