@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -137,6 +138,11 @@ func Connect(ctx context.Context, t *telemetry.Telemetry, name string, cfg Confi
 			opts = append(opts, nats.UserInfo("in-process", a.password))
 		}
 	} else {
+		for _, one := range strings.Split(url, ",") {
+			if _, err := parseURL(one); err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+		}
 		tlsOpts, err := cfg.TLS.options()
 		if err != nil {
 			return nil, err
