@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -24,5 +25,13 @@ func TestExplainPermission(t *testing.T) {
 		if got := sentence(c.err); got != c.want {
 			t.Errorf("%v: %q, want %q", c.err, got, c.want)
 		}
+	}
+}
+
+// TestExplainHidden: an error without its password is explained as before, also when the password is in it by chance.
+func TestExplainHidden(t *testing.T) {
+	err := fmt.Errorf("connect to PostgreSQL: %w", hide(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: "tidegate-db"}}, "tidegate"))
+	if got := sentence(err); got != sayNoServer || strings.Contains(Explain(err).Error(), "tidegate") {
+		t.Errorf("%v: %q, want %q", Explain(err), got, sayNoServer)
 	}
 }
