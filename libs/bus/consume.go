@@ -18,7 +18,7 @@ import (
 
 const (
 	batchMax       = 512
-	batchBytes     = 4 << 20 // a batch ends with the message that gets it there
+	batchBytes     = 4 << 20 // of a batch, about
 	batchLinger    = 200 * time.Millisecond
 	busyMessages   = 16 // so many in batchLinger are worth a larger batch …
 	busyLinger     = time.Second
@@ -273,7 +273,8 @@ func fetch(ctx context.Context, c jetstream.Consumer) ([]jetstream.Msg, error) {
 		if left < pullMin || ctx.Err() != nil {
 			break
 		}
-		more, err := c.Fetch(min(fetchMax, batchMax-len(msgs)), jetstream.FetchMaxWait(min(left, batchLinger)))
+		room := 1 + (batchBytes-bytes)*len(msgs)/max(bytes, 1) // if the next are as large as those so far
+		more, err := c.Fetch(min(fetchMax, batchMax-len(msgs), room), jetstream.FetchMaxWait(min(left, batchLinger)))
 		if err != nil {
 			break // what is there is handled first; the next fetch reports it
 		}
