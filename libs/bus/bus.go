@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -76,6 +77,10 @@ const (
 	ackTimeout   = 5 * time.Second // publish and key-value requests whose context has no deadline
 	reconnectMin = 100 * time.Millisecond
 	reconnectMax = 2 * time.Second
+
+	// Who needs the streams asks for them every few seconds until they are there. An error that is older was of a moment,
+	// in a cluster without a leader for example, and what was asked for went through afterwards.
+	setupStale = 30 * time.Second
 )
 
 // Bus is one connection. All methods may be called by any number of goroutines.
@@ -90,6 +95,7 @@ type Bus struct {
 	lastErr     error         // why the connection was lost
 	lostAt      time.Time
 	setupErr    error // of the last EnsureStreams; nil also before the first
+	setupAt     time.Time
 
 	reclaimMu sync.Mutex // one reclaim at a time
 	reclaimed time.Time
@@ -137,6 +143,11 @@ func Connect(ctx context.Context, t *telemetry.Telemetry, name string, cfg Confi
 			opts = append(opts, nats.UserInfo("in-process", a.password))
 		}
 	} else {
+		for _, one := range strings.Split(url, ",") {
+			if _, err := parseURL(one); err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+			}
+		}
 		tlsOpts, err := cfg.TLS.options()
 		if err != nil {
 			return nil, err
@@ -186,7 +197,7 @@ func (b *Bus) Ready() error {
 		}
 		return fmt.Errorf("%w (connection lost %s ago)", b.cfg.TLS.explain(b.lastErr, where), time.Since(b.lostAt).Round(time.Second))
 	}
-	if b.setupErr != nil {
+	if b.setupErr != nil && time.Since(b.setupAt) < setupStale {
 		return fmt.Errorf("streams are not set up: %w", b.setupErr)
 	}
 	return nil

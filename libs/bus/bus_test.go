@@ -112,6 +112,22 @@ func TestConnectUnavailable(t *testing.T) {
 	}
 }
 
+// TestConnectHidesPassword: a URL that cannot be read is not repeated, whatever is wrong with it.
+func TestConnectHidesPassword(t *testing.T) {
+	for _, at := range []string{
+		"nats://u:s3cret@127.0.0.1:1", "nats://u:s3cret%zz@127.0.0.1:1", "nats://u:s3cret#x@127.0.0.1:1", "nats://u:s3cret@127.0.0.1:bad",
+		"nats://127.0.0.1:1,nats://u:s3cret/x@127.0.0.1:1", "nats://u:1/s3cret@127.0.0.1:1", "u:s3cret@127.0.0.1:1",
+	} {
+		b, err := bus.Connect(context.Background(), telemetry.Discard("test"), "test", bus.Config{URL: at})
+		if err == nil {
+			t.Fatal(at, b.Close())
+		}
+		if strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v", at, err)
+		}
+	}
+}
+
 func TestEmbeddedPortInUse(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

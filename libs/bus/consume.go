@@ -18,7 +18,7 @@ import (
 
 const (
 	batchMax       = 512
-	batchBytes     = 4 << 20 // a batch ends with the message that gets it there
+	batchBytes     = 4 << 20 // of a batch, about
 	batchLinger    = 200 * time.Millisecond
 	busyMessages   = 16 // so many in batchLinger are worth a larger batch …
 	busyLinger     = time.Second
@@ -40,6 +40,7 @@ type FlowMsg struct {
 	Records     *eventv1.FlowRecords
 	Subject     string
 	StreamSeq   uint64
+	Stored      time.Time // with StreamSeq it tells one message from another also when the stream was made anew
 	Redelivered bool
 	Traceparent string
 }
@@ -57,6 +58,7 @@ type EventMsg struct {
 	Audit       *eventv1.Audit
 	Subject     string
 	StreamSeq   uint64
+	Stored      time.Time // as of FlowMsg
 	Redelivered bool
 	Traceparent string
 }
@@ -81,7 +83,7 @@ func decodeFlows(m jetstream.Msg) (FlowMsg, error) {
 	if err := proto.Unmarshal(m.Data(), out.Records); err != nil {
 		return out, fmt.Errorf("flow records: %w", err)
 	}
-	out.StreamSeq, out.Redelivered = sequence(m)
+	out.StreamSeq, out.Stored, out.Redelivered = sequence(m)
 	return out, nil
 }
 
@@ -97,7 +99,7 @@ func decodeEvent(m jetstream.Msg) (EventMsg, error) {
 		return out, err
 	}
 	out.Traceparent = m.Headers().Get(headerTrace)
-	out.StreamSeq, out.Redelivered = sequence(m)
+	out.StreamSeq, out.Stored, out.Redelivered = sequence(m)
 	return out, nil
 }
 
@@ -127,12 +129,12 @@ func parseEvent(subject string, data []byte) (EventMsg, error) {
 	return out, nil
 }
 
-func sequence(m jetstream.Msg) (seq uint64, redelivered bool) {
+func sequence(m jetstream.Msg) (seq uint64, stored time.Time, redelivered bool) {
 	meta, err := m.Metadata()
 	if err != nil {
-		return 0, false
+		return 0, time.Time{}, false
 	}
-	return meta.Sequence.Stream, meta.NumDelivered > 1
+	return meta.Sequence.Stream, meta.Timestamp, meta.NumDelivered > 1
 }
 
 // consume is the loop of both durable consumers.
@@ -271,7 +273,8 @@ func fetch(ctx context.Context, c jetstream.Consumer) ([]jetstream.Msg, error) {
 		if left < pullMin || ctx.Err() != nil {
 			break
 		}
-		more, err := c.Fetch(min(fetchMax, batchMax-len(msgs)), jetstream.FetchMaxWait(min(left, batchLinger)))
+		room := 1 + (batchBytes-bytes)*len(msgs)/max(bytes, 1) // if the next are as large as those so far
+		more, err := c.Fetch(min(fetchMax, batchMax-len(msgs), room), jetstream.FetchMaxWait(min(left, batchLinger)))
 		if err != nil {
 			break // what is there is handled first; the next fetch reports it
 		}

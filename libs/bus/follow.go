@@ -154,7 +154,7 @@ func (b *Bus) follow(ctx context.Context, cfg jetstream.OrderedConsumerConfig, h
 		ev, err := decodeEvent(m)
 		if err != nil {
 			b.bad("decode_event", m.Subject(), err)
-			seq, _ := sequence(m)
+			seq, _, _ := sequence(m)
 			err = h(seq, nil)
 		} else {
 			err = h(ev.StreamSeq, &ev)

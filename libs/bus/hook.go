@@ -87,6 +87,7 @@ type delivery[T any] struct {
 	last     uint64    // highest sequence that was delivered
 	sent     uint64    // deliveries of the consumer so far: one more is the next
 	finished uint64    // sequence that this process has handled
+	floor    uint64    // up to here everything was handled, by whatever process, or was published before the hook was there
 }
 
 func deliver[T any](ctx context.Context, b *Bus, stream, durable string, decode func(jetstream.Msg) (T, error),
@@ -158,7 +159,7 @@ func (d *delivery[T]) open(ctx context.Context) (jetstream.Consumer, error) {
 		}
 		switch {
 		case !d.created.IsZero() && same: // the consumer was lost
-			cfg.OptStartSeq = d.finished + 1
+			cfg.OptStartSeq = d.floor + 1
 		case !d.created.IsZero(): // the stream was
 			cfg.OptStartSeq = 1
 		}
@@ -169,8 +170,9 @@ func (d *delivery[T]) open(ctx context.Context) (jetstream.Consumer, error) {
 	}
 	state := c.CachedInfo()
 	if !same {
-		d.created, d.finished, d.sent = info.Created, 0, 0
+		d.created, d.finished, d.sent, d.floor = info.Created, 0, 0, 0
 	}
+	d.floor = max(d.floor, state.AckFloor.Stream, max(state.Config.OptStartSeq, 1)-1)
 	if d.last == 0 || !same || d.sent != state.Delivered.Consumer { // another reader got on, or this one begins
 		d.sent, d.last = state.Delivered.Consumer, state.Delivered.Stream
 		if first := state.Config.OptStartSeq; first > 0 {
@@ -197,6 +199,7 @@ func (d *delivery[T]) one(ctx context.Context, m jetstream.Msg) error {
 		place.Lost = place.Seq - d.last - 1
 	}
 	d.sent, d.last = meta.Sequence.Consumer, max(d.last, place.Seq)
+	d.floor = max(d.floor, place.Seq-1) // one message is on its way at a time
 	if place.Seq != d.finished {
 		v, err := d.decode(m)
 		if err != nil {
@@ -207,6 +210,7 @@ func (d *delivery[T]) one(ctx context.Context, m jetstream.Msg) error {
 		}
 		d.finished = place.Seq
 	}
+	d.floor = max(d.floor, place.Seq)
 	ack, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
 	defer cancel()
 	if err := m.DoubleAck(ack); err != nil { // it comes again, and is known then

@@ -193,6 +193,34 @@ func TestDeliverShared(t *testing.T) {
 	}
 }
 
+// TestDeliverConsumerLost: a consumer that was removed is made again where it was, also when this process has handled
+// nothing yet: because the hook is new, and because an earlier process did.
+func TestDeliverConsumerLost(t *testing.T) {
+	b, e := embedded(t)
+	nc, err := nats.Connect("nats://" + e.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, 0, 5) // before: not for the hook
+	for round := range 2 {
+		r := read(t, b, nil)
+		if err := js.DeleteConsumer(context.Background(), bus.StreamEvents, hookName); err != nil {
+			t.Fatal(err)
+		}
+		want := publish(t, b, 100*(round+1), 100*(round+1)+3)
+		bustest.Wait(t, "all", func() bool { return len(r.taken()) >= len(want) })
+		r.stop()
+		if got := r.taken(); !slices.Equal(got, want) {
+			t.Errorf("round %d: got %v, want %v", round, got, want)
+		}
+	}
+}
+
 // TestDeliverCountsLost: a hook that is behind loses what the stream removes, and knows how many.
 func TestDeliverCountsLost(t *testing.T) {
 	b, e := embedded(t)

@@ -183,15 +183,23 @@ func (b *Bus) objects(ctx context.Context) (jetstream.ObjectStore, error) {
 
 // ensureObjects makes the object store.
 func (b *Bus) ensureObjects(ctx context.Context) error {
-	_, err := b.js.ObjectStore(ctx, BucketListEntries)
-	if !errors.Is(err, jetstream.ErrBucketNotFound) && !errors.Is(err, jetstream.ErrStreamNotFound) {
+	def := jetstream.ObjectStoreConfig{
+		Bucket: BucketListEntries, Description: "entries of address lists", Storage: jetstream.FileStorage, Replicas: max(b.cfg.Replicas, 1),
+	}
+	o, err := b.js.ObjectStore(ctx, BucketListEntries)
+	if errors.Is(err, jetstream.ErrBucketNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+		_, err = b.js.CreateObjectStore(ctx, def)
+		if errors.Is(err, jetstream.ErrBucketExists) {
+			return nil
+		}
 		return err
 	}
-	_, err = b.js.CreateObjectStore(ctx, jetstream.ObjectStoreConfig{
-		Bucket: BucketListEntries, Description: "entries of address lists", Storage: jetstream.FileStorage, Replicas: max(b.cfg.Replicas, 1),
-	})
-	if errors.Is(err, jetstream.ErrBucketExists) {
-		return nil
+	if err != nil || b.cfg.Replicas == 0 {
+		return err
+	}
+	st, err := o.Status(ctx)
+	if err == nil && st.Replicas() != b.cfg.Replicas {
+		_, err = b.js.UpdateObjectStore(ctx, def)
 	}
 	return err
 }

@@ -25,7 +25,7 @@ const (
 func (b *Bus) EnsureStreams(ctx context.Context) error {
 	err := b.ensure(ctx)
 	b.mu.Lock()
-	b.setupErr = err
+	b.setupErr, b.setupAt = err, time.Now()
 	b.mu.Unlock()
 	return err
 }

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"errors"
 	"net/url"
 	"strings"
 )
@@ -48,11 +49,28 @@ func Token(name string) string {
 	}, name)
 }
 
+// parseURL reads one of NATS_URL as the client does: without a scheme it is nats://. No error repeats it, because it may
+// hold a password.
+func parseURL(s string) (*url.URL, error) {
+	s = strings.TrimSpace(s)
+	if !strings.Contains(s, "://") {
+		s = "nats://" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.User == nil && strings.Contains(s, "@") { // a slash in the password ends the host
+		return nil, errors.New("NATS_URL cannot be read: write nats://host:4222, and special characters of a password as %XX")
+	}
+	return u, nil
+}
+
 // redact removes user names and passwords from a list of URLs.
 func redact(list string) string {
 	parts := strings.Split(list, ",")
 	for i, p := range parts {
-		if u, err := url.Parse(strings.TrimSpace(p)); err == nil && u.User != nil {
+		switch u, err := parseURL(p); {
+		case err != nil:
+			parts[i] = "_"
+		case u.User != nil:
 			u.User = url.User("_")
 			parts[i] = u.String()
 		}

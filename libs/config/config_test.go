@@ -138,6 +138,9 @@ func TestMistakes(t *testing.T) {
 		{"no mapping", "- rate\n", nil, []string{"expected keys"}},
 		{"no YAML", "rate: [\n", nil, []string{"tidegate.yaml"}},
 		{"two documents", "rate: 1\n---\nrate: 2\n", nil, []string{"more than one"}},
+		{"section that holds itself", "log: &a {b: *a}\n", nil, []string{":1:", "log.b", "nested"}},
+		{"empty section", "rates: {}\n", nil, []string{":1:", `"rates"`, `"rate"`}},
+		{"empty section for a value", "rate: {}\n", nil, []string{":1:", `"rate"`, "one plain value"}},
 		{"refused by Validate", "rate: -1\n", nil, []string{"must not be negative"}},
 		{"unknown flag", "", []string{"--nope"}, []string{"--nope"}},
 		{"absent file", "", []string{"--config=/nonexistent/f.yaml"}, []string{"/nonexistent/f.yaml"}},
@@ -169,7 +172,7 @@ func TestMistakes(t *testing.T) {
 }
 
 func TestEmptyFiles(t *testing.T) {
-	for _, content := range []string{"\n", "# nothing\n", "---\n"} {
+	for _, content := range []string{"log: {}\n", "\n", "# nothing\n", "---\n"} {
 		var cli options
 		if _, err := Parse(&cli, "ingest", "test", []string{"--must=x", "--config", writeFile(t, content)}); err != nil {
 			t.Errorf("%q: %v", content, err)

@@ -50,7 +50,7 @@ func parseFile(path string, data []byte, root *kong.Node, name string) (*file, e
 	if top.Kind != yaml.MappingNode {
 		return nil, fmt.Errorf("configuration file %s:%d: expected keys with values", path, top.Line)
 	}
-	if err := f.walk(top, "", "", known); err != nil {
+	if err := f.walk(top, "", "", known, 0); err != nil {
 		return nil, err
 	}
 	return f, nil
@@ -78,14 +78,21 @@ func (f *file) collect(node *kong.Node, commands []string, name string, known ma
 	}
 }
 
+// maxDepth is far above what a flag's name can be split into; a section that holds itself, by an alias, has no end.
+const maxDepth = 16
+
 // walk descends into sections. prefix is the normalised path with its hyphen, written the path for messages.
-func (f *file) walk(mapping *yaml.Node, prefix, written string, known map[string]*kong.Flag) error {
+func (f *file) walk(mapping *yaml.Node, prefix, written string, known map[string]*kong.Flag, depth int) error {
 	for i := 0; i+1 < len(mapping.Content); i += 2 {
 		keyNode, value := mapping.Content[i], follow(mapping.Content[i+1])
 		key, shown := prefix+normal(keyNode.Value), written+keyNode.Value
 		flag := known[key]
-		if value.Kind == yaml.MappingNode && (flag == nil || !flag.IsMap()) {
-			if err := f.walk(value, key+"-", shown+".", known); err != nil {
+		if value.Kind == yaml.MappingNode && (flag == nil || !flag.IsMap()) &&
+			(len(value.Content) > 0 || flag == nil && section(key, known)) { // an empty one of no meaning is a mistake
+			if depth == maxDepth {
+				return fmt.Errorf("configuration file %s:%d: sections are nested too deep: %q", f.path, keyNode.Line, shown)
+			}
+			if err := f.walk(value, key+"-", shown+".", known, depth+1); err != nil {
 				return err
 			}
 			continue
@@ -103,6 +110,16 @@ func (f *file) walk(mapping *yaml.Node, prefix, written string, known map[string
 		f.entries[key] = &entry{key: shown, node: value}
 	}
 	return nil
+}
+
+// section tells whether flags begin with the key.
+func section(key string, known map[string]*kong.Flag) bool {
+	for k := range known {
+		if strings.HasPrefix(k, key+"-") {
+			return true
+		}
+	}
+	return false
 }
 
 // Validate is done at loading, where line numbers are at hand.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"net"
+	"net/http"
 	"sync"
 	"testing"
 	"time"
@@ -123,6 +124,44 @@ func TestSpansArrive(t *testing.T) {
 				t.Errorf("%v export errors", got)
 			}
 		})
+	}
+}
+
+// TestSpansArriveDuringRequest: a request that does not end, a profile of half a minute for example, takes no time from the
+// spans that wait.
+func TestSpansArriveDuringRequest(t *testing.T) {
+	receiver, addr := startCollector(t)
+	cfg := testConfig()
+	cfg.OTLPEndpoint = addr
+	tel, err := New(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, release := make(chan struct{}), make(chan struct{})
+	tel.Check("slow", func() error { close(asked); <-release; return nil })
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		if resp, err := http.Get("http://" + tel.Addr().String() + "/readyz"); err == nil { //nolint:noctx // the server ends it
+			_ = resp.Body.Close()
+		}
+	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- tel.Run(ctx) }()
+	<-asked
+	_, span := tel.Tracer.Start(AlwaysSample(context.Background()), "verdict")
+	span.End()
+	cancel()
+	err = <-done
+	close(release)
+	<-answered
+	http.DefaultClient.CloseIdleConnections()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, span := receiver.span("verdict"); span == nil || testutil.ToFloat64(tel.ErrorCounter("otlp_export")) != 0 {
+		t.Error("the span did not arrive")
 	}
 }
 

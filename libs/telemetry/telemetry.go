@@ -307,7 +307,7 @@ const (
 	drainTime = 4 * time.Second
 )
 
-// Run serves the endpoints until ctx ends, then stops the server and sends the spans that wait, within 4 s.
+// Run serves the endpoints until ctx ends, then sends the spans that wait and stops the server, within 4 s.
 // It returns nil after a clean end; lost spans are counted and logged, they are no error.
 func (t *Telemetry) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
@@ -329,17 +329,18 @@ func (t *Telemetry) Run(ctx context.Context) error {
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
-	if server != nil {
-		if stop := server.Shutdown(drain); stop != nil { // a scrape or profile still runs
-			_ = server.Close()
-		}
-	}
+	// Spans first: a request that still runs can take all the time.
 	if t.core.sdk != nil {
 		defer t.core.giveUp()
 		defer time.AfterFunc(flushTime, t.core.giveUp).Stop()
 		if flush := t.core.sdk.Shutdown(drain); flush != nil {
 			t.CountError("otlp_export")
 			t.Log.Warn("spans were lost at the end", "error", flush)
+		}
+	}
+	if server != nil {
+		if stop := server.Shutdown(drain); stop != nil { // a scrape or profile still runs
+			_ = server.Close()
 		}
 	}
 	return err

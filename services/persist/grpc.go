@@ -155,7 +155,7 @@ func (s *Service) Status(ctx context.Context, _ *queryv1.StatusRequest) (*queryv
 		defer cancel()
 		if v, err := st.Version(ctx); err == nil {
 			out.Database = v
-			if rows, err := s.counts(ctx, st); err == nil {
+			if rows, err := s.counts(ctx, st.Rows); err == nil && rows != nil {
 				out.Rows = map[string]uint64{}
 				for t, n := range rows {
 					out.Rows[string(t)] = unsigned(n)
@@ -174,23 +174,20 @@ func (s *Service) Status(ctx context.Context, _ *queryv1.StatusRequest) (*queryv
 	return out, nil
 }
 
-// counts gives the rows by table.
-func (s *Service) counts(ctx context.Context, st *sqlstore.Store) (map[sqlstore.Table]int64, error) {
+// counts gives the rows by table; nil without an error while they cannot be had: a count that failed took its time too.
+func (s *Service) counts(ctx context.Context, count func(context.Context) (map[sqlstore.Table]int64, error)) (map[sqlstore.Table]int64, error) {
 	s.mu.Lock()
 	rows, until := s.rows, s.rowsUntil
 	s.mu.Unlock()
-	if rows != nil && time.Now().Before(until) {
+	if time.Now().Before(until) {
 		return rows, nil
 	}
 	begin := time.Now()
-	rows, err := st.Rows(ctx)
-	if err != nil {
-		return nil, err
-	}
+	rows, err := count(ctx)
 	s.mu.Lock()
 	s.rows, s.rowsUntil = rows, time.Now().Add(countsFor*time.Since(begin))
 	s.mu.Unlock()
-	return rows, nil
+	return rows, err
 }
 
 // ListFlows lists flows by the time of their first packet.

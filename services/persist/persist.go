@@ -61,6 +61,11 @@ func (c Config) Validate() error {
 	if c.QueryTimeout <= 0 {
 		return fmt.Errorf("query timeout %s: it must be above 0", c.QueryTimeout)
 	}
+	for what, d := range map[string]time.Duration{"flow": c.FlowRetention, "event": c.EventRetention} {
+		if d == 0 { // the store would take it for its default
+			return fmt.Errorf("%s retention of 0: give a time such as 168h, or a negative one to keep everything", what)
+		}
+	}
 	if c.MaxBytes > 0 && c.MaxBytes < 1<<20 {
 		return fmt.Errorf("size cap of %d bytes: it must be at least 1 MiB (1048576)", c.MaxBytes)
 	}
@@ -196,7 +201,7 @@ func (s *Service) Run(ctx context.Context) error {
 			s.t.Log.Error("close the database", "error", err)
 		}
 	}()
-	if err := lifecycle.Retry(ctx, retryMin, retryMax, s.bus.EnsureStreams,
+	if err := lifecycle.Retry(ctx, retryMin, retryMax, s.openStreams,
 		func(err error, _ time.Duration) { s.problem("streams", err) }); err != nil {
 		return nil //nolint:nilerr // as above
 	}
@@ -243,6 +248,19 @@ func (s *Service) resume(ctx context.Context, st *sqlstore.Store) error {
 	}
 	s.flows.resume(pos[bus.StreamFlows])
 	s.events.resume(pos[bus.StreamEvents])
+	return nil
+}
+
+// openStreams makes what is missing of the streams and tells the writers when they are others than those stored before.
+func (s *Service) openStreams(ctx context.Context) error {
+	if err := s.bus.EnsureStreams(ctx); err != nil {
+		return err
+	}
+	for _, w := range []*writer{s.flows, s.events} {
+		if err := w.sameStream(ctx); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -49,6 +49,8 @@ func TestConfigProblems(t *testing.T) {
 		"an SQLite file has no password": func(c *Config) { c.PasswordFile = "x" },
 		"at least 1 MiB":                 func(c *Config) { c.MaxBytes = 5 },
 		"above 0":                        func(c *Config) { c.QueryTimeout = 0 },
+		"flow retention of 0":            func(c *Config) { c.FlowRetention = 0 },
+		"event retention of 0":           func(c *Config) { c.EventRetention = 0 },
 	} {
 		c := DefaultConfig()
 		change(&c)

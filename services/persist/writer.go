@@ -41,9 +41,11 @@ type writer struct {
 	name   string // flows or events
 
 	mu          sync.Mutex
-	high        uint64              // highest sequence seen
-	resumed     uint64              // highest sequence committed by an earlier process
-	done        map[uint64]struct{} // committed by this process; older ones are forgotten
+	high        uint64           // highest sequence seen
+	highStored  int64            // when that message was stored; 0: not seen by this process
+	resumed     uint64           // highest sequence committed by an earlier process
+	done        map[uint64]int64 // sequences that this process committed, and when they were stored; older ones are forgotten
+	anew        bool             // the stream was made anew, which the stored position does not know yet
 	messages    terms
 	records     terms
 	redelivered uint64 // records that came again after their commit; in no other term
@@ -52,7 +54,7 @@ type writer struct {
 }
 
 func newWriter(s *Service, stream, name string) *writer {
-	return &writer{s: s, stream: stream, name: name, done: map[uint64]struct{}{}}
+	return &writer{s: s, stream: stream, name: name, done: map[uint64]int64{}}
 }
 
 func (w *writer) resume(seq uint64) {
@@ -61,24 +63,55 @@ func (w *writer) resume(seq uint64) {
 	w.high, w.resumed = seq, seq
 }
 
-// arrive notes a sequence and tells whether the message was committed by this process already.
-func (w *writer) arrive(ctx context.Context, seq uint64, redelivered bool) (committed bool) {
+// sameStream looks whether the stream can be the one whose position was stored.
+func (w *writer) sameStream(ctx context.Context) error {
 	w.mu.Lock()
-	if _, ok := w.done[seq]; ok {
+	resumed := w.resumed
+	w.mu.Unlock()
+	if resumed == 0 {
+		return nil
+	}
+	st, err := w.s.bus.State(ctx, w.stream)
+	if err == nil && st.LastSeq < resumed {
+		w.mu.Lock()
+		w.startOver()
+		w.mu.Unlock()
+	}
+	return err
+}
+
+// startOver forgets the sequences of a stream that is no more, whose numbers now mean other messages. w.mu is held.
+func (w *writer) startOver() {
+	w.s.t.Log.Warn("the stream was made anew: what it held and was not stored is lost", "stream", w.stream, "position", w.high)
+	w.high, w.highStored, w.resumed, w.anew = 0, 0, 0, true
+	clear(w.done)
+}
+
+// arrive notes a message and tells whether it was committed by this process already.
+func (w *writer) arrive(ctx context.Context, p place, redelivered bool) (committed bool) {
+	w.mu.Lock()
+	stored, known := w.done[p.seq]
+	if known && stored == p.stored {
 		w.mu.Unlock()
 		return true
 	}
+	// In one stream a number is of one message, and a lower number is of an earlier one.
+	if known || !redelivered && p.seq < w.high && w.highStored != 0 && p.stored > w.highStored {
+		w.startOver()
+	}
 	gapFrom := w.high + 1
-	gap := !redelivered && seq > gapFrom
+	gap := !redelivered && p.seq > gapFrom
 	first := w.high == 0
-	w.high = max(w.high, seq)
+	if p.seq >= w.high {
+		w.high, w.highStored = p.seq, p.stored
+	}
 	w.mu.Unlock()
 	if !gap {
 		return false
 	}
 	// Missing are the messages that the stream no longer has. What it still has went to another instance
 	// or was malformed; a first start on a stream that has dropped messages before missed those too.
-	missing := seq - gapFrom
+	missing := p.seq - gapFrom
 	ask, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	st, err := w.s.bus.State(ask, w.stream)
@@ -99,12 +132,18 @@ func (w *writer) arrive(ctx context.Context, seq uint64, redelivered bool) (comm
 	return false
 }
 
+// place is where a message is in its stream, and when it was stored there, in Unix ns.
+type place struct {
+	seq    uint64
+	stored int64
+}
+
 // chunk is what one transaction commits.
 type chunk struct {
 	batch    sqlstore.Batch
-	seqs     []uint64
-	rejected int  // records that cannot be rows
-	old      bool // an earlier process got further than this: rows that are there are no duplicates
+	places   []place // of its messages
+	rejected int     // records that cannot be rows
+	old      bool    // an earlier process got further than this: rows that are there are no duplicates
 	spans    []trace.Span
 }
 
@@ -116,13 +155,16 @@ func (w *writer) isOld(seq uint64) bool {
 
 // commit stores a chunk, retrying until the database takes it or ctx ends.
 func (w *writer) commit(ctx context.Context, c *chunk) error {
-	if len(c.seqs) == 0 {
+	if len(c.places) == 0 {
 		return nil
 	}
 	c.batch.Stream = w.stream
-	for _, seq := range c.seqs {
-		c.batch.Seq = max(c.batch.Seq, seq)
+	for _, p := range c.places {
+		c.batch.Seq = max(c.batch.Seq, p.seq)
 	}
+	w.mu.Lock()
+	c.batch.Anew = w.anew
+	w.mu.Unlock()
 	op := "insert_" + w.name
 	var res sqlstore.Result
 	conflicts := 0
@@ -191,7 +233,7 @@ func (w *writer) count(c *chunk, res sqlstore.Result) {
 
 	// Each message is in one term. In a transaction that held both new and known rows, messages are shared
 	// out by the share of rows; transactions of one kind, nearly all, are exact.
-	n := int64(len(c.seqs))
+	n := int64(len(c.places))
 	total := sum.Committed + sum.Duplicate + sum.Rejected + redelivered
 	if total == 0 {
 		add(&w.messages, n, 0, 0)
@@ -200,9 +242,10 @@ func (w *writer) count(c *chunk, res sqlstore.Result) {
 		dup, rej := n*sum.Duplicate/total, n*sum.Rejected/total
 		add(&w.messages, n-again-dup-rej, dup, rej)
 	}
-	for _, seq := range c.seqs {
-		w.done[seq] = struct{}{}
+	for _, p := range c.places {
+		w.done[p.seq] = p.stored
 	}
+	w.anew = false
 	if len(w.done) > 2*rememberDone {
 		for seq := range w.done {
 			if seq+rememberDone < w.high {
@@ -241,7 +284,8 @@ func (s *Service) storeFlows(ctx context.Context, msgs []bus.FlowMsg) error {
 	}
 	for i := range msgs {
 		m := &msgs[i]
-		if w.arrive(ctx, m.StreamSeq, m.Redelivered) {
+		at := place{m.StreamSeq, m.Stored.UnixNano()}
+		if w.arrive(ctx, at, m.Redelivered) {
 			continue
 		}
 		if n := len(c.batch.Flows); n > 0 && n+len(m.Records.GetRecords()) > limit {
@@ -266,7 +310,7 @@ func (s *Service) storeFlows(ctx context.Context, msgs []bus.FlowMsg) error {
 			}
 			c.batch.Flows = append(c.batch.Flows, row)
 		}
-		c.seqs = append(c.seqs, m.StreamSeq)
+		c.places = append(c.places, at)
 	}
 	return flush()
 }
@@ -277,7 +321,8 @@ func (s *Service) storeEvents(ctx context.Context, msgs []bus.EventMsg) error {
 	c := &chunk{}
 	for i := range msgs {
 		m := &msgs[i]
-		if w.arrive(ctx, m.StreamSeq, m.Redelivered) {
+		at := place{m.StreamSeq, m.Stored.UnixNano()}
+		if w.arrive(ctx, at, m.Redelivered) {
 			continue
 		}
 		if old := w.isOld(m.StreamSeq); old != c.old {
@@ -327,7 +372,7 @@ func (s *Service) storeEvents(ctx context.Context, msgs []bus.EventMsg) error {
 			c.rejected++
 			s.t.Log.Warn("an event cannot be stored", "subject", m.Subject, "error", err)
 		}
-		c.seqs = append(c.seqs, m.StreamSeq)
+		c.places = append(c.places, at)
 	}
 	return w.commit(ctx, c)
 }

@@ -353,3 +353,24 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+// TestCountsOfLargeDatabase: a count that takes too long is not begun again at once.
+func TestCountsOfLargeDatabase(t *testing.T) {
+	s := stored(t, &fakeBus{first: 1})
+	n := 0
+	count := func(ctx context.Context) (map[sqlstore.Table]int64, error) {
+		n++
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	for range 5 {
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		if rows, _ := s.counts(ctx, count); rows != nil {
+			t.Errorf("rows %v", rows)
+		}
+		cancel()
+	}
+	if n != 1 {
+		t.Errorf("counted %d times", n)
+	}
+}

@@ -255,6 +255,43 @@ func TestEVEComesAgain(t *testing.T) {
 	}
 }
 
+// TestEVENameInJSON: a sensor may have a name that JSON writes in another way; its lines are known all the same.
+func TestEVENameInJSON(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "eve.json")
+	e := &eveFile{path: path, t: telemetry.Discard("persist"), duplicates: prometheus.NewCounter(prometheus.CounterOpts{Name: "x"})}
+	var l []bus.EVELine
+	for _, id := range []string{`R&D/1/1`, `R&D/1/2`, `a"b/1/1`, `a"b/1/2`} {
+		l = encode(l, &eveLine{EventType: typeFlow, Tidegate: eveTidegate{ID: id}})
+	}
+	for _, take := range [][]bus.EVELine{{l[0], l[2]}, l, l} {
+		if err := e.write(context.Background(), take, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(lines(t, path)); n != len(l) {
+		t.Errorf("%d lines, want %d:\n%s", n, len(l), strings.Join(lines(t, path), "\n"))
+	}
+}
+
+// TestEVEFileOfAnother: half a line of another program is not cut off; when it is whole, lines follow.
+func TestEVEFileOfAnother(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "eve.json")
+	const half = `{"timestamp":"2026-03-01T12:00:03.500000+0000","flow_id":5,`
+	write(t, path, half, 0o640)
+	e := &eveFile{path: path, t: telemetry.Discard("persist"), duplicates: prometheus.NewCounter(prometheus.CounterOpts{Name: "x"})}
+	line := []bus.EVELine{{ID: "1", JSON: []byte(`{"tidegate":{"id":"1"}}`)}}
+	if err := e.write(context.Background(), line, false); err == nil || !strings.Contains(err.Error(), "another program") {
+		t.Errorf("%v, want an error", err)
+	}
+	if got := lines(t, path); len(got) != 1 || got[0] != half {
+		t.Errorf("the file holds %q", got)
+	}
+	write(t, path, half+"\"event_type\":\"alert\"}\n", 0o640)
+	if err := e.write(context.Background(), line, false); err != nil || len(lines(t, path)) != 2 {
+		t.Errorf("%v, the file holds %q", err, lines(t, path))
+	}
+}
+
 // TestEVEOnNATS: lines on their subjects, stored once.
 func TestEVEOnNATS(t *testing.T) {
 	r := newRig(t, func(c *Config) { c.EVENATS, c.EVETypes = true, []string{"alert", "flow"} })

@@ -20,6 +20,9 @@ import (
 // tailBytes of the file are searched for lines of a message that comes again. A message is at most 1 MiB of records.
 const tailBytes = 16 << 20
 
+// lineBegin is how every line begins (eveLine).
+const lineBegin = `{"tidegate":{"id":"`
+
 // eveFile appends lines to a file. Two consumers write to it.
 type eveFile struct {
 	path       string
@@ -122,7 +125,12 @@ func (e *eveFile) whole() (int64, error) {
 	if last[len(last)-1] == '\n' {
 		return info.Size(), nil
 	}
-	size := info.Size() - int64(len(last)-1-bytes.LastIndexByte(last, '\n'))
+	half := last[bytes.LastIndexByte(last, '\n')+1:]
+	// A power cut can leave zeros instead.
+	if !bytes.HasPrefix(half, []byte(lineBegin)) && !bytes.HasPrefix([]byte(lineBegin), half) && half[0] != 0 {
+		return 0, fmt.Errorf("%s ends in half a line of another program: name a file that only persist writes to", e.path)
+	}
+	size := info.Size() - int64(len(half))
 	e.t.CountError("eve_half_line")
 	e.t.Log.Warn("the EVE file ends in half a line, which is cut off", "file", e.path, "bytes", info.Size()-size)
 	return size, e.f.Truncate(size)
@@ -146,23 +154,35 @@ func (e *eveFile) missing(lines []bus.EVELine, size int64) ([]bus.EVELine, error
 	if err != nil {
 		return nil, err
 	}
-	const begin = `{"tidegate":{"id":"`
 	known := make(map[string]bool)
 	for line := range bytes.SplitSeq(last, []byte("\n")) {
-		rest, ok := bytes.CutPrefix(line, []byte(begin))
-		if i := bytes.IndexByte(rest, '"'); ok && i >= 0 {
-			known[string(rest[:i])] = true
+		if id := lineID(line); id != nil {
+			known[string(id)] = true
 		}
 	}
 	out := make([]bus.EVELine, 0, len(lines))
 	for _, l := range lines {
-		if known[l.ID] {
+		if known[string(lineID(l.JSON))] {
 			e.duplicates.Inc()
 			continue
 		}
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// lineID is the id of a line as JSON writes it, nil without one.
+func lineID(line []byte) []byte {
+	rest, ok := bytes.CutPrefix(line, []byte(lineBegin))
+	for i := 0; ok && i < len(rest); i++ {
+		switch rest[i] {
+		case '"':
+			return rest[:i]
+		case '\\':
+			i++
+		}
+	}
+	return nil
 }
 
 func (e *eveFile) close() {

@@ -39,7 +39,7 @@ const (
 
 // webhook posts events to a URL.
 type webhook struct {
-	url, shown string // shown: without a password
+	url, shown string // shown: without what only the receiver should know, which is often in the path
 	secretFile string
 	limit      time.Duration
 	client     *http.Client
@@ -58,10 +58,8 @@ func newWebhook(raw, secretFile, ca string, limit time.Duration) (*webhook, erro
 		}
 	}
 	version, _ := telemetry.Build()
-	shown := *u
-	shown.User, shown.RawQuery = nil, ""
 	return &webhook{
-		url: raw, shown: shown.String(), secretFile: secretFile, limit: limit, agent: "tidegate/" + version,
+		url: raw, shown: u.Scheme + "://" + u.Host, secretFile: secretFile, limit: limit, agent: "tidegate/" + version,
 		client: &http.Client{
 			Transport: &http.Transport{
 				Proxy: http.ProxyFromEnvironment, TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true,

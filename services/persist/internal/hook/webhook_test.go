@@ -1,9 +1,11 @@
 package hook
 
 import (
+	"context"
 	"encoding/base64"
 	"net/http"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -178,6 +180,20 @@ func TestWebhookUnknownAuthority(t *testing.T) {
 	})
 	if len(v.taken()) != 0 {
 		t.Error("the event went out")
+	}
+}
+
+// TestWebhookHidesURL: the path of a webhook is often all that its receiver asks for; viewers of the status do not get it.
+func TestWebhookHidesURL(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	write(t, secret, secretLine, 0o600)
+	w, err := newWebhook("http://u:s3cret@127.0.0.1:1/hooks/s3cret?token=s3cret", secret, "", time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = w.send(context.Background(), &event{id: "e"})
+	if err == nil || strings.Contains(err.Error(), "s3cret") || !strings.Contains(err.Error(), "http://127.0.0.1:1") {
+		t.Errorf("%v", err)
 	}
 }
 

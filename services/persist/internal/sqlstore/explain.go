@@ -52,6 +52,7 @@ const (
 	sayStarting    = "the database server is starting or stopping: wait, it is tried again"
 	sayReadOnly    = "the database is read-only: make it writable, or name the primary server in DATABASE_URL"
 	sayReadOnlySQL = "the file of the SQLite database, its folder or the file system is read-only: make it writable for this user"
+	sayUnreadable  = "this user may not read a file that DATABASE_URL or DATABASE_PASSWORD_FILE names: give it the right"
 	sayFull        = "the disk of the database is full: make room there or lower TIDEGATE_PERSIST_MAX_BYTES, messages wait in JetStream meanwhile"
 	sayExpired     = "the certificate of the database server has expired or is not valid yet: renew it, and see that the clocks are right"
 	sayAuthority   = "the certificate of the database server is of an authority that is not trusted: name the right one by sslrootcert in DATABASE_URL"
@@ -78,16 +79,19 @@ func sentence(err error) string {
 	if s := tlsSentence(err); s != "" {
 		return s
 	}
+	var file sqliteFileError
 	var dns *net.DNSError
 	var op *net.OpError
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return sayFull
-	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
+	case errors.As(err, &file) && (errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission)):
 		return sayReadOnlySQL
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), errors.As(err, &dns),
 		errors.As(err, &op) && op.Op == "dial":
 		return sayNoServer
+	case errors.Is(err, fs.ErrPermission): // after dialling, which a packet filter can forbid
+		return sayUnreadable
 	case strings.Contains(err.Error(), "the Galera node takes no queries"):
 		return sayNotMember
 	case errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
@@ -167,6 +171,12 @@ func mysqlSentence(err error) string {
 	}
 	return ""
 }
+
+// sqliteFileError is of the file or its folder, before SQLite opens it.
+type sqliteFileError struct{ error }
+
+// Unwrap gives the system's error.
+func (e sqliteFileError) Unwrap() error { return e.error }
 
 func sqliteSentence(err error) string {
 	var e *sqlite.Error

@@ -15,9 +15,11 @@ type Batch struct {
 	Verdicts     []Verdict
 	Enforcements []Enforcement
 	Audits       []Audit
-	// Stream and Seq, when Stream is set, raise the stored position of the stream.
+	// Stream and Seq, when Stream is set, raise the stored position of the stream, or, when Anew, replace it: the stream
+	// was made anew and its sequences began at 1 again.
 	Stream string
 	Seq    uint64
+	Anew   bool
 }
 
 // Count says what became of rows.
@@ -80,18 +82,18 @@ func (s *Store) Insert(ctx context.Context, b Batch) (Result, error) {
 	}
 	parts := s.parts(groups)
 	for i, part := range parts {
-		stream := ""
+		var pos position
 		if i == len(parts)-1 { // the position says that everything before it is there
-			stream = b.Stream
+			pos = position{b.Stream, b.Seq, b.Anew}
 		}
-		err := s.commit(ctx, part, stream, b.Seq, &res)
+		err := s.commit(ctx, part, pos, &res)
 		if err != nil && s.d.invalid(err) {
 			for _, g := range part {
 				if err = s.split(ctx, g, &res); err != nil {
 					return res, err
 				}
 			}
-			err = s.commit(ctx, nil, stream, b.Seq, &res)
+			err = s.commit(ctx, nil, pos, &res)
 		}
 		if err != nil {
 			return res, err
@@ -135,9 +137,16 @@ func (s *Store) parts(groups []group) [][]group {
 	return parts
 }
 
+// position is how far a stream was read; no stream: it stays as it is.
+type position struct {
+	stream string
+	seq    uint64
+	anew   bool
+}
+
 // commit inserts groups in one transaction.
-func (s *Store) commit(ctx context.Context, groups []group, stream string, seq uint64, res *Result) (err error) {
-	if len(groups) == 0 && stream == "" {
+func (s *Store) commit(ctx context.Context, groups []group, pos position, res *Result) (err error) {
+	if len(groups) == 0 && pos.stream == "" {
 		return nil
 	}
 	defer func() {
@@ -158,9 +167,14 @@ func (s *Store) commit(ctx context.Context, groups []group, stream string, seq u
 		}
 		counts[i] = Count{Committed: n, Duplicate: int64(len(g.rows)) - n}
 	}
-	if stream != "" {
-		if _, err := tx.ExecContext(ctx, tx.Rebind(s.d.positionSQL()), stream, int64(seq)); err != nil { //nolint:gosec // sequences stay far below 2^63
-			return fmt.Errorf("store the position of %s: %w", stream, err)
+	if pos.anew {
+		if _, err := tx.ExecContext(ctx, tx.Rebind("DELETE FROM stream_positions WHERE stream = ?"), pos.stream); err != nil {
+			return fmt.Errorf("forget the position of %s: %w", pos.stream, err)
+		}
+	}
+	if pos.stream != "" {
+		if _, err := tx.ExecContext(ctx, tx.Rebind(s.d.positionSQL()), pos.stream, int64(pos.seq)); err != nil { //nolint:gosec // sequences stay far below 2^63
+			return fmt.Errorf("store the position of %s: %w", pos.stream, err)
 		}
 	}
 	if err := tx.Commit(); err != nil {
@@ -178,7 +192,7 @@ const raisePosition = `INSERT INTO stream_positions (stream, seq) VALUES (?, ?)
 
 // split commits a group by halves until the rejected rows stand alone.
 func (s *Store) split(ctx context.Context, g group, res *Result) error {
-	err := s.commit(ctx, []group{g}, "", 0, res)
+	err := s.commit(ctx, []group{g}, position{}, res)
 	if err == nil {
 		return nil
 	}

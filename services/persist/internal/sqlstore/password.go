@@ -50,7 +50,19 @@ func (p password) inURL(raw string) (dsn, secret string, err error) {
 	return u.String(), secret, nil
 }
 
-// hide takes a password out of an error's text. Such an error is no longer the one it was.
+// hidden is an error with another text.
+type hidden struct {
+	text string
+	err  error
+}
+
+// Error implements error.
+func (h hidden) Error() string { return h.text }
+
+// Unwrap gives the error, for errors.As; its own text is not for people.
+func (h hidden) Unwrap() error { return h.err }
+
+// hide takes a password out of an error's text.
 func hide(err error, secret string) error {
 	if err == nil || secret == "" {
 		return err
@@ -60,5 +72,5 @@ func hide(err error, secret string) error {
 	if clean == text {
 		return err
 	}
-	return errors.New(clean)
+	return hidden{clean, err}
 }

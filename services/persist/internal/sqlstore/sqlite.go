@@ -65,7 +65,7 @@ func sqlitePath(raw, dir string) (string, error) {
 
 func openSQLite(ctx context.Context, path string) (*sqliteDialect, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-		return nil, fmt.Errorf("make the folder of the database: %w", err)
+		return nil, fmt.Errorf("make the folder of the database: %w", sqliteFileError{err})
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -75,7 +75,7 @@ func openSQLite(ctx context.Context, path string) (*sqliteDialect, error) {
 	// is named in the error.
 	f, err := os.OpenFile(abs, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // the operator's own path
 	if err != nil {
-		return nil, fmt.Errorf("open the SQLite database: %w", err)
+		return nil, fmt.Errorf("open the SQLite database: %w", sqliteFileError{err})
 	}
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open the SQLite database: %w", err)

@@ -69,6 +69,9 @@ func parse(cfg Config) (target, error) {
 		kind = "sqlite"
 		if is != "" {
 			kind = is
+		} else if strings.ContainsAny(cfg.URL, "@=") && !strings.HasPrefix(cfg.URL, "file:") {
+			// What other programs take: a file of that name, password included, would be made.
+			return target{}, errors.New("DATABASE_URL is no URL: use postgres://, mysql:// or mariadb://, or set DB_TYPE=sqlite if it is the path of a file")
 		}
 		if !slices.Contains(kinds, kind) {
 			return target{}, fmt.Errorf("DATABASE_URL begins with %s://, which is not supported: use postgres://, mysql://, mariadb:// or the path of an SQLite file", kind)
