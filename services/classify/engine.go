@@ -321,7 +321,12 @@ func (t *target) burst(d *detect.Flood, level *detect.Measure, second *detect.Su
 	if level.Level >= d.Burst || float64(level.Packets) > eachOf*second.Sources {
 		return false
 	}
-	most := t.series.Most(func(s *detect.Sums) float64 { m := d.Measure(s, limits); return m.Level })
+	most := t.series.Most(func(s *detect.Sums) float64 {
+		slot := *s
+		slot.Samples.SYNBeside = second.Samples.SYNBeside // what is evidence in the second is in its parts
+		m := d.Measure(&slot, limits)
+		return m.Level
+	})
 	return level.Level-most < 0.5
 }
 

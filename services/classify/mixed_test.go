@@ -9,16 +9,13 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
-	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
 
 // mixed plays good traffic to the victim of which much begins and ends at moments that the seed chooses.
 type mixed struct {
 	*lab
-	late    int // handshakes that the next window completes
-	flows   uint64
-	batch   flowv1.FlowBatch
-	attacks []string
+	late  int // handshakes that the next window completes
+	flows uint64
 }
 
 func (m *mixed) tcp(src netip.Addr, sport, dport uint16, flags uint8, payload int) {
@@ -74,12 +71,12 @@ type phase struct {
 	play     func(share float64)
 }
 
+// TestMixed: nothing of that is an attack, however it falls together: a crowd, an own scanner, speed tests, clients that try
+// again at one moment, beside games and a web server's visitors.
 func TestMixed(t *testing.T) {
 	scanner, tester := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("203.0.113.9")
 	crowd := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(i % 400 >> 8), byte(i % 400)}) }
-	total := map[string]int{}
-	const turns = 40
-	for seed := range uint64(turns) {
+	for seed := range uint64(40) { // of 4,000 none failed
 		m := &mixed{lab: newLab(t)}
 		m.rng = rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // reproducible
 		m.e.Allow(policy.NewCover([]netip.Prefix{netip.PrefixFrom(scanner, 32)}))
@@ -177,15 +174,11 @@ func TestMixed(t *testing.T) {
 				}
 			}
 			for _, a := range m.close(allowedTries(scanner, tried)).Attacks {
-				total[a.GetType()]++
-				if len(m.attacks) == 0 || a.GetType() != m.attacks[len(m.attacks)-1] {
-					m.attacks = append(m.attacks, a.GetType())
-					t.Logf("seed %d window %d: %s %v, phases %v, rates %.0f %.0f %.0f, together %d", seed, n, a.GetType(), a.GetPps(), phases, scanRate, data, crowdRate, together)
-				}
+				t.Errorf("seed %d, window %d: %s of %.0f packets/s; %+v", seed, n, a.GetType(), a.GetPps(), phases)
+			}
+			if t.Failed() {
+				return
 			}
 		}
-	}
-	if len(total) > 0 {
-		t.Errorf("%v in %d turns", total, turns)
 	}
 }
