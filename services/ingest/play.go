@@ -46,8 +46,8 @@ type captureClock struct {
 
 // at moves the clock to a record's time.
 func (c *captureClock) at(recordNs int64) int64 {
-	// Far-off stamps of broken files must not overflow what is added to them.
-	t := min(max(recordNs, 1), math.MaxInt64/4) + c.shift
+	// Far-off stamps of broken files, and the steps back behind them, must not overflow what is added to them.
+	t := min(min(max(recordNs, 1), math.MaxInt64/4)+c.shift, math.MaxInt64/2)
 	if !c.begun {
 		c.begun, c.now = true, t
 	}
