@@ -349,6 +349,10 @@ func (s *Service) newWorker(n, of int) *worker {
 	cfg := pipeline.Config{
 		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval, Inner: s.cfg.inner(),
 		Classifiers: len(s.shards.list), Choose: s.shards.choose, OnBatch: w.onBatch, OnWindow: s.windows.take,
+		OnBack: func(by time.Duration) {
+			s.tel.CountError("clock_back")
+			s.tel.Log.Warn("the system's clock was set back; flows and windows go on from there", "by", by.String(), "queue", n)
+		},
 	}
 	if s.cfg.Mode == ModeHost {
 		cfg.OnSpent = w.enough

@@ -147,11 +147,10 @@ func (r *recentWindows) add(m *flowv1.Window) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.list = append(r.list, m)
-	n := 0
-	for n < len(r.list) && m.EndNs-r.list[n].EndNs >= int64(talkerSpan) {
-		n++
-	}
-	r.list = slices.Delete(r.list, 0, n)
+	r.list = slices.DeleteFunc(r.list, func(o *flowv1.Window) bool { // those ahead are from before the clock was set back
+		age := m.EndNs - o.EndNs
+		return age >= int64(talkerSpan) || age <= -int64(talkerSpan)
+	})
 }
 
 // talkers are the heaviest hosts of the last second, by packets.

@@ -225,6 +225,21 @@ func TestWindowsMerge(t *testing.T) {
 	}
 }
 
+// TestRecentWindows: the last second's are kept, also after the clock was set back.
+func TestRecentWindows(t *testing.T) {
+	var r recentWindows
+	play := func(from int64) {
+		for i := range int64(100) {
+			r.add(&flowv1.Window{StartNs: from + i*1e8, EndNs: from + (i+1)*1e8})
+		}
+	}
+	for _, from := range []int64{1e12, 1e12 - 6e11, 5e12} {
+		if play(from); len(r.list) != 10 || r.list[0].EndNs != from+91e8 {
+			t.Errorf("from %d: %d windows, the first until %d", from, len(r.list), r.list[0].EndNs)
+		}
+	}
+}
+
 func emptyBuilder(start int64) *window.Builder {
 	b := window.New(window.DefaultConfig())
 	b.StartNs, b.EndNs = start, start+100
