@@ -79,35 +79,37 @@ func (w *windows) run(ctx context.Context) {
 	var waiting []*window.Builder
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
+	emit := func() {
+		if len(waiting) > 0 {
+			w.emit(waiting)
+			waiting = waiting[:0]
+		}
+	}
+	join := func(b *window.Builder) {
+		if len(waiting) > 0 && b.StartNs != waiting[0].StartNs {
+			emit()
+		}
+		waiting = append(waiting, b)
+	}
 	for {
 		select {
 		case b := <-w.in:
-			if len(waiting) > 0 && b.StartNs != waiting[0].StartNs {
-				w.emit(waiting)
-				waiting = waiting[:0]
-			}
-			waiting = append(waiting, b)
+			join(b)
 			if len(waiting) >= w.queues() {
 				timer.Stop()
-				w.emit(waiting)
-				waiting = waiting[:0]
+				emit()
 			} else if len(waiting) == 1 {
 				timer.Reset(mergePatience)
 			}
 		case <-timer.C:
-			if len(waiting) > 0 {
-				w.emit(waiting)
-				waiting = waiting[:0]
-			}
+			emit()
 		case <-ctx.Done():
 			for {
 				select {
 				case b := <-w.in:
-					waiting = append(waiting, b)
+					join(b)
 				default:
-					if len(waiting) > 0 {
-						w.emit(waiting)
-					}
+					emit()
 					return
 				}
 			}

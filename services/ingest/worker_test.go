@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -222,6 +223,26 @@ func TestWindowsMerge(t *testing.T) {
 	}
 	if full != builderPool {
 		t.Errorf("%d windows were not taken, want %d", full, builderPool)
+	}
+}
+
+// TestLastWindows: what waits to be merged when the sensor ends are windows of their own, as it is with captures at full speed.
+func TestLastWindows(t *testing.T) {
+	var got [][2]int64
+	w := newWindows(telemetry.Discard("ingest"), func(m *flowv1.Window, _ time.Time) { got = append(got, [2]int64{m.StartNs, m.EndNs}) }, func() int { return 2 })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b := window.New(window.DefaultConfig())
+	for range 8 { // the end is not always what is seen first
+		got = got[:0]
+		for _, start := range []int64{100, 200, 200, 300} {
+			b.StartNs, b.EndNs = start, start+100
+			b = w.take(b)
+		}
+		w.run(ctx)
+		if !slices.Equal(got, [][2]int64{{100, 200}, {200, 300}, {300, 400}}) {
+			t.Fatalf("windows %v", got)
+		}
 	}
 }
 
