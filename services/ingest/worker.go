@@ -158,6 +158,7 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 	last := time.Now()
 	pace := pace{since: last}
 	for {
+		ending := stop.Load() // before the look, which then finds all that came until it was set
 		n := 0
 		for i := range w.inputs {
 			n += w.receive(&w.inputs[i])
@@ -170,7 +171,7 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 		}
 		now := time.Now()
 		w.pipe.Poll(now.UnixNano())
-		if stop.Load() {
+		if ending {
 			return nil
 		}
 		switch quiet := now.Sub(last); {

@@ -3,8 +3,10 @@ package ingest
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -191,6 +193,36 @@ func TestMailboxNeverBlocks(t *testing.T) {
 	}
 	if s.post(7, mail{}) {
 		t.Error("a queue that does not exist took a message")
+	}
+}
+
+// lateSocket gets frames behind the look that found none, and then the worker is told to stop.
+type lateSocket struct {
+	fakeSocket
+	stop *atomic.Bool
+	late [][]byte
+}
+
+func (s *lateSocket) Receive(frames []afxdp.Frame) int {
+	n := s.fakeSocket.Receive(frames)
+	if n == 0 {
+		s.rx, s.late = s.late, nil
+		s.stop.Store(true)
+	}
+	return n
+}
+
+func TestWorkerTakesTheLastFrames(t *testing.T) {
+	var stop atomic.Bool
+	var queue queueCounts
+	w := testService(t).workers[0]
+	h := packet.Header{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")}
+	rx := &lateSocket{stop: &stop, late: [][]byte{h.AppendUDP(nil, 1, 2, []byte("x"))}}
+	w.inputs = []input{{rx: &socketReceiver{Receiver: rx}, queue: &queue}}
+	done := make(chan error)
+	go func() { done <- w.run(&stop, -1, &Config{}) }() // its thread is its own
+	if err := <-done; err != nil || queue.packets.Load() != 1 {
+		t.Errorf("%d frames were taken before the end, %v", queue.packets.Load(), err)
 	}
 }
 
