@@ -26,7 +26,6 @@ import (
 	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/flowtable"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/pipeline"
-	"github.com/tidegate-mesh/tidegate/services/ingest/internal/window"
 )
 
 const (
@@ -347,7 +346,7 @@ func (s *Service) newWorker(n, of int) *worker {
 	// The worker looks at least every nap, so the delay to the sender stays below BatchInterval.
 	age := max(s.cfg.BatchInterval-nap, time.Millisecond)
 	cfg := pipeline.Config{
-		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval, Inner: s.cfg.inner(),
+		Flow: f, Window: windowConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval, Inner: s.cfg.inner(),
 		Classifiers: len(s.shards.list), Choose: s.shards.choose, OnBatch: w.onBatch, OnWindow: s.windows.take,
 		OnBack: func(by time.Duration) {
 			s.tel.CountError("clock_back")

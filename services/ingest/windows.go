@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -39,11 +40,21 @@ func newWindows(tel *telemetry.Telemetry, put func(*flowv1.Window, time.Time), q
 	}
 }
 
+func newBuilder() *window.Builder { return window.New(windowConfig()) }
+
+// windowConfig is that of a live sensor's builder. With a seed of its own nobody can choose addresses that meet in its tables,
+// and so drive a scanner or a victim out of them.
+func windowConfig() window.Config {
+	c := window.DefaultConfig()
+	c.Seed = rand.Uint64() //nolint:gosec // seeded by the system at start; an attacker sees no output of it
+	return c
+}
+
 // provide makes the builders that a queue changes with: one that is merged while the next is filled, and one to spare.
 // Made by take they would stop the queue for milliseconds.
 func (w *windows) provide() {
 	for range 2 {
-		w.giveBack(window.New(window.DefaultConfig()))
+		w.giveBack(newBuilder())
 	}
 }
 
@@ -53,7 +64,7 @@ func (w *windows) take(b *window.Builder) *window.Builder {
 	select {
 	case fresh = <-w.spare:
 	default:
-		fresh = window.New(window.DefaultConfig())
+		fresh = newBuilder()
 	}
 	select {
 	case w.in <- b:

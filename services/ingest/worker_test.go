@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/netip"
@@ -18,6 +19,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/flowtable"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/window"
 )
 
@@ -275,6 +277,30 @@ func TestLastWindows(t *testing.T) {
 		if !slices.Equal(got, [][2]int64{{100, 200}, {200, 300}, {300, 400}}) {
 			t.Fatalf("windows %v", got)
 		}
+	}
+}
+
+// TestSeeds: builders of a live sensor choose their samples, and the places in their tables, by seeds of their own.
+func TestSeeds(t *testing.T) {
+	s := testService(t)
+	h := packet.Header{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")}
+	var ports [2][]byte
+	for i := range ports {
+		b := <-s.windows.spare
+		for port := range uint16(2000) {
+			var p packet.Packet
+			f := h.AppendUDP(nil, port, 53, nil)
+			p.Decode(f)
+			b.Add(&p, f[p.L3:], 1, &flowtable.Observation{})
+		}
+		var w flowv1.Window
+		b.Encode(&w)
+		for _, sample := range w.Targets[0].Samples {
+			ports[i] = append(ports[i], sample.Header[20:22]...)
+		}
+	}
+	if len(ports[0]) == 0 || bytes.Equal(ports[0], ports[1]) {
+		t.Errorf("two builders kept the same %d samples of 2000 packets", len(ports[0])/2)
 	}
 }
 
