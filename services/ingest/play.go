@@ -149,16 +149,18 @@ func (p *player) file(ctx context.Context, path string) error {
 	defer func() { _ = in.Close() }() // only read from
 	var own captureClock
 	var began, before int64 // at the capture's pace: when its first record is due, and when the one before was
+	var rec pcapfile.Record
 	for n := 0; ; n++ {
 		if n%playChunk == 0 {
 			p.w.readMail(mailboxSize)
-			p.tell(path)
+			if n > 0 {
+				p.tell(path, rec.TimeNs)
+			}
 			if !p.room(ctx) {
 				return ctx.Err()
 			}
 		}
-		rec, err := in.Next(nil)
-		if errors.Is(err, io.EOF) {
+		if rec, err = in.Next(nil); errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -219,9 +221,9 @@ func (p *player) room(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-func (p *player) tell(path string) {
+func (p *player) tell(path string, recordNs int64) {
 	if time.Since(p.told) > tellEvery {
 		p.told = time.Now()
-		p.s.tel.Log.Info("reading", "file", filepath.Base(path), "packets", p.read, "capture_time", time.Unix(0, p.clock.now).UTC().Format(time.RFC3339))
+		p.s.tel.Log.Info("reading", "file", filepath.Base(path), "packets", p.read, "capture_time", time.Unix(0, recordNs).UTC().Format(time.RFC3339))
 	}
 }
