@@ -91,8 +91,8 @@ func DefaultConfig() Config {
 	}
 }
 
-// validate reports the first mistake as one sentence. An empty Sensor is filled with the host name.
-func (c *Config) validate() error {
+// Validate reports the first mistake as one sentence. An empty Sensor is filled with the host name.
+func (c *Config) Validate() error {
 	_, known := zeroCopy[c.ZeroCopy]
 	switch {
 	case c.Mode == ModePcap && len(c.Pcap) == 0:
@@ -179,6 +179,9 @@ func (c *Config) validateClassifiers() error {
 		if slices.Contains(c.Classify[:i], name) {
 			return fmt.Errorf("ingest: classifier %s is named twice: name each once", name)
 		}
+	}
+	if _, err := shard.NewSides(c.Protected); err != nil {
+		return fmt.Errorf("ingest: --protected: %w", err)
 	}
 	return nil
 }

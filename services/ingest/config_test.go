@@ -14,7 +14,9 @@ import (
 )
 
 func TestDefaultsAreTheTags(t *testing.T) {
-	var c Config
+	var c struct { // its own Validate is not the parser's
+		Config Config `embed:""`
+	}
 	k, err := kong.New(&c)
 	if err != nil {
 		t.Fatal(err)
@@ -22,7 +24,7 @@ func TestDefaultsAreTheTags(t *testing.T) {
 	if _, err := k.Parse(nil); err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(DefaultConfig(), c); d != "" {
+	if d := cmp.Diff(DefaultConfig(), c.Config); d != "" {
 		t.Errorf("tags differ from DefaultConfig:\n%s", d)
 	}
 }
@@ -55,13 +57,13 @@ func TestConfigMistakes(t *testing.T) {
 		cfg := DefaultConfig()
 		cfg.Ifaces = []string{"a", "b"}
 		c.change(&cfg)
-		if err := cfg.validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want %q", err, c.want)
 		}
 	}
 	cfg := DefaultConfig()
 	cfg.Ifaces = []string{"a", "b"}
-	if err := cfg.validate(); err != nil || cfg.Sensor == "" {
+	if err := cfg.Validate(); err != nil || cfg.Sensor == "" {
 		t.Errorf("a good configuration: %v, sensor %q", err, cfg.Sensor)
 	}
 }

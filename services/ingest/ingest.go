@@ -63,7 +63,7 @@ type Service struct {
 
 // New checks the configuration and registers service, metrics and readiness checks. It touches no interface.
 func New(cfg Config, d Deps) (*Service, error) {
-	if err := cfg.validate(); err != nil {
+	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	if d.Telemetry == nil || len(d.Classify) != len(cfg.Classify) {

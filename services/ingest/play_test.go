@@ -185,7 +185,7 @@ func TestPlayMistakes(t *testing.T) {
 	} {
 		cfg := DefaultConfig()
 		change(&cfg)
-		if err := cfg.validate(); err == nil || !strings.Contains(err.Error(), want) {
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, not %q", err, want)
 		}
 	}

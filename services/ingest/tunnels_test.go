@@ -202,7 +202,7 @@ func TestTunnelsRefused(t *testing.T) {
 	}
 	cfg := DefaultConfig()
 	cfg.Mode, cfg.Ifaces, cfg.Tunnels = ModeTap, []string{"a"}, "both"
-	if err := cfg.validate(); err == nil || !strings.Contains(err.Error(), `"both" is none of outer and inner`) {
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), `"both" is none of outer and inner`) {
 		t.Error(err)
 	}
 }

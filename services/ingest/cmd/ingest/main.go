@@ -27,6 +27,9 @@ type cli struct {
 	Telemetry telemetry.Config `embed:""`
 }
 
+// Validate lets --check-config find what the tags cannot express.
+func (c *cli) Validate() error { return c.Ingest.Validate() }
+
 func main() {
 	if os.Getenv("GOGC") == "" {
 		// What ingest keeps is fixed and packets allocate nothing, so that the collector has little to do: memory that it
