@@ -131,6 +131,12 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("ingest: buffer of %d bytes: use at least %d, the size of one batch", c.BufferBytes, minBuffer)
 	case c.MaxFlows < 1024:
 		return fmt.Errorf("ingest: at most %d flows: use at least 1024", c.MaxFlows)
+	case c.IdleTCP <= 0 || c.IdleUDP <= 0 || c.IdleOther <= 0:
+		return fmt.Errorf("ingest: idle timeouts of %v (TCP), %v (UDP) and %v (others): use more than 0", c.IdleTCP, c.IdleUDP, c.IdleOther)
+	case c.ActiveTimeout < 0:
+		return fmt.Errorf("ingest: active timeout of %v: use more than 0, or 0 to export long flows whole", c.ActiveTimeout)
+	case slices.ContainsFunc(c.CPUs, func(n int) bool { return n < 0 }):
+		return fmt.Errorf("ingest: CPUs %v: they are numbered from 0", c.CPUs)
 	case c.Nice < -20 || c.Nice > 19:
 		return fmt.Errorf("ingest: priority %d: use -20 to 19", c.Nice)
 	case c.Spin < 0 || c.Spin > time.Second:
