@@ -309,6 +309,7 @@ func (p *plane) account() error {
 			l.ring.RxFillEmpty += st.RxFillEmpty
 			l.ring.RxInvalid += st.RxInvalid
 			l.ring.TxInvalid += st.TxInvalid
+			l.ring.TxDropped += st.TxDropped
 		}
 		for _, sock := range q.packets {
 			st, err := sock.Stats()
@@ -386,6 +387,14 @@ func (c *portCounts) settle() {
 	c.last = portLedger{}
 }
 
+// sent is how many frames left by the port, and how many were to and did not. What the kernel dropped behind the ring was
+// counted as transmitted, or is just about to be.
+func (c *portCounts) sent(l *portLedger) (transmitted, dropped uint64) {
+	took := c.transmitted.Load()
+	lost := min(l.ring.TxDropped, took)
+	return took - lost, c.txDropped.Load() + lost
+}
+
 // ledger is the sum over all planes.
 func (c *portCounts) ledger() portLedger {
 	c.mu.Lock()
@@ -421,6 +430,7 @@ func (l portLedger) plus(o portLedger) portLedger {
 	l.ring.RxFillEmpty += o.ring.RxFillEmpty
 	l.ring.RxInvalid += o.ring.RxInvalid
 	l.ring.TxInvalid += o.ring.TxInvalid
+	l.ring.TxDropped += o.ring.TxDropped
 	l.packets.Copied += o.packets.Copied
 	l.packets.Dropped += o.packets.Dropped
 	l.received += o.received

@@ -101,6 +101,19 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// TestSent: what the kernel dropped behind the ring did not leave, also while its batch is not counted yet.
+func TestSent(t *testing.T) {
+	c := &portCounts{}
+	c.transmitted.Store(10)
+	c.txDropped.Store(3)
+	for dropped, want := range map[uint64][2]uint64{0: {10, 3}, 4: {6, 7}, 12: {0, 13}} {
+		l := portLedger{ring: afxdp.Stats{TxDropped: dropped}}
+		if sent, lost := c.sent(&l); sent != want[0] || lost != want[1] {
+			t.Errorf("%d dropped: %d sent, %d lost", dropped, sent, lost)
+		}
+	}
+}
+
 // testService is a Service that no interface belongs to.
 func testService(t *testing.T) *Service {
 	t.Helper()
