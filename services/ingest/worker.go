@@ -171,6 +171,7 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 		}
 		now := time.Now()
 		w.pipe.Poll(now.UnixNano())
+		w.flush()
 		if ending {
 			return nil
 		}
@@ -275,6 +276,23 @@ func (w *worker) forward(in *input, frames []afxdp.Frame) {
 	in.out.transmitted.Add(sent)
 	if len(left) > 0 {
 		in.out.txDropped.Add(uint64(len(left)))
+	}
+}
+
+// flush has the ports transmit what their drivers had no room for when it came, so that it does not wait for the next frame.
+func (w *worker) flush() {
+	for i := range w.inputs {
+		in := &w.inputs[i]
+		if in.tx == nil {
+			continue
+		}
+		if in.txLock != nil {
+			in.txLock.Lock()
+		}
+		_ = in.tx.Flush() // the port is down; the frames stay in its ring
+		if in.txLock != nil {
+			in.txLock.Unlock()
+		}
 	}
 }
 

@@ -241,6 +241,38 @@ func TestWorkerTakesTheLastFrames(t *testing.T) {
 	}
 }
 
+// fullSocket is one whose driver has room only at the second call.
+type fullSocket struct {
+	fakeSocket
+	left int // of what was sent
+	stop *atomic.Bool
+}
+
+func (s *fullSocket) Flush() error {
+	if s.flushes++; s.flushes > 1 {
+		s.left = s.sent
+		s.stop.Store(true)
+	}
+	return nil
+}
+
+// TestWorkerFlushesAgain: a frame that stays in the transmit ring does not wait for the next one.
+func TestWorkerFlushesAgain(t *testing.T) {
+	var stop atomic.Bool
+	var queue queueCounts
+	w := testService(t).workers[0]
+	h := packet.Header{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")}
+	sock := &fakeSocket{rx: [][]byte{h.AppendUDP(nil, 1, 2, []byte("x"))}}
+	rx, tx := &socketReceiver{Receiver: sock}, &fullSocket{fakeSocket: fakeSocket{room: 10}, stop: &stop}
+	w.inputs = []input{{rx: rx, from: sock, frames: rx.frames[:], tx: tx, out: &portCounts{}, queue: &queue}}
+	time.AfterFunc(200*time.Millisecond, func() { stop.Store(true) })
+	done := make(chan error)
+	go func() { done <- w.run(&stop, -1, &Config{}) }()
+	if err := <-done; err != nil || tx.sent != 1 || tx.left != 1 {
+		t.Errorf("%d frames of %d left after %d calls, %v", tx.left, tx.sent, tx.flushes, err)
+	}
+}
+
 func TestWindowsMerge(t *testing.T) {
 	tel := telemetry.Discard("ingest")
 	box := newOutbox(newStock("s", 1), 1<<20)
