@@ -71,6 +71,19 @@ func TestConfigMistakes(t *testing.T) {
 	}
 }
 
+// TestAbsentCPU: it ends the start, where capture would be tried for ever.
+func TestAbsentCPU(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Mode, cfg.Ifaces, cfg.CPUs = ModeTap, []string{"tg-absent"}, []int{0, 1023}
+	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: []classifyv1.ClassifyServiceClient{newFakeClassify(t).client}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "--cpus names CPU 1023") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestStartFailsInOneSentence(t *testing.T) {
 	r := newRig(t)
 	f := newFakeClassify(t)

@@ -166,6 +166,9 @@ func (s *Service) awaitAcknowledgements() {
 
 // capture opens planes one after the other until ctx ends.
 func (s *Service) capture(ctx context.Context) error {
+	if err := tryCPUs(s.cfg.CPUs); err != nil {
+		return fmt.Errorf("ingest: %w", err) // no retry would help
+	}
 	wait := backoffBase
 	for first := true; ; first = false {
 		begun := time.Now()

@@ -143,9 +143,7 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 	// Not unlocked: a thread with a CPU of its own must not serve other goroutines afterwards.
 	runtime.LockOSThread()
 	if cpu >= 0 {
-		var set unix.CPUSet
-		set.Set(cpu)
-		if err := unix.SchedSetaffinity(0, &set); err != nil {
+		if err := pin(cpu); err != nil {
 			return fmt.Errorf("pin the worker of queue %d to CPU %d: %w", w.n, cpu, err)
 		}
 	}
@@ -186,6 +184,29 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 			}
 		}
 	}
+}
+
+// pin binds this thread to a CPU.
+func pin(cpu int) error {
+	var set unix.CPUSet
+	set.Set(cpu)
+	return unix.SchedSetaffinity(0, &set)
+}
+
+// tryCPUs reports the first that workers cannot be bound to.
+func tryCPUs(cpus []int) error {
+	tried := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and not unlocked: the thread ends here
+		for _, n := range cpus {
+			if err := pin(n); err != nil {
+				tried <- fmt.Errorf("--cpus names CPU %d, which this machine or this process's cpuset does not have: %w", n, err)
+				return
+			}
+		}
+		tried <- nil
+	}()
+	return <-tried
 }
 
 // prioritise sets the priority of this thread, not of the process (C library and kernel differences in setpriority(2)), with
