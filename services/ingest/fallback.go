@@ -74,6 +74,9 @@ func replaceable(ifaces []string, err error) bool {
 // be, to count what rules would have stopped, and pass everything: AF_PACKET gets what XDP lets through. why says what
 // AF_XDP lacked; nil: it was not asked for.
 func (s *Service) openPackets(why error) (_ *plane, err error) {
+	if err := refuseSecond(s.cfg.Ifaces); err != nil {
+		return nil, err
+	}
 	p := &plane{packets: true}
 	defer func() {
 		if err != nil {
