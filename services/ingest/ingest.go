@@ -52,7 +52,8 @@ type Service struct {
 	offload    *offload // nil in tap mode and without kernel forwarding
 	counts     []*portCounts
 	recordings *recordings
-	hadXDP     bool // a plane was opened by AF_XDP; of the goroutine that captures
+	opened     bool // a plane was; of the goroutine that captures
+	hadXDP     bool // one was by AF_XDP; as opened
 
 	mu      sync.Mutex
 	workers []*worker

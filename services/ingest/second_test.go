@@ -45,3 +45,43 @@ func TestSecondSensor(t *testing.T) {
 		}
 	}
 }
+
+// TestFailedStart: a start in vain leaves an interface that passed its packets as it was, and one that bridged, too.
+func TestFailedStart(t *testing.T) {
+	r := newRig(t)
+	f := newFakeClassify(t)
+	fails := func(mode, capture string) {
+		t.Helper()
+		cfg := r.config()
+		cfg.Mode, cfg.Capture, cfg.FailClosed, cfg.ZeroCopy = mode, capture, true, "required" // veth's driver has none
+		s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: []classifyv1.ClassifyServiceClient{f.client}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "zero-copy") {
+			t.Fatalf("mode %s: %v", mode, err)
+		}
+	}
+	mode := func(want xdp.Mode) {
+		t.Helper()
+		for _, name := range []string{r.a, r.b} {
+			g, err := xdp.Open(xdp.Options{Iface: name, BPFFS: r.bpffs})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m := g.Mode(); m != want {
+				t.Errorf("%s is in mode %s, not %s", name, m, want)
+			}
+			_ = g.Close()
+		}
+	}
+	fails(ModeInline, CaptureAuto)
+	mode(xdp.ModeHost)
+	fails(ModeTap, CaptureAFXDP)
+	mode(xdp.ModeHost)
+	_, _, stop := start(t, r.config(), f.client)
+	stop()
+	mode(xdp.ModeInline)
+	fails(ModeInline, CaptureAuto)
+	mode(xdp.ModeInline)
+}
