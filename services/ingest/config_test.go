@@ -44,6 +44,8 @@ func TestConfigMistakes(t *testing.T) {
 		{func(c *Config) { c.BufferBytes = 10 }, "buffer of 10 bytes"},
 		{func(c *Config) { c.MaxFlows = 1 }, "flows"},
 		{func(c *Config) { c.Spin = -1 }, "spin"},
+		{func(c *Config) { c.Sensor = "edge\xff" }, `sensor name "edge\xff"`},
+		{func(c *Config) { c.Sensor = strings.Repeat("x", 256) }, "at most 255 bytes"},
 		{func(c *Config) { c.IdleUDP = 0 }, "0s (UDP)"},
 		{func(c *Config) { c.ActiveTimeout = -time.Second }, "active timeout of -1s"},
 		{func(c *Config) { c.CPUs = []int{0, -1} }, "numbered from 0"},
