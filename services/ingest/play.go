@@ -84,6 +84,7 @@ type player struct {
 // whole records and does not end the ones after it; the errors are joined. It ends the flows.
 func (s *Service) play(ctx context.Context) error {
 	p := &player{s: s, w: s.staff(1)[0], counts: s.counts[0], told: time.Now()}
+	p.w.wait = func() { p.room(ctx) } // many flows may end at once
 	p.counts.capture.Store("capture files, pace: " + s.cfg.PcapPace)
 	p.counts.kind.Store(captureFile)
 	if !p.awaitClassifiers(ctx) {

@@ -175,6 +175,25 @@ func TestPlayTells(t *testing.T) {
 	}
 }
 
+// TestPlayEnds: the flows that are under way at the end of a capture may take more than the buffer, and none is dropped.
+func TestPlayEnds(t *testing.T) {
+	const flows, each = 30_000, 2
+	var frames []frameAt
+	for i := range flows * each {
+		n := i % flows
+		h := packet.Header{Src: netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)}), Dst: netip.MustParseAddr("198.51.100.1")} //nolint:gosec // bytes of n
+		frames = append(frames, frameAt{time.Duration(i) * 20 * time.Microsecond, h.AppendUDP(nil, 1000, 2000, nil)})
+	}
+	f := newFakeClassify(t)
+	s, err := play(t, f, PaceFull, func(c *Config) { c.BufferBytes = minBuffer }, capture(t, frames))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.exactly(s, flows*each, 0, flows); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestPlayMistakes: a wrong combination is told with what to do.
 func TestPlayMistakes(t *testing.T) {
 	for want, change := range map[string]func(*Config){

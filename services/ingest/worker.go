@@ -56,6 +56,7 @@ type worker struct {
 	shards     *shards
 	tel        *telemetry.Telemetry
 	recordings *recordings
+	wait       func() // captures: until there is room for a batch; else nil, as frames do not wait
 
 	inputs []input
 	fds    []unix.PollFd
@@ -381,6 +382,9 @@ func forwardable(k *flow.Key) bool {
 func (w *worker) onBatch(to int, b *flowv1.FlowBatch) *flowv1.FlowBatch {
 	if len(w.allowed) > 0 {
 		w.findEnded(b.GetEnds())
+	}
+	if w.wait != nil {
+		w.wait()
 	}
 	b.Traceparent = sampled(w.tel, "ingest.batch")
 	w.shards.put(to, b, time.Now())
