@@ -132,10 +132,10 @@ func (s *Service) Run(ctx context.Context) error {
 		err = s.play(ctx)
 	} else {
 		err = s.capture(ctx)
-		now := time.Now().UnixNano()
-		for _, w := range s.workers {
-			w.pipe.Close(now)
-		}
+	}
+	limit := time.Now().Add(drainLimit)
+	if s.cfg.Mode != ModePcap {
+		s.endFlows(limit)
 	}
 	close(s.recordings.ended)
 	stopMerging()
@@ -146,18 +146,32 @@ func (s *Service) Run(ctx context.Context) error {
 		if s.cfg.PcapStay {
 			<-ctx.Done()
 		}
+		limit = time.Now().Add(drainLimit)
 	}
 	if err == nil || s.cfg.Mode == ModePcap {
-		s.awaitAcknowledgements()
+		s.awaitAcknowledgements(limit)
 	}
 	stopStreaming()
 	streams.Wait()
 	return err
 }
 
-// awaitAcknowledgements waits until classify has everything, or for drainLimit.
-func (s *Service) awaitAcknowledgements() {
-	for deadline := time.Now().Add(drainLimit); !s.shards.idle() && time.Now().Before(deadline); {
+// endFlows ends all flows, until the limit no faster than classify takes them: a million are more than the outboxes hold.
+func (s *Service) endFlows(limit time.Time) {
+	now := time.Now().UnixNano()
+	for _, w := range s.workers {
+		w.wait = func() {
+			for !s.shards.room() && time.Now().Before(limit) {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		w.pipe.Close(now)
+	}
+}
+
+// awaitAcknowledgements waits until classify has everything, or until the limit.
+func (s *Service) awaitAcknowledgements(limit time.Time) {
+	for !s.shards.idle() && time.Now().Before(limit) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if c := s.shards.stats(); c.BatchesPending > 0 {

@@ -56,7 +56,7 @@ type worker struct {
 	shards     *shards
 	tel        *telemetry.Telemetry
 	recordings *recordings
-	wait       func() // captures: until there is room for a batch; else nil, as frames do not wait
+	wait       func() // until there is room for a batch: of captures and at the end; else nil, as frames do not wait
 
 	inputs []input
 	fds    []unix.PollFd
