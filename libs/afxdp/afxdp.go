@@ -84,6 +84,9 @@ type Stats struct {
 	RxInvalid, TxInvalid uint64
 	// TxEmpty counts how often the kernel found nothing to transmit.
 	TxEmpty uint64
+	// TxDropped counts frames that the kernel took from the transmit ring and dropped, because the interface has no carrier.
+	// The native backend counts them, in copy mode; this is not one of the kernel's counters.
+	TxDropped uint64
 }
 
 // Lost is the number of frames that the XDP program redirected to this socket and that never reached the

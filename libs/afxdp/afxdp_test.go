@@ -8,6 +8,8 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
 	"github.com/tidegate-mesh/tidegate/libs/afxdp/afxdptest"
+	"github.com/tidegate-mesh/tidegate/libs/netlab"
+	"github.com/vishvananda/netlink"
 )
 
 func TestNative(t *testing.T) { afxdptest.Run(t, afxdp.Native) }
@@ -99,5 +101,76 @@ func TestLost(t *testing.T) {
 	s := afxdp.Stats{RxDropped: 3, RxRingFull: 4, RxFillEmpty: 3}
 	if s.Lost() != 7 {
 		t.Fatalf("Lost() = %d, want 7", s.Lost())
+	}
+}
+
+// TestNoCarrier: frames for a port whose cable is out are dropped at once, not kept until it is in again, and counted.
+func TestNoCarrier(t *testing.T) {
+	afxdptest.RequireRoot(t)
+	lab, err := netlab.New("tgx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := lab.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	ns, err := lab.Namespace("peer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	near := netlab.Ifname("tgx", "n")
+	if err := lab.Veth(netlab.End{Name: near}, netlab.End{NS: ns, Name: "far"}, 1); err != nil {
+		t.Fatal(err)
+	}
+	far := func(do func(netlink.Link) error) {
+		t.Helper()
+		if err := ns.Do(func() error {
+			l, err := netlink.LinkByName("far")
+			if err != nil {
+				return err
+			}
+			return do(l)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := afxdp.Open(afxdp.DefaultConfig(near, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	frames := make([][]byte, 64)
+	for i := range frames {
+		frames[i] = append([]byte{2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 0x88, 0xB5}, make([]byte, 46)...)
+	}
+	for _, c := range []struct {
+		name             string
+		change           func(netlink.Link) error
+		arrived, dropped uint64
+	}{
+		{"carrier", netlink.LinkSetUp, 640, 0},
+		{"no carrier", netlink.LinkSetDown, 0, 640},
+		{"carrier again", netlink.LinkSetUp, 640, 640},
+	} {
+		far(c.change)
+		var before, after uint64
+		far(func(l netlink.Link) error { before = l.Attrs().Statistics.RxPackets; return nil })
+		for range 10 {
+			if n, err := s.Send(frames); n != len(frames) || err != nil {
+				t.Fatalf("%s: sent %d, %v", c.name, n, err)
+			}
+			if err := s.Flush(); err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+		}
+		for end := time.Now().Add(time.Second); after < c.arrived && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			far(func(l netlink.Link) error { after = l.Attrs().Statistics.RxPackets - before; return nil })
+		}
+		st, err := s.Stats()
+		if after < c.arrived || after > c.arrived+8 || st.TxDropped != c.dropped || err != nil { // a link that comes up says so
+			t.Errorf("%s: %d arrived, %d were dropped, %v", c.name, after, st.TxDropped, err)
+		}
 	}
 }

@@ -37,7 +37,8 @@ type native struct {
 	tx         ring[unix.XDPDesc]
 	completion ring[uint64]
 	spare      []uint64 // transmit frames that are free
-	kicks      int      // most calls one Flush makes
+	kicks      int      // most calls one Flush makes, beside one for each frame that is dropped
+	txDropped  atomic.Uint64
 }
 
 // xdpMaxTxSkbBudget is XDP_MAX_TX_SKB_BUDGET of linux/if_xdp.h (kernel 6.17): how many frames one call
@@ -310,23 +311,27 @@ func (s *native) Flush() error {
 		s.reclaim()
 		return nil
 	}
+	defer s.reclaim()
 	// In copy mode one call moves a limited number of frames and says EAGAIN while more wait.
-	for range s.kicks {
+	for kicks, dropped := 0, 0; kicks < s.kicks; {
 		if atomic.LoadUint32(s.tx.consumer) == s.tx.prod {
 			break
 		}
 		_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(s.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
-		if errno == 0 || errno == unix.EAGAIN || errno == unix.EINTR {
-			continue
-		}
-		s.reclaim()
-		// EBUSY: the driver's queue is full; ENOBUFS: no memory for it now. The frames stay in the ring.
-		if errno == unix.EBUSY || errno == unix.ENOBUFS {
+		switch {
+		case errno == 0 || errno == unix.EAGAIN || errno == unix.EINTR:
+			kicks++
+		case errno == unix.EBUSY && !s.zeroCopy && dropped < len(s.tx.entries):
+			// The port has no carrier: the kernel took a frame out of the ring, dropped it and stopped (xsk_generic_xmit). Were the
+			// others to stay, they would leave once the port has one again, however late.
+			dropped++
+			s.txDropped.Add(1)
+		case errno == unix.EBUSY || errno == unix.ENOBUFS: // no room or memory in the driver now; the frames stay in the ring
 			return nil
+		default:
+			return fmt.Errorf("transmit on AF_XDP socket: %w", errno)
 		}
-		return fmt.Errorf("transmit on AF_XDP socket: %w", errno)
 	}
-	s.reclaim()
 	return nil
 }
 
@@ -337,9 +342,14 @@ func (s *native) Wait(timeout time.Duration) (bool, error) {
 	return waitReadable(s.fd, timeout)
 }
 
-func (s *native) Stats() (Stats, error) { return readStats(s.fd) }
-func (s *native) FD() int               { return s.fd }
-func (s *native) ZeroCopy() bool        { return s.zeroCopy }
+func (s *native) Stats() (Stats, error) {
+	st, err := readStats(s.fd)
+	st.TxDropped = s.txDropped.Load()
+	return st, err
+}
+
+func (s *native) FD() int        { return s.fd }
+func (s *native) ZeroCopy() bool { return s.zeroCopy }
 
 func (s *native) Close() error {
 	if s.fd < 0 {

@@ -178,6 +178,8 @@ func (s *Service) newRecording(req *ingestv1.CaptureRequest) (*recording, error)
 		return nil, invalid("a capture of %v: use at most %v", c.length, maxCaptureTime)
 	case s.cfg.Mode == ModeHost:
 		return nil, status.Error(codes.FailedPrecondition, "this sensor is in host mode: frames go to the machine's own stack, where tcpdump sees them")
+	case s.cfg.Mode == ModePcap:
+		return nil, status.Error(codes.FailedPrecondition, "this sensor reads captures, which are files already: take from them with tcpdump -r")
 	}
 	if err := s.captureCheck(); err != nil {
 		return nil, status.Errorf(codes.FailedPrecondition, "this sensor receives nothing now: %v", err)

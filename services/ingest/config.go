@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/tidegate-mesh/tidegate/libs/afpacket"
 	"github.com/tidegate-mesh/tidegate/libs/afxdp"
@@ -28,6 +31,9 @@ const (
 
 // minBuffer is what every classifier's batches may take at least.
 const minBuffer = 1 << 20
+
+// maxSensor is what every database's column holds. Messages do not carry a text that is no UTF-8.
+const maxSensor = 255
 
 // maxForwarded is half of the gate's flow map: a flow takes an entry for each direction.
 const maxForwarded = 65536
@@ -131,6 +137,14 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("ingest: buffer of %d bytes: use at least %d, the size of one batch", c.BufferBytes, minBuffer)
 	case c.MaxFlows < 1024:
 		return fmt.Errorf("ingest: at most %d flows: use at least 1024", c.MaxFlows)
+	case c.IdleTCP <= 0 || c.IdleUDP <= 0 || c.IdleOther <= 0:
+		return fmt.Errorf("ingest: idle timeouts of %v (TCP), %v (UDP) and %v (others): use more than 0", c.IdleTCP, c.IdleUDP, c.IdleOther)
+	case c.ActiveTimeout < 0:
+		return fmt.Errorf("ingest: active timeout of %v: use more than 0, or 0 to export long flows whole", c.ActiveTimeout)
+	case slices.ContainsFunc(c.CPUs, func(n int) bool { return n < 0 }):
+		return fmt.Errorf("ingest: CPUs %v: they are numbered from 0", c.CPUs)
+	case len(c.Sensor) > maxSensor || !utf8.ValidString(c.Sensor) || strings.ContainsFunc(c.Sensor, unicode.IsControl):
+		return fmt.Errorf("ingest: sensor name %.40q: use at most %d bytes of text without control characters", c.Sensor, maxSensor)
 	case c.Nice < -20 || c.Nice > 19:
 		return fmt.Errorf("ingest: priority %d: use -20 to 19", c.Nice)
 	case c.Spin < 0 || c.Spin > time.Second:

@@ -44,6 +44,11 @@ func TestConfigMistakes(t *testing.T) {
 		{func(c *Config) { c.BufferBytes = 10 }, "buffer of 10 bytes"},
 		{func(c *Config) { c.MaxFlows = 1 }, "flows"},
 		{func(c *Config) { c.Spin = -1 }, "spin"},
+		{func(c *Config) { c.Sensor = "edge\xff" }, `sensor name "edge\xff"`},
+		{func(c *Config) { c.Sensor = strings.Repeat("x", 256) }, "at most 255 bytes"},
+		{func(c *Config) { c.IdleUDP = 0 }, "0s (UDP)"},
+		{func(c *Config) { c.ActiveTimeout = -time.Second }, "active timeout of -1s"},
+		{func(c *Config) { c.CPUs = []int{0, -1} }, "numbered from 0"},
 		{func(c *Config) { c.Nice = -21 }, "priority"},
 		{func(c *Config) { c.MaxForwarded = 1 << 20 }, "forwarded flows"},
 		{func(c *Config) { c.Capture = "pcap" }, "none of auto, af_xdp and af_packet"},
@@ -65,6 +70,19 @@ func TestConfigMistakes(t *testing.T) {
 	cfg.Ifaces = []string{"a", "b"}
 	if err := cfg.Validate(); err != nil || cfg.Sensor == "" {
 		t.Errorf("a good configuration: %v, sensor %q", err, cfg.Sensor)
+	}
+}
+
+// TestAbsentCPU: it ends the start, where capture would be tried for ever.
+func TestAbsentCPU(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Mode, cfg.Ifaces, cfg.CPUs = ModeTap, []string{"tg-absent"}, []int{0, 1023}
+	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: []classifyv1.ClassifyServiceClient{newFakeClassify(t).client}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "--cpus names CPU 1023") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -31,7 +31,15 @@ const maxPacketWorkers = 8
 var errNoFallback = errors.New("AF_PACKET, the fallback of tap mode, cannot hold frames back or send them on")
 
 // openPlane opens the interfaces by AF_XDP, or in tap mode by AF_PACKET where AF_XDP cannot be had.
-func (s *Service) openPlane() (*plane, error) {
+func (s *Service) openPlane() (p *plane, err error) {
+	if !s.opened {
+		passed := s.passing()
+		defer func() {
+			if s.opened = err == nil; err != nil {
+				s.pass(passed)
+			}
+		}()
+	}
 	if s.cfg.Mode != ModeHost {
 		if err := refuseLoopback(s.cfg.Ifaces); err != nil {
 			return nil, err
@@ -40,7 +48,7 @@ func (s *Service) openPlane() (*plane, error) {
 	if s.cfg.Capture == CaptureAFPacket {
 		return s.openPackets(nil)
 	}
-	p, err := s.openXDP()
+	p, err = s.openXDP()
 	switch {
 	case err == nil:
 		s.hadXDP = true
@@ -59,6 +67,39 @@ func (s *Service) openPlane() (*plane, error) {
 	return p, nil
 }
 
+// passing lists the interfaces whose packets come to the machine's stack though there is a gate, or will be.
+func (s *Service) passing() (names []string) {
+	for _, name := range s.cfg.Ifaces {
+		if _, err := net.InterfaceByName(name); err != nil {
+			return nil
+		}
+	}
+	for _, name := range s.cfg.Ifaces {
+		g, err := xdp.Open(xdp.Options{Iface: name, BPFFS: s.cfg.BPFFS, Geometry: xdp.DefaultGeometry(), Log: s.tel.Log})
+		if err != nil {
+			continue // opening it again says what is wrong
+		}
+		if g.Mode() == xdp.ModeHost {
+			names = append(names, name)
+		}
+		_ = g.Close()
+	}
+	return names
+}
+
+// pass gives interfaces back that a start has opened in vain: a bridge or a mirror port without a reader would keep their
+// packets from the machine. What an earlier sensor kept from it stays so.
+func (s *Service) pass(names []string) {
+	for _, name := range names {
+		g, err := xdp.Open(xdp.Options{Iface: name, BPFFS: s.cfg.BPFFS, Mode: xdp.ModeHost, Log: s.tel.Log})
+		if err != nil {
+			s.tel.Log.Error("packets may not come to this machine any more; tidegate detach takes the program off", "iface", name, "error", err)
+			continue
+		}
+		_ = g.Close()
+	}
+}
+
 // replaceable tells whether AF_PACKET could do what AF_XDP could not: not for an interface that is away or carries no
 // Ethernet, and not beside another sensor, from which it would take the frames.
 func replaceable(ifaces []string, err error) bool {
@@ -74,6 +115,9 @@ func replaceable(ifaces []string, err error) bool {
 // be, to count what rules would have stopped, and pass everything: AF_PACKET gets what XDP lets through. why says what
 // AF_XDP lacked; nil: it was not asked for.
 func (s *Service) openPackets(why error) (_ *plane, err error) {
+	if err := refuseSecond(s.cfg.Ifaces); err != nil {
+		return nil, err
+	}
 	p := &plane{packets: true}
 	defer func() {
 		if err != nil {

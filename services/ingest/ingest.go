@@ -26,7 +26,6 @@ import (
 	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/flowtable"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/pipeline"
-	"github.com/tidegate-mesh/tidegate/services/ingest/internal/window"
 )
 
 const (
@@ -53,7 +52,8 @@ type Service struct {
 	offload    *offload // nil in tap mode and without kernel forwarding
 	counts     []*portCounts
 	recordings *recordings
-	hadXDP     bool // a plane was opened by AF_XDP; of the goroutine that captures
+	opened     bool // a plane was; of the goroutine that captures
+	hadXDP     bool // one was by AF_XDP; as opened
 
 	mu      sync.Mutex
 	workers []*worker
@@ -132,10 +132,10 @@ func (s *Service) Run(ctx context.Context) error {
 		err = s.play(ctx)
 	} else {
 		err = s.capture(ctx)
-		now := time.Now().UnixNano()
-		for _, w := range s.workers {
-			w.pipe.Close(now)
-		}
+	}
+	limit := time.Now().Add(drainLimit)
+	if s.cfg.Mode != ModePcap {
+		s.endFlows(limit)
 	}
 	close(s.recordings.ended)
 	stopMerging()
@@ -146,18 +146,32 @@ func (s *Service) Run(ctx context.Context) error {
 		if s.cfg.PcapStay {
 			<-ctx.Done()
 		}
+		limit = time.Now().Add(drainLimit)
 	}
 	if err == nil || s.cfg.Mode == ModePcap {
-		s.awaitAcknowledgements()
+		s.awaitAcknowledgements(limit)
 	}
 	stopStreaming()
 	streams.Wait()
 	return err
 }
 
-// awaitAcknowledgements waits until classify has everything, or for drainLimit.
-func (s *Service) awaitAcknowledgements() {
-	for deadline := time.Now().Add(drainLimit); !s.shards.idle() && time.Now().Before(deadline); {
+// endFlows ends all flows, until the limit no faster than classify takes them: a million are more than the outboxes hold.
+func (s *Service) endFlows(limit time.Time) {
+	now := time.Now().UnixNano()
+	for _, w := range s.workers {
+		w.wait = func() {
+			for !s.shards.room() && time.Now().Before(limit) {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		w.pipe.Close(now)
+	}
+}
+
+// awaitAcknowledgements waits until classify has everything, or until the limit.
+func (s *Service) awaitAcknowledgements(limit time.Time) {
+	for !s.shards.idle() && time.Now().Before(limit) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if c := s.shards.stats(); c.BatchesPending > 0 {
@@ -167,6 +181,9 @@ func (s *Service) awaitAcknowledgements() {
 
 // capture opens planes one after the other until ctx ends.
 func (s *Service) capture(ctx context.Context) error {
+	if err := tryCPUs(s.cfg.CPUs); err != nil {
+		return fmt.Errorf("ingest: %w", err) // no retry would help
+	}
 	wait := backoffBase
 	for first := true; ; first = false {
 		begun := time.Now()
@@ -347,8 +364,12 @@ func (s *Service) newWorker(n, of int) *worker {
 	// The worker looks at least every nap, so the delay to the sender stays below BatchInterval.
 	age := max(s.cfg.BatchInterval-nap, time.Millisecond)
 	cfg := pipeline.Config{
-		Flow: f, Window: window.DefaultConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval, Inner: s.cfg.inner(),
+		Flow: f, Window: windowConfig(), BatchAge: age, WindowLength: s.cfg.WindowInterval, Inner: s.cfg.inner(),
 		Classifiers: len(s.shards.list), Choose: s.shards.choose, OnBatch: w.onBatch, OnWindow: s.windows.take,
+		OnBack: func(by time.Duration) {
+			s.tel.CountError("clock_back")
+			s.tel.Log.Warn("the system's clock was set back; flows and windows go on from there", "by", by.String(), "queue", n)
+		},
 	}
 	if s.cfg.Mode == ModeHost {
 		cfg.OnSpent = w.enough

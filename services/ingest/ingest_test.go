@@ -2,11 +2,17 @@ package ingest
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/tidegate-mesh/tidegate/libs/packet"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
+	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 )
 
 // metric sums a metric over its labels.
@@ -100,6 +106,50 @@ func TestSilentClassifierIsLeft(t *testing.T) {
 	})
 	f.set(func() { f.mute = false })
 	eventually(t, "everything is sent again", func() error { return settled(s) })
+}
+
+// TestEndWaitsForRoom: more flows under way than the buffer holds are sent at the end all the same, as long as classify takes them.
+func TestEndWaitsForRoom(t *testing.T) {
+	f := newFakeClassify(t)
+	cfg := DefaultConfig()
+	cfg.Mode, cfg.Ifaces, cfg.Sensor, cfg.MaxFlows, cfg.BufferBytes = ModeTap, []string{"tg-absent"}, "test-sensor", 1<<16, minBuffer
+	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: []classifyv1.ClassifyServiceClient{f.client}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { s.shards.run(ctx); close(ended) }()
+	defer func() { cancel(); <-ended }()
+	eventually(t, "a stream", s.shards.check)
+	const flows = 30_000
+	w, now := s.staff(1)[0], time.Now().UnixNano()
+	idle := func() error {
+		if w.pipe.Poll(time.Now().UnixNano()); !s.shards.idle() {
+			return errors.New("not yet")
+		}
+		return nil
+	}
+	for range 2 {
+		for i := range flows {
+			h := packet.Header{Src: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), Dst: netip.MustParseAddr("198.51.100.1")} //nolint:gosec // bytes of i
+			w.pipe.Frames([][]byte{h.AppendUDP(nil, 1000, 2000, nil)}, now, 0)
+			if i%3000 == 0 {
+				eventually(t, "acknowledgements", idle)
+			}
+		}
+	}
+	eventually(t, "acknowledgements", idle)
+	s.endFlows(time.Now().Add(patience))
+	eventually(t, "the last acknowledgements", func() error {
+		if !s.shards.idle() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if l := s.Ledger(); l["flows_ended"] != flows || l["batches_dropped"] != 0 || l["batches_pending"] != 0 {
+		t.Errorf("%v", l)
+	}
 }
 
 func TestTap(t *testing.T) {

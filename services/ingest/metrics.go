@@ -107,7 +107,7 @@ type drop struct {
 }
 
 // drops lists the reasons why frames were lost. A frame that the kernel had no room for is fill_empty, one
-// that does not fit a frame too_large. packet_ring_full is what AF_PACKET had no room for.
+// that does not fit a frame too_large. no_carrier is what was to leave by a port whose link is down. packet_ring_full is what AF_PACKET had no room for.
 func (c *portCounts) drops() []drop {
 	l := c.ledger()
 	fill := min(l.ring.RxFillEmpty, l.ring.RxDropped)
@@ -117,6 +117,7 @@ func (c *portCounts) drops() []drop {
 		{"fill_empty", fill},
 		{"too_large", l.ring.RxDropped - fill},
 		{"tx_full", c.txDropped.Load()},
+		{"no_carrier", l.ring.TxDropped},
 		{"no_reader", l.xdp.NoReader},
 		{"lost_at_restart", l.lostAtRestart},
 	}

@@ -30,6 +30,7 @@ type port struct {
 	ifindex int
 	gate    *xdp.Gate          // with AF_PACKET nil where XDP cannot be had
 	queues  int                // receive queues that AF_XDP reads, when opened
+	claim   io.Closer          // host mode: keeps other sensors away; nil: it could not be had
 	promisc io.Closer          // keeps the interface promiscuous; nil: it could not be
 	sockets []afxdp.Socket     // a queue
 	packets []*afpacket.Socket // tap without AF_XDP: what there is instead, a worker
@@ -78,6 +79,9 @@ func (s *Service) openXDP() (_ *plane, err error) {
 			p.close()
 		}
 	}()
+	if err := refuseSecond(s.cfg.Ifaces); err != nil {
+		return nil, err
+	}
 	size, err := frameSize(s.cfg.Ifaces)
 	if err != nil && s.cfg.Mode != ModeHost {
 		return nil, err
@@ -97,6 +101,9 @@ func (s *Service) openXDP() (_ *plane, err error) {
 		}
 		q := &port{name: name, index: uint8(i), ifindex: g.Ifindex(), gate: g, counts: s.counts[i]} //nolint:gosec // 0 or 1
 		p.ports = append(p.ports, q)
+		if s.cfg.Mode == ModeHost {
+			q.claim, _ = claim(name) // it was free
+		}
 		if q.base, err = g.Counters(); err != nil {
 			return nil, err
 		}
@@ -190,6 +197,28 @@ func frameSize(ifaces []string) (int, error) {
 		}
 	}
 	return size, nil
+}
+
+// claim takes the first queue of an interface, as every sensor that reads by AF_XDP does, so that another finds it taken.
+func claim(iface string) (afxdp.Socket, error) {
+	cfg := afxdp.DefaultConfig(iface, 0)
+	cfg.Frames, cfg.RxRing, cfg.TxRing, cfg.ZeroCopy = 64, 64, 64, afxdp.ZeroCopyNever
+	return afxdp.Open(cfg)
+}
+
+// refuseSecond fails where another sensor reads an interface. It is asked before the gates are opened, which changes their
+// mode: that of the other, too. What else is wrong with an interface shows later.
+func refuseSecond(ifaces []string) error {
+	for _, name := range ifaces {
+		sock, err := claim(name)
+		if errors.Is(err, afxdp.ErrQueueBusy) {
+			return fmt.Errorf("capture from %s is not possible while another sensor reads it; stop that one first: %w", name, err)
+		}
+		if err == nil {
+			_ = sock.Close()
+		}
+	}
+	return nil
 }
 
 // refuseLoopback keeps the machine's services connected to each other.
@@ -309,6 +338,7 @@ func (p *plane) account() error {
 			l.ring.RxFillEmpty += st.RxFillEmpty
 			l.ring.RxInvalid += st.RxInvalid
 			l.ring.TxInvalid += st.TxInvalid
+			l.ring.TxDropped += st.TxDropped
 		}
 		for _, sock := range q.packets {
 			st, err := sock.Stats()
@@ -348,8 +378,10 @@ func (p *plane) close() {
 		if q.copies != nil {
 			_ = q.copies.Close()
 		}
-		if q.promisc != nil {
-			_ = q.promisc.Close()
+		for _, c := range []io.Closer{q.claim, q.promisc} {
+			if c != nil {
+				_ = c.Close()
+			}
 		}
 		if q.gate != nil {
 			_ = q.gate.Close()
@@ -384,6 +416,14 @@ func (c *portCounts) settle() {
 	}
 	c.past = c.past.plus(l)
 	c.last = portLedger{}
+}
+
+// sent is how many frames left by the port, and how many were to and did not. What the kernel dropped behind the ring was
+// counted as transmitted, or is just about to be.
+func (c *portCounts) sent(l *portLedger) (transmitted, dropped uint64) {
+	took := c.transmitted.Load()
+	lost := min(l.ring.TxDropped, took)
+	return took - lost, c.txDropped.Load() + lost
 }
 
 // ledger is the sum over all planes.
@@ -421,6 +461,7 @@ func (l portLedger) plus(o portLedger) portLedger {
 	l.ring.RxFillEmpty += o.ring.RxFillEmpty
 	l.ring.RxInvalid += o.ring.RxInvalid
 	l.ring.TxInvalid += o.ring.TxInvalid
+	l.ring.TxDropped += o.ring.TxDropped
 	l.packets.Copied += o.packets.Copied
 	l.packets.Dropped += o.packets.Dropped
 	l.received += o.received

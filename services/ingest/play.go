@@ -46,8 +46,8 @@ type captureClock struct {
 
 // at moves the clock to a record's time.
 func (c *captureClock) at(recordNs int64) int64 {
-	// Far-off stamps of broken files must not overflow what is added to them.
-	t := min(max(recordNs, 1), math.MaxInt64/4) + c.shift
+	// Far-off stamps of broken files, and the steps back behind them, must not overflow what is added to them.
+	t := min(min(max(recordNs, 1), math.MaxInt64/4)+c.shift, math.MaxInt64/2)
 	if !c.begun {
 		c.begun, c.now = true, t
 	}
@@ -84,6 +84,7 @@ type player struct {
 // whole records and does not end the ones after it; the errors are joined. It ends the flows.
 func (s *Service) play(ctx context.Context) error {
 	p := &player{s: s, w: s.staff(1)[0], counts: s.counts[0], told: time.Now()}
+	p.w.wait = func() { p.room(ctx) } // many flows may end at once
 	p.counts.capture.Store("capture files, pace: " + s.cfg.PcapPace)
 	p.counts.kind.Store(captureFile)
 	if !p.awaitClassifiers(ctx) {
@@ -149,16 +150,18 @@ func (p *player) file(ctx context.Context, path string) error {
 	defer func() { _ = in.Close() }() // only read from
 	var own captureClock
 	var began, before int64 // at the capture's pace: when its first record is due, and when the one before was
+	var rec pcapfile.Record
 	for n := 0; ; n++ {
 		if n%playChunk == 0 {
 			p.w.readMail(mailboxSize)
-			p.tell(path)
+			if n > 0 {
+				p.tell(path, rec.TimeNs)
+			}
 			if !p.room(ctx) {
 				return ctx.Err()
 			}
 		}
-		rec, err := in.Next(nil)
-		if errors.Is(err, io.EOF) {
+		if rec, err = in.Next(nil); errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -219,9 +222,9 @@ func (p *player) room(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-func (p *player) tell(path string) {
+func (p *player) tell(path string, recordNs int64) {
 	if time.Since(p.told) > tellEvery {
 		p.told = time.Now()
-		p.s.tel.Log.Info("reading", "file", filepath.Base(path), "packets", p.read, "capture_time", time.Unix(0, p.clock.now).UTC().Format(time.RFC3339))
+		p.s.tel.Log.Info("reading", "file", filepath.Base(path), "packets", p.read, "capture_time", time.Unix(0, recordNs).UTC().Format(time.RFC3339))
 	}
 }

@@ -1,19 +1,25 @@
 package ingest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
+	ingestv1 "github.com/tidegate-mesh/tidegate/proto/ingest/v1"
 )
 
 // play reads captures until they end.
@@ -136,6 +142,55 @@ func TestPlayWaits(t *testing.T) {
 		if e.Key.Protocol != packet.ProtoUDP || e.Totals != (flow.Totals{PacketsFwd: each, BytesFwd: each * (28 + 500)}) {
 			t.Fatalf("flow %+v", e)
 		}
+	}
+}
+
+// TestPlayTells: a long reading says how far it is, by the capture's time, and no frames can be captured from it.
+func TestPlayTells(t *testing.T) {
+	h := between("192.0.2.1", "198.51.100.1")
+	frames := make([]frameAt, 2*playChunk)
+	for i := range frames {
+		frames[i] = frameAt{0, h.AppendUDP(nil, 7, 9, nil)}
+	}
+	for _, pace := range []string{PaceCapture, PaceFull} {
+		cfg := DefaultConfig()
+		cfg.Mode, cfg.Pcap, cfg.PcapPace, cfg.MaxFlows = ModePcap, []string{capture(t, frames)}, pace, 1<<16
+		s, err := New(cfg, Deps{Telemetry: telemetry.Discard("ingest"), Classify: make([]classifyv1.ClassifyServiceClient, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		s.tel.Log = slog.New(slog.NewTextHandler(&log, nil))
+		p := &player{s: s, w: s.staff(1)[0], counts: s.counts[0]} // it never told anything
+		if err := p.file(t.Context(), cfg.Pcap[0]); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(log.String(), "capture_time=2020-09-13T12:26:40Z") {
+			t.Errorf("pace %s: %s", pace, log.String())
+		}
+		s.setProblem(nil)
+		if _, err := s.newRecording(&ingestv1.CaptureRequest{}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "tcpdump -r") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// TestPlayEnds: the flows that are under way at the end of a capture may take more than the buffer, and none is dropped.
+func TestPlayEnds(t *testing.T) {
+	const flows, each = 30_000, 2
+	var frames []frameAt
+	for i := range flows * each {
+		n := i % flows
+		h := packet.Header{Src: netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)}), Dst: netip.MustParseAddr("198.51.100.1")} //nolint:gosec // bytes of n
+		frames = append(frames, frameAt{time.Duration(i) * 20 * time.Microsecond, h.AppendUDP(nil, 1000, 2000, nil)})
+	}
+	f := newFakeClassify(t)
+	s, err := play(t, f, PaceFull, func(c *Config) { c.BufferBytes = minBuffer }, capture(t, frames))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.exactly(s, flows*each, 0, flows); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -36,7 +36,7 @@ type sender struct {
 
 	connected  atomic.Bool
 	reconnects atomic.Uint64
-	answered   atomic.Int64 // Unix ns of the last acknowledgement
+	answered   atomic.Pointer[time.Time] // when the last acknowledgement came; a Time, because the system's clock may be set
 	mu         sync.Mutex
 	last       error // why there is no stream
 }
@@ -171,7 +171,7 @@ func (s *sender) transmit(ctx context.Context, stream classifyv1.ClassifyService
 
 func (s *sender) acknowledged(r *classifyv1.StreamResponse) {
 	now := time.Now()
-	s.answered.Store(now.UnixNano())
+	s.answered.Store(&now)
 	if r.GetBatch() != 0 {
 		s.box.ackBatch(r.GetBatch(), r.GetPublished(), r.GetUnpublished(), now)
 	}

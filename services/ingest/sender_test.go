@@ -36,6 +36,10 @@ func TestSender(t *testing.T) {
 		t.Errorf("%d flows have final labels, want 2", n)
 	}
 
+	if at := s.answered.Load(); at == nil || !strings.Contains(at.String(), " m=") { // time.Time.String of a monotonic reading
+		t.Errorf("the acknowledgement came at %v, which the system's clock may change", at)
+	}
+
 	f.srv.Stop()
 	eventually(t, "the loss is noticed", func() error {
 		if err := s.check(); err == nil || !strings.Contains(err.Error(), "classify") {

@@ -86,8 +86,9 @@ func (s *shards) share() {
 // run sends until ctx ends.
 func (s *shards) run(ctx context.Context) {
 	var wg sync.WaitGroup
+	begun := time.Now()
 	for _, c := range s.list {
-		c.send.answered.CompareAndSwap(0, time.Now().UnixNano()) // it has its time to begin with
+		c.send.answered.CompareAndSwap(nil, &begun) // it has its time to begin with
 		wg.Add(1)
 		go func() { defer wg.Done(); c.send.run(ctx) }()
 	}
@@ -109,7 +110,7 @@ func (s *shards) run(ctx context.Context) {
 func (s *shards) look(now time.Time) {
 	changed := false
 	for _, c := range s.list {
-		silent := now.Sub(time.Unix(0, c.send.answered.Load()))
+		silent := now.Sub(*c.send.answered.Load())
 		switch {
 		case silent > c.patience:
 			c.answers = time.Time{}

@@ -28,6 +28,7 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 		l := c.ledger()
 		b := &l.xdp.Bytes
 		capture, _ := c.capture.Load().(string)
+		transmitted, _ := c.sent(&l)
 		if s.cfg.inner() {
 			capture += ", tunnels looked into"
 		}
@@ -41,7 +42,7 @@ func (s *Service) Status(context.Context, *ingestv1.StatusRequest) (*ingestv1.St
 				"seen": b.Seen, "drop": b.Drop, "rate_limited": b.RateLimited, "count": b.Count,
 				"pass": b.Pass, "forward": b.Forward, "redirect": b.Redirect, "no_reader": b.NoReader,
 			},
-			Received: l.received + c.records.Load(), RingDrops: l.lost(), Transmitted: c.transmitted.Load(),
+			Received: l.received + c.records.Load(), RingDrops: l.lost(), Transmitted: transmitted,
 		})
 	}
 	for _, c := range s.shards.list {
@@ -142,8 +143,9 @@ func (s *Service) Ledger() map[string]uint64 {
 		t["packet_copied"] += l.packets.Copied
 		t["ring_drops"] += l.lost()
 		t["lost_at_restart"] += l.lostAtRestart
-		t["transmitted"] += c.transmitted.Load()
-		t["tx_dropped"] += c.txDropped.Load()
+		transmitted, dropped := c.sent(&l)
+		t["transmitted"] += transmitted
+		t["tx_dropped"] += dropped
 	}
 	return t
 }

@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -39,11 +40,21 @@ func newWindows(tel *telemetry.Telemetry, put func(*flowv1.Window, time.Time), q
 	}
 }
 
+func newBuilder() *window.Builder { return window.New(windowConfig()) }
+
+// windowConfig is that of a live sensor's builder. With a seed of its own nobody can choose addresses that meet in its tables,
+// and so drive a scanner or a victim out of them.
+func windowConfig() window.Config {
+	c := window.DefaultConfig()
+	c.Seed = rand.Uint64() //nolint:gosec // seeded by the system at start; an attacker sees no output of it
+	return c
+}
+
 // provide makes the builders that a queue changes with: one that is merged while the next is filled, and one to spare.
 // Made by take they would stop the queue for milliseconds.
 func (w *windows) provide() {
 	for range 2 {
-		w.giveBack(window.New(window.DefaultConfig()))
+		w.giveBack(newBuilder())
 	}
 }
 
@@ -53,7 +64,7 @@ func (w *windows) take(b *window.Builder) *window.Builder {
 	select {
 	case fresh = <-w.spare:
 	default:
-		fresh = window.New(window.DefaultConfig())
+		fresh = newBuilder()
 	}
 	select {
 	case w.in <- b:
@@ -79,35 +90,37 @@ func (w *windows) run(ctx context.Context) {
 	var waiting []*window.Builder
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
+	emit := func() {
+		if len(waiting) > 0 {
+			w.emit(waiting)
+			waiting = waiting[:0]
+		}
+	}
+	join := func(b *window.Builder) {
+		if len(waiting) > 0 && b.StartNs != waiting[0].StartNs {
+			emit()
+		}
+		waiting = append(waiting, b)
+	}
 	for {
 		select {
 		case b := <-w.in:
-			if len(waiting) > 0 && b.StartNs != waiting[0].StartNs {
-				w.emit(waiting)
-				waiting = waiting[:0]
-			}
-			waiting = append(waiting, b)
+			join(b)
 			if len(waiting) >= w.queues() {
 				timer.Stop()
-				w.emit(waiting)
-				waiting = waiting[:0]
+				emit()
 			} else if len(waiting) == 1 {
 				timer.Reset(mergePatience)
 			}
 		case <-timer.C:
-			if len(waiting) > 0 {
-				w.emit(waiting)
-				waiting = waiting[:0]
-			}
+			emit()
 		case <-ctx.Done():
 			for {
 				select {
 				case b := <-w.in:
-					waiting = append(waiting, b)
+					join(b)
 				default:
-					if len(waiting) > 0 {
-						w.emit(waiting)
-					}
+					emit()
 					return
 				}
 			}
@@ -147,11 +160,10 @@ func (r *recentWindows) add(m *flowv1.Window) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.list = append(r.list, m)
-	n := 0
-	for n < len(r.list) && m.EndNs-r.list[n].EndNs >= int64(talkerSpan) {
-		n++
-	}
-	r.list = slices.Delete(r.list, 0, n)
+	r.list = slices.DeleteFunc(r.list, func(o *flowv1.Window) bool { // those ahead are from before the clock was set back
+		age := m.EndNs - o.EndNs
+		return age >= int64(talkerSpan) || age <= -int64(talkerSpan)
+	})
 }
 
 // talkers are the heaviest hosts of the last second, by packets.

@@ -56,6 +56,7 @@ type worker struct {
 	shards     *shards
 	tel        *telemetry.Telemetry
 	recordings *recordings
+	wait       func() // until there is room for a batch: of captures and at the end; else nil, as frames do not wait
 
 	inputs []input
 	fds    []unix.PollFd
@@ -143,9 +144,7 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 	// Not unlocked: a thread with a CPU of its own must not serve other goroutines afterwards.
 	runtime.LockOSThread()
 	if cpu >= 0 {
-		var set unix.CPUSet
-		set.Set(cpu)
-		if err := unix.SchedSetaffinity(0, &set); err != nil {
+		if err := pin(cpu); err != nil {
 			return fmt.Errorf("pin the worker of queue %d to CPU %d: %w", w.n, cpu, err)
 		}
 	}
@@ -158,6 +157,7 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 	last := time.Now()
 	pace := pace{since: last}
 	for {
+		ending := stop.Load() // before the look, which then finds all that came until it was set
 		n := 0
 		for i := range w.inputs {
 			n += w.receive(&w.inputs[i])
@@ -170,7 +170,8 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 		}
 		now := time.Now()
 		w.pipe.Poll(now.UnixNano())
-		if stop.Load() {
+		w.flush()
+		if ending {
 			return nil
 		}
 		switch quiet := now.Sub(last); {
@@ -184,6 +185,29 @@ func (w *worker) run(stop *atomic.Bool, cpu int, cfg *Config) error {
 			}
 		}
 	}
+}
+
+// pin binds this thread to a CPU.
+func pin(cpu int) error {
+	var set unix.CPUSet
+	set.Set(cpu)
+	return unix.SchedSetaffinity(0, &set)
+}
+
+// tryCPUs reports the first that workers cannot be bound to.
+func tryCPUs(cpus []int) error {
+	tried := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and not unlocked: the thread ends here
+		for _, n := range cpus {
+			if err := pin(n); err != nil {
+				tried <- fmt.Errorf("--cpus names CPU %d, which this machine or this process's cpuset does not have: %w", n, err)
+				return
+			}
+		}
+		tried <- nil
+	}()
+	return <-tried
 }
 
 // prioritise sets the priority of this thread, not of the process (C library and kernel differences in setpriority(2)), with
@@ -277,6 +301,23 @@ func (w *worker) forward(in *input, frames []afxdp.Frame) {
 	}
 }
 
+// flush has the ports transmit what their drivers had no room for when it came, so that it does not wait for the next frame.
+func (w *worker) flush() {
+	for i := range w.inputs {
+		in := &w.inputs[i]
+		if in.tx == nil {
+			continue
+		}
+		if in.txLock != nil {
+			in.txLock.Lock()
+		}
+		_ = in.tx.Flush() // the port is down; the frames stay in its ring
+		if in.txLock != nil {
+			in.txLock.Unlock()
+		}
+	}
+}
+
 var errPortGone = errors.New("the interface went down or away")
 
 // sleep waits for frames on any input, for at most a nap.
@@ -341,6 +382,9 @@ func forwardable(k *flow.Key) bool {
 func (w *worker) onBatch(to int, b *flowv1.FlowBatch) *flowv1.FlowBatch {
 	if len(w.allowed) > 0 {
 		w.findEnded(b.GetEnds())
+	}
+	if w.wait != nil {
+		w.wait()
 	}
 	b.Traceparent = sampled(w.tel, "ingest.batch")
 	w.shards.put(to, b, time.Now())

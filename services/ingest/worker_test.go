@@ -1,9 +1,13 @@
 package ingest
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"net/netip"
 	"runtime"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +19,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	classifyv1 "github.com/tidegate-mesh/tidegate/proto/classify/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
+	"github.com/tidegate-mesh/tidegate/services/ingest/internal/flowtable"
 	"github.com/tidegate-mesh/tidegate/services/ingest/internal/window"
 )
 
@@ -93,6 +98,19 @@ func TestForward(t *testing.T) {
 				t.Errorf("%d frames, %d flushes", len(c.frames), c.sock.flushes)
 			}
 		})
+	}
+}
+
+// TestSent: what the kernel dropped behind the ring did not leave, also while its batch is not counted yet.
+func TestSent(t *testing.T) {
+	c := &portCounts{}
+	c.transmitted.Store(10)
+	c.txDropped.Store(3)
+	for dropped, want := range map[uint64][2]uint64{0: {10, 3}, 4: {6, 7}, 12: {0, 13}} {
+		l := portLedger{ring: afxdp.Stats{TxDropped: dropped}}
+		if sent, lost := c.sent(&l); sent != want[0] || lost != want[1] {
+			t.Errorf("%d dropped: %d sent, %d lost", dropped, sent, lost)
+		}
 	}
 }
 
@@ -193,6 +211,68 @@ func TestMailboxNeverBlocks(t *testing.T) {
 	}
 }
 
+// lateSocket gets frames behind the look that found none, and then the worker is told to stop.
+type lateSocket struct {
+	fakeSocket
+	stop *atomic.Bool
+	late [][]byte
+}
+
+func (s *lateSocket) Receive(frames []afxdp.Frame) int {
+	n := s.fakeSocket.Receive(frames)
+	if n == 0 {
+		s.rx, s.late = s.late, nil
+		s.stop.Store(true)
+	}
+	return n
+}
+
+func TestWorkerTakesTheLastFrames(t *testing.T) {
+	var stop atomic.Bool
+	var queue queueCounts
+	w := testService(t).workers[0]
+	h := packet.Header{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")}
+	rx := &lateSocket{stop: &stop, late: [][]byte{h.AppendUDP(nil, 1, 2, []byte("x"))}}
+	w.inputs = []input{{rx: &socketReceiver{Receiver: rx}, queue: &queue}}
+	done := make(chan error)
+	go func() { done <- w.run(&stop, -1, &Config{}) }() // its thread is its own
+	if err := <-done; err != nil || queue.packets.Load() != 1 {
+		t.Errorf("%d frames were taken before the end, %v", queue.packets.Load(), err)
+	}
+}
+
+// fullSocket is one whose driver has room only at the second call.
+type fullSocket struct {
+	fakeSocket
+	left int // of what was sent
+	stop *atomic.Bool
+}
+
+func (s *fullSocket) Flush() error {
+	if s.flushes++; s.flushes > 1 {
+		s.left = s.sent
+		s.stop.Store(true)
+	}
+	return nil
+}
+
+// TestWorkerFlushesAgain: a frame that stays in the transmit ring does not wait for the next one.
+func TestWorkerFlushesAgain(t *testing.T) {
+	var stop atomic.Bool
+	var queue queueCounts
+	w := testService(t).workers[0]
+	h := packet.Header{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")}
+	sock := &fakeSocket{rx: [][]byte{h.AppendUDP(nil, 1, 2, []byte("x"))}}
+	rx, tx := &socketReceiver{Receiver: sock}, &fullSocket{fakeSocket: fakeSocket{room: 10}, stop: &stop}
+	w.inputs = []input{{rx: rx, from: sock, frames: rx.frames[:], tx: tx, out: &portCounts{}, queue: &queue}}
+	time.AfterFunc(200*time.Millisecond, func() { stop.Store(true) })
+	done := make(chan error)
+	go func() { done <- w.run(&stop, -1, &Config{}) }()
+	if err := <-done; err != nil || tx.sent != 1 || tx.left != 1 {
+		t.Errorf("%d frames of %d left after %d calls, %v", tx.left, tx.sent, tx.flushes, err)
+	}
+}
+
 func TestWindowsMerge(t *testing.T) {
 	tel := telemetry.Discard("ingest")
 	box := newOutbox(newStock("s", 1), 1<<20)
@@ -222,6 +302,65 @@ func TestWindowsMerge(t *testing.T) {
 	}
 	if full != builderPool {
 		t.Errorf("%d windows were not taken, want %d", full, builderPool)
+	}
+}
+
+// TestLastWindows: what waits to be merged when the sensor ends are windows of their own, as it is with captures at full speed.
+func TestLastWindows(t *testing.T) {
+	var got [][2]int64
+	w := newWindows(telemetry.Discard("ingest"), func(m *flowv1.Window, _ time.Time) { got = append(got, [2]int64{m.StartNs, m.EndNs}) }, func() int { return 2 })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b := window.New(window.DefaultConfig())
+	for range 8 { // the end is not always what is seen first
+		got = got[:0]
+		for _, start := range []int64{100, 200, 200, 300} {
+			b.StartNs, b.EndNs = start, start+100
+			b = w.take(b)
+		}
+		w.run(ctx)
+		if !slices.Equal(got, [][2]int64{{100, 200}, {200, 300}, {300, 400}}) {
+			t.Fatalf("windows %v", got)
+		}
+	}
+}
+
+// TestSeeds: builders of a live sensor choose their samples, and the places in their tables, by seeds of their own.
+func TestSeeds(t *testing.T) {
+	s := testService(t)
+	h := packet.Header{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")}
+	var ports [2][]byte
+	for i := range ports {
+		b := <-s.windows.spare
+		for port := range uint16(2000) {
+			var p packet.Packet
+			f := h.AppendUDP(nil, port, 53, nil)
+			p.Decode(f)
+			b.Add(&p, f[p.L3:], 1, &flowtable.Observation{})
+		}
+		var w flowv1.Window
+		b.Encode(&w)
+		for _, sample := range w.Targets[0].Samples {
+			ports[i] = append(ports[i], sample.Header[20:22]...)
+		}
+	}
+	if len(ports[0]) == 0 || bytes.Equal(ports[0], ports[1]) {
+		t.Errorf("two builders kept the same %d samples of 2000 packets", len(ports[0])/2)
+	}
+}
+
+// TestRecentWindows: the last second's are kept, also after the clock was set back.
+func TestRecentWindows(t *testing.T) {
+	var r recentWindows
+	play := func(from int64) {
+		for i := range int64(100) {
+			r.add(&flowv1.Window{StartNs: from + i*1e8, EndNs: from + (i+1)*1e8})
+		}
+	}
+	for _, from := range []int64{1e12, 1e12 - 6e11, 5e12} {
+		if play(from); len(r.list) != 10 || r.list[0].EndNs != from+91e8 {
+			t.Errorf("from %d: %d windows, the first until %d", from, len(r.list), r.list[0].EndNs)
+		}
 	}
 }
 

@@ -160,3 +160,37 @@ func TestLeaps(t *testing.T) {
 	}
 	r.ledger()
 }
+
+// TestBack: flows keep what is left of their timeouts when the clock is set back, whatever they wait for, and nothing is lost.
+func TestBack(t *testing.T) {
+	r := newRig(t, nil)
+	for i := range 200 {
+		r.udp("192.0.2.1", uint16(i), "198.51.100.1", 80, "x") //nolint:gosec // small
+		r.tcp("192.0.2.1", uint16(i), "198.51.100.1", 80, flagSYN, 1, "")
+	}
+	r.wait(2 * time.Second)
+	r.now -= int64(3 * time.Hour)
+	r.table.Back(r.now)
+	r.wait(900 * time.Millisecond)
+	if len(r.failures) != 0 {
+		t.Fatalf("%d attempts failed early", len(r.failures))
+	}
+	r.wait(250 * time.Millisecond)
+	if len(r.failures) != 400 { // of both protocols
+		t.Errorf("%d attempts failed", len(r.failures))
+	}
+	r.wait(2 * time.Second)
+	if s := r.table.Stats(); s.Active != 200 || s.Ended != 200 {
+		t.Errorf("after the single packets' timeout: %+v", s)
+	}
+	r.wait(55 * time.Second)
+	if s := r.table.Stats(); s.Active != 0 {
+		t.Errorf("after all timeouts: %+v", s)
+	}
+	for _, e := range r.ends() {
+		if e.LastNs < e.FirstNs || e.LastNs > r.now {
+			t.Fatalf("%+v at %d", e, r.now)
+		}
+	}
+	r.ledger()
+}

@@ -27,15 +27,17 @@ type summary struct {
 type summaries struct {
 	slots [summarySlots]uint16 // number of the summary, 0 = empty (number 0 is the rest)
 	list  []summary
+	seed  uint64   // so that nobody can craft addresses that share a slot
 	key   flow.Key // of the one at hand, here so that it is not allocated
 }
 
-func (s *summaries) init() {
+func (s *summaries) init(seed uint64) {
+	s.seed = seed
 	s.list = make([]summary, 1, maxSummaries+1)
 }
 
 func (s *summaries) add(dst *[16]byte, protocol uint8, packets, bytes uint64) {
-	h := sketch.Mix(binary.LittleEndian.Uint64(dst[:8]) ^ sketch.Mix(binary.LittleEndian.Uint64(dst[8:])+uint64(protocol)))
+	h := sketch.Mix(binary.LittleEndian.Uint64(dst[:8]) ^ s.seed ^ sketch.Mix(binary.LittleEndian.Uint64(dst[8:])+uint64(protocol)))
 	n := uint16(0)
 	for pos := h % summarySlots; ; pos = (pos + 1) % summarySlots {
 		n = s.slots[pos]

@@ -102,7 +102,7 @@ func New(cfg Config, queue uint8) *Table {
 	}
 	size := 1 << bits.Len(uint(2*cfg.InitialFlows-1)) //nolint:gosec // positive after normalise
 	t.index = newIndex(t.memory, size)
-	t.sums.init()
+	t.sums.init(t.k[0])
 	return t
 }
 

@@ -68,3 +68,20 @@ func (t *Table) clock(nowNs int64) {
 		t.now = nowNs
 	}
 }
+
+// Back sets the time back to nowNs. Flows' times go along, so that they keep what is left of their timeouts; every flow is
+// looked at. Round trips and retransmits of which one packet came before and one after are not right.
+func (t *Table) Back(nowNs int64) {
+	by := nowNs - t.now
+	t.now, t.calmUntil = nowNs, 0
+	t.wheel = wheel{begun: true, cursor: max(nowNs, 0) / tickNs}
+	for i := range t.high {
+		e := &t.entries[i]
+		if e.state&used == 0 {
+			continue
+		}
+		e.first += by
+		e.last += by
+		t.link(i, e, t.deadline(e))
+	}
+}

@@ -52,7 +52,13 @@ type Config struct {
 	// OnSpent is told of flows of which no more payload will be copied though nothing came against them (see
 	// flowtable.Observation); it may call Enough. Where one side of flows is never seen, classify waits for it in vain.
 	OnSpent func(id uint64)
+	// OnBack is told by how much Poll's time is behind the newest that it was given: the system's clock was set back. nil is allowed.
+	OnBack func(by time.Duration)
 }
+
+// clockBack is how far Poll's time may be behind the newest. Less than that is waited for: windows with times that others had
+// before would be added to those, as those of several sensors are.
+const clockBack = int64(2 * time.Second)
 
 // DefaultConfig returns the defaults for live traffic; the callbacks are the caller's.
 func DefaultConfig() Config {
@@ -71,6 +77,7 @@ type Queue struct {
 
 	batchNs     int64 // when the batch got its first record
 	batchBegun  bool
+	polled      int64 // the newest time that Poll was given
 	windowStart int64
 	windowEnd   int64
 	atWindow    flowtable.Stats // when the window began
@@ -308,6 +315,10 @@ func size(b *flowv1.FlowBatch) int {
 // Poll runs timers and window boundaries up to nowNs and hands the batch over when it is time. Call it at least
 // every few milliseconds, also when no frames arrive.
 func (q *Queue) Poll(nowNs int64) {
+	if nowNs < q.polled-clockBack {
+		q.back(nowNs)
+	}
+	q.polled = max(q.polled, nowNs)
 	if q.windowEnd == 0 && q.w != nil {
 		q.begin(nowNs)
 	}
@@ -319,6 +330,21 @@ func (q *Queue) Poll(nowNs int64) {
 	q.table.Advance(nowNs, &q.out, q.failed)
 	q.age(nowNs)
 	q.count(nowNs)
+}
+
+// back goes on from nowNs: the window and the batch at hand end early, and flows keep what is left of their timeouts.
+func (q *Queue) back(nowNs int64) {
+	if q.cfg.OnBack != nil {
+		q.cfg.OnBack(time.Duration(q.polled - nowNs))
+	}
+	q.polled, q.publishedNs = nowNs, 0
+	q.table.Back(nowNs)
+	if q.w == nil {
+		q.cut()
+		return
+	}
+	q.boundary(q.windowEnd)
+	q.begin(nowNs)
 }
 
 // count publishes when the public counts are too old.

@@ -122,6 +122,44 @@ func TestTunnels(t *testing.T) {
 	}
 }
 
+// TestClockSetBack: windows, batches and timeouts go on though the system's clock is an hour behind at once.
+func TestClockSetBack(t *testing.T) {
+	var went time.Duration
+	d := newDesk(t, func(c *Config) { c.OnBack = func(by time.Duration) { went = by } })
+	now := start
+	play := func(length time.Duration) {
+		for end := now + int64(length); now < end; now += int64(5 * time.Millisecond) {
+			d.q.Frames([][]byte{udp(1, []byte("x"))}, now, 0)
+		}
+	}
+	d.q.Frames([][]byte{udp(2, []byte("x"))}, now, 0)
+	play(time.Second)
+	windows, batches := len(d.windows), d.batches
+	now -= int64(time.Hour)
+	d.q.Frames([][]byte{udp(3, []byte("x"))}, now, 0)
+	play(time.Second)
+	if n := len(d.windows) - windows; n < 10 || n > 12 || d.batches == batches || went < 59*time.Minute || went > time.Hour {
+		t.Fatalf("%d windows and %d batches in the second after the clock was set back by %v", n, d.batches-batches, went)
+	}
+	for i, w := range d.windows {
+		if w[1]-w[0] != int64(100*time.Millisecond) {
+			t.Errorf("window %d from %d to %d", i, w[0], w[1])
+		}
+	}
+	play(56 * time.Second)
+	if f := d.q.Flows(); f.Active != 3 {
+		t.Errorf("%+v", f)
+	}
+	play(4 * time.Second)
+	if f := d.q.Flows(); f.Active != 1 || f.Ended != 2 {
+		t.Errorf("two flows are silent for longer than their timeout: %+v", f)
+	}
+	d.q.Close(now)
+	if c := d.q.Counts(); d.packets != c.Received || d.ends < 2 {
+		t.Errorf("%+v, windows have %d packets, %d ends", c, d.packets, d.ends)
+	}
+}
+
 func TestCountsBalance(t *testing.T) {
 	d := newDesk(t, nil)
 	good := udp(1, []byte("x"))

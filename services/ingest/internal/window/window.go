@@ -77,7 +77,6 @@ type Builder struct {
 	nets       light
 	regions    light
 	details    []detail
-	freed      []uint16 // details given back while merging
 	used       int
 	prefixUsed int
 	sources    sources
@@ -90,7 +89,6 @@ func New(cfg Config) *Builder {
 	b := &Builder{
 		hosts: newLight(hostEntries), nets: newLight(netEntries), regions: newLight(regionEntries),
 		details: make([]detail, maxDetails),
-		freed:   make([]uint16, 0, maxDetails),
 	}
 	b.k = [2]uint64{sketch.Mix(cfg.Seed+1) | 1, sketch.Mix(cfg.Seed+2) | 1}
 	b.random = sketch.Mix(cfg.Seed+3) | 1
@@ -110,7 +108,6 @@ func (b *Builder) Reset() {
 	b.hosts.reset()
 	b.nets.reset()
 	b.regions.reset()
-	b.freed = b.freed[:0]
 	b.used, b.prefixUsed = 0, 0
 	b.sources.reset()
 	b.bindings.reset()
@@ -228,16 +225,9 @@ func (b *Builder) promote(e *lightEntry) *detail {
 
 // take returns the number + 1 of an empty detail; the limits above leave one.
 func (b *Builder) take() uint16 {
-	var n uint16
-	if l := len(b.freed); l > 0 {
-		n = b.freed[l-1]
-		b.freed = b.freed[:l-1]
-	} else {
-		n = uint16(b.used + 1) //nolint:gosec // at most maxDetails
-	}
+	b.details[b.used].reset()
 	b.used++
-	b.details[n-1].reset()
-	return n
+	return uint16(b.used) //nolint:gosec // at most maxDetails
 }
 
 // hash is for this builder's tables.
