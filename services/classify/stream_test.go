@@ -339,6 +339,53 @@ func TestStreamWaits(t *testing.T) {
 	r.stop() // with an open stream it must end
 }
 
+// waitFor polls until ok.
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 20 s", what)
+		}
+	}
+}
+
+// TestStreamEndsWhileNATSIsAway: batches that wait for others to be published do not keep the service from stopping, and are
+// not in its ledger when their stream ends: they come again.
+func TestStreamEndsWhileNATSIsAway(t *testing.T) {
+	for _, stop := range []bool{false, true} {
+		t.Run(fmt.Sprintf("service stops %v", stop), func(t *testing.T) {
+			b := &fakeBus{rules: make(map[string]policy.Rule)}
+			r := newRig(t, b)
+			waitFor(t, "ready", func() bool { return r.svc.problem.Load() == nil })
+			b.setFail(errors.New("no servers available"))
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			st, err := r.client.Stream(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range uint64(3) { // one more than may be in flight
+				if err := st.Send(ends(i+1, 5)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			waitFor(t, "received", func() bool { return r.svc.batches.Load() == 3 })
+			if stop {
+				stopped := make(chan struct{})
+				go func() { defer close(stopped); r.svc.stop() }()
+				select {
+				case <-stopped:
+				case <-time.After(drain + 5*time.Second):
+					t.Error("it does not stop")
+				}
+			} else {
+				cancel()
+			}
+			waitFor(t, "ledger", func() bool { return r.svc.Ledger()["records_received"] == 0 })
+		})
+	}
+}
+
 // TestRealBus publishes through an embedded JetStream and reads it back.
 func TestRealBus(t *testing.T) {
 	ctx := t.Context()
