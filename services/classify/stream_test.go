@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http/httptest"
 	"reflect"
 	"strings"
@@ -475,7 +476,8 @@ func TestConfig(t *testing.T) {
 	if len(c.Engine.Groups) != 1 || len(c.Engine.Groups[0].Prefixes) != 2 || c.Engine.Groups[0].Thresholds["syn"] != 300 {
 		t.Errorf("groups %+v", c.Engine.Groups)
 	}
-	for _, text := range []string{"x", ";10.0.0.0/8", "a;10.0.0.0/99", "a;10.0.0.0/8;nope=1", "a;10.0.0.0/8;syn=0", "a;10.0.0.0/8;syn=x"} {
+	for _, text := range []string{"x", ";10.0.0.0/8", "a;10.0.0.0/99", "a;10.0.0.0/8;nope=1", "a;10.0.0.0/8;syn=0", "a;10.0.0.0/8;syn=x", "a;10.0.0.0/8;syn=inf",
+		"a;10.0.0.0/8;logins=65", "a;10.0.0.0/8;unfinished=513"} {
 		var g Group
 		if err := g.UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("group %q is taken", text)
@@ -486,6 +488,8 @@ func TestConfig(t *testing.T) {
 		func(c *Config) { c.Engine.SYN = 0 },
 		func(c *Config) { c.Engine.Lease = 0 },
 		func(c *Config) { c.MaxInFlight = 0 },
+		func(c *Config) { c.Engine.UDPBits = math.Inf(1) },
+		func(c *Config) { c.Engine.Shadow = []string{"port_scan", "syn-flood"} },
 	} {
 		c := DefaultConfig()
 		edit(&c)

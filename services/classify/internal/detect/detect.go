@@ -39,6 +39,15 @@ const (
 	CarpetBombing    = "carpet_bombing"
 )
 
+// Types are all types of attacks.
+func Types() []string {
+	list := []string{FlowFlood, PortScan, HostSweep, BruteForce, Slowloris, DNSTunnel, ICMPTunnel, ARPSpoof, CarpetBombing}
+	for _, f := range Floods() {
+		list = append(list, f.Type)
+	}
+	return list
+}
+
 // Thresholds of a group of protected prefixes. Rates are per second and destination.
 type Thresholds struct {
 	SYN         float64 // SYN beyond twice the completed handshakes

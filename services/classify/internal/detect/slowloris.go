@@ -10,8 +10,11 @@ import (
 const (
 	stalledNs    = int64(5e9) // how long a request may take to be sent
 	maxStallers  = 2_048
-	maxStalledOf = 512 // connections watched of a pair
+	maxStalledOf = MaxStalled // connections watched of a pair
 	maxHead      = 4_000
+
+	// MaxStalled is the highest threshold of Stalled.
+	MaxStalled = 512
 )
 
 // Head follows the head of an HTTP/1 request (RFC 9112 2.1) through the segments of a connection. The zero value waits for
