@@ -36,13 +36,15 @@ type attack struct {
 	hitPackets          uint64 // dropped since the last update
 	hitBytes            uint64
 	sources             sketch.HLL
-	sourceCount         uint64 // of scans
+	sourceCount         uint64 // of scans; one that came back counts again
 	top                 []string
 	revision            uint32
 	verdicts            int
-	verdictNs           int64          // the last verdict's window end
-	matches             []policy.Match // what its rules drop
-	scanners            map[netip.Addr]bool
+	verdictNs           int64                // the last verdict's window end
+	matches             []policy.Match       // what its rules drop
+	scanners            map[netip.Addr]int64 // sources that rules were made for → the newest window in which each was found
+	named               int                  // how many since namedNs, for a minute
+	namedNs             int64
 	fresh               fresh
 }
 
@@ -76,7 +78,7 @@ func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64) *att
 	now := e.now(w)
 	a := &attack{
 		key: attackKey{typ, target}, sensor: w.GetSensor(), firstNs: startNs, detectedNs: now, updatedNs: now,
-		lastOver: w.GetEndNs(), scanners: make(map[netip.Addr]bool),
+		lastOver: w.GetEndNs(), scanners: make(map[netip.Addr]int64),
 	}
 	if id, k := e.earlier(typ, target, a.firstNs, now); id != "" {
 		a.id = id
@@ -163,10 +165,16 @@ func (e *Engine) letGo(a *attack) {
 		}
 	}
 	for s := range a.scanners {
-		delete(e.scanners, s)
-		if e.blocked[s] == a {
-			delete(e.blocked, s)
-		}
+		e.forgetSource(a, s)
+	}
+}
+
+// forgetSource: a source whose rule is over has to scan anew to be found.
+func (e *Engine) forgetSource(a *attack, s netip.Addr) {
+	delete(a.scanners, s)
+	delete(e.scanners, s)
+	if e.blocked[s] == a {
+		delete(e.blocked, s)
 	}
 }
 

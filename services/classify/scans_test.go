@@ -11,6 +11,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/sketch"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
 )
@@ -119,5 +120,76 @@ func TestFloodBesideScan(t *testing.T) {
 		if !slices.Contains(found, want+" "+victim.String()) {
 			t.Errorf("found %v, and no %s", found, want)
 		}
+	}
+}
+
+// failing is a source that tried ports of the victim that refused.
+func failing(src netip.Addr, now int64) *flowv1.Source {
+	var hosts, ports sketch.HLL
+	hosts.Add(sketch.Mix(1))
+	for i := range uint64(20) {
+		ports.Add(sketch.Mix(i + 7))
+	}
+	s, top := src.As16(), victim.As16()
+	h := packet.Header{Src: src, Dst: victim, TTL: 64}
+	f := h.AppendTCP(nil, &packet.TCP{SrcPort: 40000, DstPort: 99, Flags: policy.SYN}, nil)
+	return &flowv1.Source{Addr: s[:], TopHost: top[:], Attempts: 20, Failed: 20, TopHostAttempts: 20, AttemptHosts: hosts[:], FailedHosts: hosts[:],
+		AttemptPorts: ports[:], FailedPorts: ports[:], TopHostPorts: ports[:], TopHostFailedPorts: ports[:], FirstNs: now,
+		Samples: []*flowv1.HeaderSample{{TimeNs: now, Length: 40, Header: f[14:]}}}
+}
+
+func nth(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}) } //nolint:gosec // few
+
+// TestScanThatLasts: an attack on which sources take turns goes on for as long as they do. Each of them is blocked,
+// however many there were before, and again when it comes back after its rule has ended.
+func TestScanThatLasts(t *testing.T) {
+	l := newLab(t)
+	blocked := func(out *WindowResult) map[netip.Addr]bool {
+		m := make(map[netip.Addr]bool)
+		for _, r := range rulesOf(t, out) {
+			m[r.Match.Src.Addr()] = true
+		}
+		return m
+	}
+	id := ""
+	for i := range 40 {
+		src := nth(i + 1)
+		out := l.close(failing(src, l.now))
+		if !blocked(out)[src] {
+			t.Errorf("source %d is not blocked", i+1)
+		}
+		for _, a := range out.Attacks {
+			if id == "" {
+				id = a.GetId()
+			}
+			if a.GetId() != id || a.GetState() == eventv1.AttackState_ATTACK_STATE_ENDED {
+				t.Fatalf("another attack: %v", a)
+			}
+		}
+		for range 20 {
+			l.close()
+		}
+	}
+	l.close(failing(nth(1), l.now))
+	if out := l.close(failing(nth(1), l.now)); !blocked(out)[nth(1)] {
+		t.Error("the first source came back after its rule had ended, and is not blocked")
+	}
+	if n := len(l.e.blocked); n != 40 {
+		t.Errorf("%d sources are held for blocked, want 40", n)
+	}
+	// Many at once.
+	l = newLab(t)
+	var many []*flowv1.Source
+	for i := range 40 {
+		many = append(many, failing(nth(i+1), l.now))
+	}
+	got := make(map[netip.Addr]bool)
+	for range 4 {
+		for a := range blocked(l.close(many...)) {
+			got[a] = true
+		}
+	}
+	if len(got) != 40 {
+		t.Errorf("%d of 40 sources are blocked", len(got))
 	}
 }
