@@ -74,7 +74,7 @@ const (
 )
 
 // begin makes an attack, or continues the one that an earlier run or another classifier had begun.
-func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64) *attack {
+func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64, out *WindowResult) *attack {
 	now := e.now(w)
 	a := &attack{
 		key: attackKey{typ, target}, sensor: w.GetSensor(), firstNs: startNs, detectedNs: now, updatedNs: now,
@@ -89,7 +89,7 @@ func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64) *att
 		a.id = e.freshID(typ, target, a.firstNs)
 	}
 	if len(e.attacks) >= maxAttacks {
-		e.forgetOldest()
+		e.finish(e.oldest(), now, out)
 	}
 	e.attacks[a.key] = a
 	return a
@@ -129,15 +129,15 @@ func (e *Engine) noteEnd(a *attack) {
 	e.ended[a.id] = a.firstNs
 }
 
-// forgetOldest makes room without an event: its rules expire by themselves.
-func (e *Engine) forgetOldest() {
+// oldest is the attack that was seen longest ago, of several the one that is on for longest. It makes room for another one.
+func (e *Engine) oldest() *attack {
 	var oldest *attack
 	for _, a := range e.attacks {
-		if oldest == nil || a.lastOver < oldest.lastOver {
+		if oldest == nil || a.lastOver < oldest.lastOver || a.lastOver == oldest.lastOver && a.detectedNs < oldest.detectedNs {
 			oldest = a
 		}
 	}
-	e.remove(oldest)
+	return oldest
 }
 
 // remove forgets an attack that is over.

@@ -286,7 +286,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 			if r != nil {
 				start = e.riseNs(r)
 			}
-			a = e.begin(w, d.Type, name, start)
+			a = e.begin(w, d.Type, name, start, out)
 			a.target, a.flood = netip.PrefixFrom(addr, addr.BitLen()), d
 			e.flooded[addr16]++
 			e.account(a, level.Packets, level.Bytes)

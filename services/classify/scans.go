@@ -211,7 +211,7 @@ func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
 			if f.scan.Fast && w.GetStartNs()-start > int64(2*time.Second) {
 				start = w.GetStartNs() // the source was there long before it began to scan
 			}
-			a = e.begin(w, f.scan.Type, verdict.TargetName(f.scan.Target), start)
+			a = e.begin(w, f.scan.Type, verdict.TargetName(f.scan.Target), start, out)
 			begun[a] = true
 			order = append(order, a)
 		}
@@ -244,6 +244,9 @@ func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
 		fresh[a] = append(fresh[a], f)
 	}
 	for _, a := range order {
+		if e.attacks[a.key] != a {
+			continue // it made room for another one
+		}
 		for list := range slices.Chunk(fresh[a], verdict.MaxSources) {
 			e.scanVerdict(w, a, list, out)
 		}

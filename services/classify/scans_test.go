@@ -193,3 +193,28 @@ func TestScanThatLasts(t *testing.T) {
 		t.Errorf("%d of 40 sources are blocked", len(got))
 	}
 }
+
+// TestAttackLimit: an attack that makes room for another one is told as ended.
+func TestAttackLimit(t *testing.T) {
+	l := newLab(t)
+	on := make(map[string]bool)
+	for i := range maxAttacks + 50 {
+		src := netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}) //nolint:gosec // few
+		s := failing(src, l.now)
+		top := netip.AddrFrom4([4]byte{10, 88, byte(i >> 8), byte(i)}).As16()
+		s.TopHost = top[:]
+		for _, a := range l.close(s).Attacks {
+			on[a.GetId()] = a.GetState() != eventv1.AttackState_ATTACK_STATE_ENDED
+		}
+		l.now -= labSlot - 1e6
+	}
+	n := 0
+	for _, is := range on {
+		if is {
+			n++
+		}
+	}
+	if n != int(l.e.Stats().Attacks) {
+		t.Errorf("%d of %d attacks are told to be on, %d are", n, len(on), l.e.Stats().Attacks)
+	}
+}
