@@ -218,3 +218,32 @@ func TestAttackLimit(t *testing.T) {
 		t.Errorf("%d of %d attacks are told to be on, %d are", n, len(on), l.e.Stats().Attacks)
 	}
 }
+
+// TestSensorGoneDuringSlowloris: connections whose end no sensor will tell do not keep an attack on for ever.
+func TestSensorGoneDuringSlowloris(t *testing.T) {
+	l := newLab(t)
+	src := netip.MustParseAddr("192.0.2.1")
+	flow.Reset(&l.batch)
+	l.batch.Sensor, l.batch.Epoch = "lab", 1
+	for i := range uint64(40) {
+		k := flow.Key{Src: src.As16(), Dst: victim.As16(), SrcPort: uint16(1000 + i), DstPort: 80, Protocol: 6} //nolint:gosec // few
+		flow.AppendOpen(&l.batch, &flow.Open{ID: i + 1, Key: k, FirstNs: l.now})
+		flow.AppendSegment(&l.batch, i+1, 0, 0, l.now, []byte("GET / HTTP/1.1\r\nHost: a\r\n"))
+	}
+	var out BatchResult
+	if err := l.e.Batch(&l.batch, &out); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	began := false
+	for range 45 * 60 {
+		l.now += 9 * labSlot
+		for _, a := range l.close().Attacks {
+			began = began || a.GetType() == detect.Slowloris
+			ended = ended || a.GetState() == eventv1.AttackState_ATTACK_STATE_ENDED
+		}
+	}
+	if !began || !ended {
+		t.Errorf("began %v, ended %v", began, ended)
+	}
+}
