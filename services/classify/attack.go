@@ -35,6 +35,7 @@ type attack struct {
 	pps, bps            float64
 	hitPackets          uint64 // dropped since the last update
 	hitBytes            uint64
+	counted             bool // another classifier has counted what its rules dropped so far
 	sources             sketch.HLL
 	sourceCount         uint64 // of scans; one that came back counts again
 	top                 []string
@@ -266,11 +267,14 @@ func (e *Engine) Enforcement(x *eventv1.Enforcement) {
 	default:
 		return
 	}
-	last := r.seen[x.GetNode()]
-	if x.GetPackets() < last.packets || x.GetBytes() < last.bytes { // the node began anew
+	seen := counters{x.GetPackets(), x.GetBytes(), unanswered(x), x.GetTimeNs()}
+	last, met := r.seen[x.GetNode()]
+	switch {
+	case !met && r.attack.counted:
+		last = seen
+	case x.GetPackets() < last.packets || x.GetBytes() < last.bytes: // the node began anew
 		last = counters{}
 	}
-	seen := counters{x.GetPackets(), x.GetBytes(), unanswered(x), x.GetTimeNs()}
 	r.seen[x.GetNode()] = seen
 	packets, bytes := seen.packets-last.packets, seen.bytes-last.bytes
 	if r.retry {

@@ -32,7 +32,7 @@ func (k *known) tell(a *attack) {
 	if k.detectedNs > 0 {
 		a.detectedNs = k.detectedNs
 	}
-	a.packets, a.bytes, a.revision = k.packets, k.bytes, k.revision
+	a.packets, a.bytes, a.revision, a.counted = k.packets, k.bytes, k.revision, k.packets > 0
 }
 
 // earlier finds the attack that was begun elsewhere and forgets it there.

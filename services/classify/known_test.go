@@ -149,3 +149,31 @@ func TestRulesThatEnded(t *testing.T) {
 		t.Error("it has the old id")
 	}
 }
+
+// TestHitsAreCountedOnce: enforce tells what a rule has dropped since it was made, and the classifier that had the attack before
+// has counted that.
+func TestHitsAreCountedOnce(t *testing.T) {
+	one, two := newLab(t), newLab(t)
+	f, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.SYNFlood, Seed: 3, Target: victim})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.attack(f, 1000)
+	x := proto.Clone(one.close().Attacks[0]).(*eventv1.Attack) //nolint:errcheck // its own type
+	x.Classifier, x.Packets = "one", 5_000_000
+	two.e.Elsewhere(x, "two")
+	two.now = one.now + 3e9
+	two.attack(f, 1000)
+	if a := two.close().Attacks[0]; a.GetId() != x.GetId() {
+		t.Fatalf("another attack: %v", a)
+	}
+	for _, n := range []uint64{4_999_000, 4_999_500, 5_000_000} {
+		for _, r := range rulesOf(t, &two.out) {
+			two.e.Enforcement(&eventv1.Enforcement{RuleId: r.ID, Node: "n", State: eventv1.EnforcementState_ENFORCEMENT_STATE_HITS, Packets: n, Bytes: 60 * n,
+				Dropped: n, TimeNs: two.now + int64(n)}) //nolint:gosec // few
+		}
+	}
+	if got := two.e.byID(x.GetId()).packets; got < 5_001_000 || got > 5_003_000 {
+		t.Errorf("%d packets, want 5,000,000, the window's 1,000 and 1,000 dropped", got)
+	}
+}
