@@ -176,7 +176,8 @@ func (e *Engine) verdict(w *flowv1.Window, a *attack, c *verdict.Choice, feature
 		if r.Action.Blocks() {
 			r.GoodShare = c.GoodHit
 		}
-		v.Rules[i] = policy.ToProto(&r)
+		put := e.asChanged(&r)
+		v.Rules[i] = policy.ToProto(&put)
 		drops := r.Action.Blocks()
 		if drops {
 			a.matches = append(a.matches, r.Match)

@@ -104,8 +104,9 @@ type Engine struct {
 	blocked map[netip.Addr]*attack // sources that scans made blocked → the attack whose rule it is
 	flooded map[[16]byte]int       // destinations under flood → how many kinds
 	bombed  map[netip.Prefix]*attack
-	ended   map[string]int64  // ids of attacks that are over → when they began
-	known   map[string]*known // ids of attacks that an earlier run or another classifier has begun
+	ended   map[string]int64       // ids of attacks that are over → when they began
+	known   map[string]*known      // ids of attacks that an earlier run or another classifier has begun
+	changed map[string]policy.Rule // rules of detectors that are not as a verdict made them any more, by id
 
 	facts []header.Facts // of the window's target at hand
 	raw   [][]byte
@@ -121,6 +122,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	e.usual = usual.New(usual.Config{Days: cfg.UsualDays, Factor: cfg.UsualFactor}, e.thresholdsOf)
 	e.reset()
 	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]*known), make(map[string]int64)
+	e.changed = make(map[string]policy.Rule)
 	return e, nil
 }
 

@@ -64,25 +64,53 @@ func (e *Engine) Adopt(rules []policy.Rule) {
 
 // Rule tells the engine of a rule that has changed. Those of other classifiers name their attacks.
 func (e *Engine) Rule(u bus.RuleUpdate) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if u.Rule == nil {
+		delete(e.changed, u.ID)
 		return
 	}
 	until := int64(math.MaxInt64)
 	if !u.Rule.Expires.IsZero() {
 		until = u.Rule.Expires.UnixNano()
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.adopt(u.Rule, until)
 }
 
 func (e *Engine) adopt(r *policy.Rule, untilNs int64) {
+	e.noteChange(r)
 	if r.Origin != policy.OriginDetector || r.AttackID == "" {
 		return
 	}
 	if k := e.know(r.AttackID, untilNs); k != nil {
 		k.firstNs = r.AttackFirstNs
 	}
+}
+
+// noteChange notes what enforce has made of a detector's rule (promoted, escalated, a longer lease), or a user.
+func (e *Engine) noteChange(r *policy.Rule) {
+	switch _, noted := e.changed[r.ID]; {
+	case r.Changed == "" && (r.Origin == policy.OriginDetector || e.rules[r.ID] == nil):
+		delete(e.changed, r.ID)
+	case noted || len(e.changed) < maxKnown:
+		e.changed[r.ID] = *r
+	}
+}
+
+// asChanged is a rule of a verdict as it is in force already, should others have changed it; the lease begins anew.
+func (e *Engine) asChanged(r *policy.Rule) policy.Rule {
+	x, ok := e.changed[r.ID]
+	switch {
+	case !ok:
+		return *r
+	case x.Expires.IsZero():
+	case !x.Expires.After(r.Created):
+		delete(e.changed, r.ID) // it is over
+		return *r
+	case x.Expires.Before(r.Expires):
+		x.Expires = r.Expires
+	}
+	return x
 }
 
 // know returns what is known of an attack that is none of this engine's, made if need be.

@@ -9,6 +9,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
+	"github.com/tidegate-mesh/tidegate/libs/sketch"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
@@ -175,5 +176,39 @@ func TestHitsAreCountedOnce(t *testing.T) {
 	}
 	if got := two.e.byID(x.GetId()).packets; got < 5_001_000 || got > 5_003_000 {
 		t.Errorf("%d packets, want 5,000,000, the window's 1,000 and 1,000 dropped", got)
+	}
+}
+
+// TestChangedRuleStays: a rule that enforce has changed stays so, until its end, when another verdict has it too.
+func TestChangedRuleStays(t *testing.T) {
+	for _, over := range []bool{false, true} {
+		l := newLab(t, func(c *EngineConfig) { c.Shadow = []string{"all"} })
+		rules := rulesOf(t, l.close(failing(nth(1), l.now)))
+		if len(rules) != 1 || !rules[0].Shadow {
+			t.Fatalf("rules %+v", rules)
+		}
+		r := rules[0]
+		r.Shadow, r.Changed = false, "node: it acts now"
+		r.Lease, r.Repeat = time.Hour, 3
+		r.Expires = time.Unix(0, l.now).Add(time.Hour)
+		if over {
+			r.Expires = time.Unix(0, l.now)
+		}
+		l.e.Rule(bus.RuleUpdate{ID: r.ID, Rule: &r, Revision: 2})
+		// The same source sweeps a network.
+		s := failing(nth(1), l.now)
+		var hosts sketch.HLL
+		for i := range uint64(30) {
+			hosts.Add(sketch.Mix(i))
+		}
+		s.AttemptHosts, s.FailedHosts = hosts[:], hosts[:]
+		s.DstPorts = []*flowv1.PortCount{{Port: 99, Packets: 1000}}
+		again := rulesOf(t, l.close(s))
+		if len(again) != 1 || again[0].ID != r.ID {
+			t.Fatalf("rules %+v", again)
+		}
+		if x := again[0]; x.Shadow != over || (x.Lease == time.Hour) == over || (x.Repeat == 3) == over || x.Expires.Before(r.Expires) {
+			t.Errorf("over %v: it is put back as %+v", over, x)
+		}
 	}
 }
