@@ -92,12 +92,13 @@ type Engine struct {
 	names    *detect.Names
 	echoes   *detect.Echoes
 	stations *detect.Stations
-	pending  []finding // of batches, told with the next window
-	checked  int64     // when the stallers were last looked at
-	firstNs  int64     // start of the first window
-	parts    bool      // sensors have other classifiers too
-	lastEnd  int64     // end of the newest window
-	sensor   string    // of the newest window
+	pending  []finding        // of batches, told with the next window
+	checked  int64            // when the stallers were last looked at
+	firstNs  int64            // start of the first window
+	parts    bool             // sensors have other classifiers too
+	lags     map[string]*lags // by sensor
+	lastEnd  int64            // end of the newest window
+	sensor   string           // of the newest window
 
 	attacks map[attackKey]*attack
 	rules   map[string]*ruleState
@@ -122,7 +123,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	e.usual = usual.New(usual.Config{Days: cfg.UsualDays, Factor: cfg.UsualFactor}, e.thresholdsOf)
 	e.reset()
 	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]*known), make(map[string]int64)
-	e.changed = make(map[string]policy.Rule)
+	e.changed, e.lags = make(map[string]policy.Rule), make(map[string]*lags)
 	return e, nil
 }
 
@@ -192,11 +193,16 @@ func (r *sampleRing) add(f header.Facts, raw []byte) {
 	r.next = (r.next + 1) % ringSize
 }
 
-// Window judges one window at once and fills out, which is overwritten.
+// Window judges one window at once and fills out, which is overwritten. The window's times are others meanwhile, if its
+// sensor's clock is off.
 func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	*out = WindowResult{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if d := e.skew(w); d != 0 {
+		w.StartNs, w.EndNs = w.GetStartNs()+d, w.GetEndNs()+d
+		defer func() { w.StartNs, w.EndNs = w.GetStartNs()-d, w.GetEndNs()-d }()
+	}
 	if e.firstNs == 0 || w.GetStartNs() < e.firstNs {
 		e.firstNs = w.GetStartNs()
 	}
