@@ -247,3 +247,29 @@ func TestSensorGoneDuringSlowloris(t *testing.T) {
 		t.Errorf("began %v, ended %v", began, ended)
 	}
 }
+
+// TestLongSessionsEnd: many sessions of hours that end together, as when a jump host restarts, are no log-ins that failed, though
+// the last part of each was short.
+func TestLongSessionsEnd(t *testing.T) {
+	for part, want := range map[uint16]int{0: 1, 100: 0} {
+		l := newLab(t)
+		src := netip.MustParseAddr("192.0.2.1")
+		flow.Reset(&l.batch)
+		l.batch.Sensor, l.batch.Epoch = "lab", 1
+		for i := range uint64(40) {
+			k := flow.Key{Src: src.As16(), Dst: victim.As16(), SrcPort: uint16(1000 + i), DstPort: 22, Protocol: 6} //nolint:gosec // few
+			flow.AppendOpen(&l.batch, &flow.Open{ID: i + 1, Key: k, FirstNs: l.now})
+			for dir := range uint8(2) {
+				flow.AppendSegment(&l.batch, i+1, dir, 0, l.now, []byte("SSH-2.0-OpenSSH_9.2\r\n"))
+			}
+			flow.AppendEnd(&l.batch, &flow.End{ID: i + 1, Key: k, FirstNs: l.now - 10e9, LastNs: l.now, Part: part, Totals: flow.Totals{PacketsFwd: 4, PacketsRev: 4, BytesFwd: 500, BytesRev: 500}})
+		}
+		var out BatchResult
+		if err := l.e.Batch(&l.batch, &out); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(l.close().Verdicts); got != want {
+			t.Errorf("part %d: %d verdicts, want %d", part, got, want)
+		}
+	}
+}
