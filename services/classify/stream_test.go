@@ -387,6 +387,42 @@ func TestStreamEndsWhileNATSIsAway(t *testing.T) {
 	}
 }
 
+// slowBus answers nothing about what is usual, as while NATS is away.
+type slowBus struct{ *fakeBus }
+
+func (slowBus) StoreUsual(ctx context.Context, _ *eventv1.UsualDay) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestStopsInTime: what is left to publish and what is left to store have their time together, not one after the other: a
+// process gives the service five seconds.
+func TestStopsInTime(t *testing.T) {
+	svc, err := New(DefaultConfig(), Deps{Telemetry: telemetry.Discard("classify"), Bus: slowBus{&fakeBus{rules: make(map[string]policy.Rule)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- svc.Run(ctx) }()
+	waitFor(t, "ready", func() bool { return svc.problem.Load() == nil })
+	time.Sleep(100 * time.Millisecond) // what was learned is restored
+	svc.engine.usualAgain(1)
+	svc.streams.Add(1) // a stream with a batch that nobody takes
+	go func() {
+		defer svc.streams.Done()
+		<-svc.base.Done()
+	}()
+	begin := time.Now()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(begin); d > drain+time.Second {
+		t.Errorf("it took %s to stop", d)
+	}
+}
+
 // TestRealBus publishes through an embedded JetStream and reads it back.
 func TestRealBus(t *testing.T) {
 	ctx := t.Context()
