@@ -40,6 +40,7 @@ type fakeBus struct {
 	usual    map[string]*eventv1.UsualDay // by node and day
 	usualErr error
 	already  bool // another classifier has published every flow
+	conflict bool // rules are always changed by somebody else meanwhile
 }
 
 func (b *fakeBus) do(what string, f func()) error {
@@ -87,6 +88,9 @@ func (b *fakeBus) PutRule(_ context.Context, r policy.Rule) error {
 func (b *fakeBus) Rules(context.Context) (map[string]bus.RuleEntry, error) { return nil, nil }
 
 func (b *fakeBus) UpdateRule(_ context.Context, r policy.Rule, _ uint64) (uint64, error) {
+	if b.conflict {
+		return 0, bus.ErrConflict
+	}
 	return 1, b.do("update rule", func() { b.rules[r.ID] = r })
 }
 
