@@ -62,6 +62,9 @@ func (c *runCmd) Validate() error {
 	case c.Mode == ingest.ModeHost && len(c.Iface) != 1:
 		return errors.New("--mode host takes one --iface")
 	}
+	if err := c.Classify.Validate(); err != nil {
+		return fmt.Errorf("classify: %w", err)
+	}
 	if err := c.Persist.Hooks.Validate(); err != nil {
 		return err
 	}

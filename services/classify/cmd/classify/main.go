@@ -25,6 +25,9 @@ type cli struct {
 	Telemetry telemetry.Config `embed:""`
 }
 
+// Validate is called by the parser, so that --check-config finds what the tags cannot express.
+func (c *cli) Validate() error { return c.Classify.Validate() }
+
 func main() {
 	os.Exit(config.Report(os.Stderr, "tidegate-classify", run(os.Args[1:])))
 }
