@@ -17,6 +17,7 @@ const (
 type lags struct {
 	list [lagsKept]int64
 	n    int
+	skew int64 // in force
 }
 
 // skew is how far this machine's clock is ahead of that of the window's sensor, in whole slots. The lag that is least has the
@@ -40,8 +41,11 @@ func (e *Engine) skew(w *flowv1.Window) int64 {
 	for _, d := range l.list[:min(l.n, lagsKept)] {
 		least = min(least, d)
 	}
-	if d := max(least, -least); d < skewMin || d > skewMax {
-		return 0
+	if d := least - l.skew; max(d, -d) < skewMin || l.n < lagsKept/2 {
+		return l.skew // it does not follow what only trembles, nor what a sensor had to keep until it was connected
 	}
-	return least / int64(detect.Slot) * int64(detect.Slot)
+	if l.skew = least / int64(detect.Slot) * int64(detect.Slot); max(least, -least) < skewMin || max(least, -least) > skewMax {
+		l.skew = 0
+	}
+	return l.skew
 }
