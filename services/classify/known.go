@@ -1,7 +1,10 @@
 package classify
 
 import (
+	"cmp"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
@@ -35,14 +38,18 @@ func (k *known) tell(a *attack) {
 	a.packets, a.bytes, a.revision, a.counted = k.packets, k.bytes, k.revision, k.packets > 0
 }
 
-// earlier finds the attack that was begun elsewhere and forgets it there.
+// earlier finds the attack that was begun elsewhere and forgets it there. An id is a hash, so only minutes in which one began are
+// tried.
 func (e *Engine) earlier(typ, target string, firstNs, now int64) (string, *known) {
-	if len(e.known) == 0 {
-		return "", nil
+	minutes := make(map[int64]bool)
+	for _, k := range e.known {
+		if back := firstNs/int64(bucket) - k.firstNs/int64(bucket); back >= 0 && back <= int64(adopt/bucket) {
+			minutes[k.firstNs/int64(bucket)] = true
+		}
 	}
-	for back := int64(0); back <= int64(adopt/bucket); back++ {
+	for _, minute := range slices.SortedFunc(maps.Keys(minutes), func(a, b int64) int { return cmp.Compare(b, a) }) {
 		for n := range adoptNumbers {
-			id := attackID(typ, target, firstNs-back*int64(bucket), n)
+			id := attackID(typ, target, minute*int64(bucket), n)
 			if k := e.known[id]; k != nil && k.untilNs > now {
 				delete(e.known, id)
 				return id, k
