@@ -204,6 +204,15 @@ func (c *EngineConfig) Validate() error {
 			return fmt.Errorf("protected: %w", err)
 		}
 	}
+	of := make(map[netip.Prefix]string)
+	for i := range c.Groups {
+		for _, p := range c.Groups[i].Prefixes {
+			if other, ok := of[p]; ok && other != c.Groups[i].Name {
+				return fmt.Errorf("groups %s and %s both have %s: only one's thresholds can hold there", other, c.Groups[i].Name, p)
+			}
+			of[p] = c.Groups[i].Name
+		}
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/http/httptest"
+	"net/netip"
 	"reflect"
 	"strings"
 	"sync"
@@ -446,6 +447,10 @@ func TestConfig(t *testing.T) {
 		func(c *Config) { c.Engine.Lease = 0 },
 		func(c *Config) { c.MaxInFlight = 0 },
 		func(c *Config) { c.Engine.UDPBits = math.Inf(1) },
+		func(c *Config) {
+			p := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+			c.Engine.Groups = []Group{{Name: "a", Prefixes: p}, {Name: "b", Prefixes: p}}
+		},
 		func(c *Config) { c.Engine.Shadow = []string{"port_scan", "syn-flood"} },
 	} {
 		c := DefaultConfig()
