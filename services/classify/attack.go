@@ -35,14 +35,17 @@ type attack struct {
 	pps, bps            float64
 	hitPackets          uint64 // dropped since the last update
 	hitBytes            uint64
+	counted             bool // another classifier has counted what its rules dropped so far
 	sources             sketch.HLL
-	sourceCount         uint64 // of scans
+	sourceCount         uint64 // of scans; one that came back counts again
 	top                 []string
 	revision            uint32
 	verdicts            int
-	verdictNs           int64          // the last verdict's window end
-	matches             []policy.Match // what its rules drop
-	scanners            map[netip.Addr]bool
+	verdictNs           int64                // the last verdict's window end
+	matches             []policy.Match       // what its rules drop
+	scanners            map[netip.Addr]int64 // sources that rules were made for → the newest window in which each was found
+	named               int                  // how many since namedNs, for a minute
+	namedNs             int64
 	fresh               fresh
 }
 
@@ -72,11 +75,11 @@ const (
 )
 
 // begin makes an attack, or continues the one that an earlier run or another classifier had begun.
-func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64) *attack {
+func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64, out *WindowResult) *attack {
 	now := e.now(w)
 	a := &attack{
 		key: attackKey{typ, target}, sensor: w.GetSensor(), firstNs: startNs, detectedNs: now, updatedNs: now,
-		lastOver: w.GetEndNs(), scanners: make(map[netip.Addr]bool),
+		lastOver: w.GetEndNs(), scanners: make(map[netip.Addr]int64),
 	}
 	if id, k := e.earlier(typ, target, a.firstNs, now); id != "" {
 		a.id = id
@@ -87,7 +90,7 @@ func (e *Engine) begin(w *flowv1.Window, typ, target string, startNs int64) *att
 		a.id = e.freshID(typ, target, a.firstNs)
 	}
 	if len(e.attacks) >= maxAttacks {
-		e.forgetOldest()
+		e.finish(e.oldest(), now, out)
 	}
 	e.attacks[a.key] = a
 	return a
@@ -127,15 +130,15 @@ func (e *Engine) noteEnd(a *attack) {
 	e.ended[a.id] = a.firstNs
 }
 
-// forgetOldest makes room without an event: its rules expire by themselves.
-func (e *Engine) forgetOldest() {
+// oldest is the attack that was seen longest ago, of several the one that is on for longest. It makes room for another one.
+func (e *Engine) oldest() *attack {
 	var oldest *attack
 	for _, a := range e.attacks {
-		if oldest == nil || a.lastOver < oldest.lastOver {
+		if oldest == nil || a.lastOver < oldest.lastOver || a.lastOver == oldest.lastOver && a.detectedNs < oldest.detectedNs {
 			oldest = a
 		}
 	}
-	e.remove(oldest)
+	return oldest
 }
 
 // remove forgets an attack that is over.
@@ -163,10 +166,16 @@ func (e *Engine) letGo(a *attack) {
 		}
 	}
 	for s := range a.scanners {
-		delete(e.scanners, s)
-		if e.blocked[s] == a {
-			delete(e.blocked, s)
-		}
+		e.forgetSource(a, s)
+	}
+}
+
+// forgetSource: a source whose rule is over has to scan anew to be found.
+func (e *Engine) forgetSource(a *attack, s netip.Addr) {
+	delete(a.scanners, s)
+	delete(e.scanners, s)
+	if e.blocked[s] == a {
+		delete(e.blocked, s)
 	}
 }
 
@@ -258,11 +267,14 @@ func (e *Engine) Enforcement(x *eventv1.Enforcement) {
 	default:
 		return
 	}
-	last := r.seen[x.GetNode()]
-	if x.GetPackets() < last.packets || x.GetBytes() < last.bytes { // the node began anew
+	seen := counters{x.GetPackets(), x.GetBytes(), unanswered(x), x.GetTimeNs()}
+	last, met := r.seen[x.GetNode()]
+	switch {
+	case !met && r.attack.counted:
+		last = seen
+	case x.GetPackets() < last.packets || x.GetBytes() < last.bytes: // the node began anew
 		last = counters{}
 	}
-	seen := counters{x.GetPackets(), x.GetBytes(), unanswered(x), x.GetTimeNs()}
 	r.seen[x.GetNode()] = seen
 	packets, bytes := seen.packets-last.packets, seen.bytes-last.bytes
 	if r.retry {

@@ -130,7 +130,7 @@ func (e *Engine) bomb(w *flowv1.Window, p netip.Prefix, n *network, d *detect.Fl
 		if r != nil {
 			start = e.riseNs(r)
 		}
-		a = e.begin(w, detect.CarpetBombing, verdict.TargetName(p), start)
+		a = e.begin(w, detect.CarpetBombing, verdict.TargetName(p), start, out)
 		a.target, a.bombs = p, make(map[string]bool)
 		e.bombed[p] = a
 		n.series.Registers(detect.Slots, &a.sources)

@@ -209,6 +209,7 @@ func (s *Service) Run(ctx context.Context) error {
 		bus.Beat(ctx, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "classify", Instance: s.t.Instance(), Address: s.cfg.Advertise})
 	}()
 	<-ctx.Done()
+	s.stop() // while the last of what was learned is stored
 	wg.Wait()
 	return nil
 }

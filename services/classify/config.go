@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -109,6 +110,12 @@ var thresholdNames = map[string]func(t *detect.Thresholds) *float64{
 	"arp-flips":      func(t *detect.Thresholds) *float64 { return &t.ARPFlips },
 }
 
+// mostThresholds are the highest values of thresholds of what is counted one by one, up to a limit.
+var mostThresholds = map[string]float64{"logins": detect.MaxLogins, "unfinished": detect.MaxStalled}
+
+// usable: a threshold that is infinite has no place in the JSON of evidence and of the API.
+func usable(threshold float64) bool { return threshold > 0 && !math.IsInf(threshold, 1) }
+
 // UnmarshalText reads a group from its text form.
 func (g *Group) UnmarshalText(text []byte) error {
 	parts := strings.Split(string(text), ";")
@@ -130,8 +137,11 @@ func (g *Group) UnmarshalText(text []byte) error {
 			return fmt.Errorf("group %s: unknown threshold %q", out.Name, name)
 		}
 		v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-		if err != nil || !(v > 0) {
-			return fmt.Errorf("group %s: threshold %s: %q is not a number above 0", out.Name, name, value)
+		if err != nil || !usable(v) {
+			return fmt.Errorf("group %s: threshold %s: %q is not a finite number above 0", out.Name, name, value)
+		}
+		if most, ok := mostThresholds[name]; ok && v > most {
+			return fmt.Errorf("group %s: threshold %s: %g is above %g, so many are never counted", out.Name, name, v, most)
 		}
 		out.Thresholds[name] = v
 	}
@@ -170,8 +180,8 @@ func (c *EngineConfig) Validate() error {
 		{"dns-threshold", c.DNSAnswers}, {"ntp-threshold", c.NTPAnswers}, {"scan-ports", c.ScanPorts}, {"scan-hosts", c.ScanHosts},
 		{"max-flows", float64(c.MaxFlows)}, {"max-targets", float64(c.MaxTargets)}, {"max-sources", float64(c.MaxSources)},
 	} {
-		if !(v.value > 0) {
-			return fmt.Errorf("%s must be above 0", v.name)
+		if !usable(v.value) {
+			return fmt.Errorf("%s must be above 0 and finite", v.name)
 		}
 	}
 	if c.Lease < time.Second || c.Quiet < time.Second {
@@ -180,12 +190,27 @@ func (c *EngineConfig) Validate() error {
 	if c.UsualDays < 0 || c.UsualDays > usual.MaxDays {
 		return fmt.Errorf("usual-days must be from 0 to %d", usual.MaxDays)
 	}
-	if c.UsualDays > 0 && !(c.UsualFactor > 1) {
-		return errors.New("usual-factor must be above 1")
+	if c.UsualDays > 0 && (!(c.UsualFactor > 1) || math.IsInf(c.UsualFactor, 1)) {
+		return errors.New("usual-factor must be above 1 and finite")
+	}
+	for _, typ := range c.Shadow { // a misspelt one would act
+		if all := detect.Types(); typ != "all" && !slices.Contains(all, typ) {
+			slices.Sort(all)
+			return fmt.Errorf("shadow: unknown attack type %q: use all or %s", typ, strings.Join(all, ", "))
+		}
 	}
 	for _, s := range c.Protected {
 		if _, err := policy.ParsePrefix(s); err != nil {
 			return fmt.Errorf("protected: %w", err)
+		}
+	}
+	of := make(map[netip.Prefix]string)
+	for i := range c.Groups {
+		for _, p := range c.Groups[i].Prefixes {
+			if other, ok := of[p]; ok && other != c.Groups[i].Name {
+				return fmt.Errorf("groups %s and %s both have %s: only one's thresholds can hold there", other, c.Groups[i].Name, p)
+			}
+			of[p] = c.Groups[i].Name
 		}
 	}
 	return nil

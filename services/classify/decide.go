@@ -163,20 +163,24 @@ func (e *Engine) verdict(w *flowv1.Window, a *attack, c *verdict.Choice, feature
 	v.Id = policy.DerivedID(a.id, "verdict", matchIDs(matches))
 	v.Rules = make([]*policyv1.Rule, len(c.Rules))
 	for i := range c.Rules {
-		owner := a.id
+		owner, first := a.id, a.firstNs
 		if c.Rules[i].AttackID != "" {
 			owner = c.Rules[i].AttackID
+			if b := e.byID(owner); b != nil {
+				first = b.firstNs // an id is of the minute in which its attack began
+			}
 		}
 		r := policy.Rule{
 			ID: policy.DerivedID(owner, c.Rules[i].Action.String(), c.Rules[i].Match.String()), Action: c.Rules[i].Action,
 			RatePPS: c.Rules[i].RatePPS, SYNRetry: c.Rules[i].SYNRetry, Match: c.Rules[i].Match, Priority: c.Rules[i].Priority, Origin: policy.OriginDetector, AttackID: owner, VerdictID: v.Id,
 			Comment: c.Rules[i].Comment, Created: time.Unix(0, now), Expires: time.Unix(0, now+int64(e.cfg.Lease)), Lease: e.cfg.Lease,
-			AttackFirstNs: a.firstNs, Shadow: c.Rules[i].Action.Blocks() && e.cfg.shadows(a.key.typ),
+			AttackFirstNs: first, Shadow: c.Rules[i].Action.Blocks() && e.cfg.shadows(a.key.typ),
 		}
 		if r.Action.Blocks() {
 			r.GoodShare = c.GoodHit
 		}
-		v.Rules[i] = policy.ToProto(&r)
+		put := e.asChanged(&r)
+		v.Rules[i] = policy.ToProto(&put)
 		drops := r.Action.Blocks()
 		if drops {
 			a.matches = append(a.matches, r.Match)

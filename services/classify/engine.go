@@ -93,20 +93,22 @@ type Engine struct {
 	names    *detect.Names
 	echoes   *detect.Echoes
 	stations *detect.Stations
-	pending  []finding // of batches, told with the next window
-	checked  int64     // when the stallers were last looked at
-	firstNs  int64     // start of the first window
-	parts    bool      // sensors have other classifiers too
-	lastEnd  int64     // end of the newest window
-	sensor   string    // of the newest window
+	pending  []finding        // of batches, told with the next window
+	checked  int64            // when the stallers were last looked at
+	firstNs  int64            // start of the first window
+	parts    bool             // sensors have other classifiers too
+	lags     map[string]*lags // by sensor
+	lastEnd  int64            // end of the newest window
+	sensor   string           // of the newest window
 
 	attacks map[attackKey]*attack
 	rules   map[string]*ruleState
 	blocked map[netip.Addr]*attack // sources that scans made blocked → the attack whose rule it is
 	flooded map[[16]byte]int       // destinations under flood → how many kinds
 	bombed  map[netip.Prefix]*attack
-	ended   map[string]int64  // ids of attacks that are over → when they began
-	known   map[string]*known // ids of attacks that an earlier run or another classifier has begun
+	ended   map[string]int64       // ids of attacks that are over → when they began
+	known   map[string]*known      // ids of attacks that an earlier run or another classifier has begun
+	changed map[string]policy.Rule // rules of detectors that are not as a verdict made them any more, by id
 
 	facts []header.Facts // of the window's target at hand
 	raw   [][]byte
@@ -122,6 +124,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	e.usual = usual.New(usual.Config{Days: cfg.UsualDays, Factor: cfg.UsualFactor}, e.thresholdsOf)
 	e.reset()
 	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]*known), make(map[string]int64)
+	e.changed, e.lags = make(map[string]policy.Rule), make(map[string]*lags)
 	return e, nil
 }
 
@@ -191,11 +194,16 @@ func (r *sampleRing) add(f header.Facts, raw []byte) {
 	r.next = (r.next + 1) % ringSize
 }
 
-// Window judges one window at once and fills out, which is overwritten.
+// Window judges one window at once and fills out, which is overwritten. The window's times are others meanwhile, if its
+// sensor's clock is off.
 func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	*out = WindowResult{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if d := e.skew(w); d != 0 {
+		w.StartNs, w.EndNs = w.GetStartNs()+d, w.GetEndNs()+d
+		defer func() { w.StartNs, w.EndNs = w.GetStartNs()-d, w.GetEndNs()-d }()
+	}
 	if e.firstNs == 0 || w.GetStartNs() < e.firstNs {
 		e.firstNs = w.GetStartNs()
 	}
@@ -288,7 +296,7 @@ func (e *Engine) destination(w *flowv1.Window, wt *flowv1.Target, out *WindowRes
 			if r != nil {
 				start = e.riseNs(r)
 			}
-			a = e.begin(w, d.Type, name, start)
+			a = e.begin(w, d.Type, name, start, out)
 			a.target, a.flood = netip.PrefixFrom(addr, addr.BitLen()), d
 			e.flooded[addr16]++
 			e.account(a, level.Packets, level.Bytes)

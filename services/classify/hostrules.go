@@ -161,6 +161,10 @@ func (s *Service) storeNamed(ctx context.Context) {
 
 // storeFlow stores the rules of a flow, then the verdict that tells why.
 func (s *Service) storeFlow(ctx context.Context, n *named) {
+	if !asked(s.engine.hosts.Load(), &n.rules[0], time.Unix(0, s.cfg.Engine.Now())) {
+		s.hosts.giveUp(n.rules[:]) // the host has gone from the list while the flow waited
+		return
+	}
 	v := n.verdict(s.engine.version, s.cfg.Engine.Now())
 	ctx, span := s.t.Tracer.Start(telemetry.AlwaysSample(ctx), "classify host", trace.WithAttributes(
 		attribute.String("tidegate.host", n.Host), attribute.String("tidegate.list", n.Found.List), attribute.String("tidegate.rule", n.Found.RuleID),
@@ -227,8 +231,8 @@ func doing(f hostlist.Found) string {
 	return "Counts the flow between"
 }
 
-// withdraw ends rules that lists and users' rules do not ask for any more: their lease is cut short, unless somebody changes
-// them at the same time.
+// withdraw ends rules that lists and users' rules do not ask for any more: their lease is cut short. One that somebody changes at
+// the same time, as a node does that renews it, is looked at again soon.
 func (s *Service) withdraw(ctx context.Context, table *hostlist.Table) error {
 	h := s.hosts
 	now := time.Unix(0, s.cfg.Engine.Now())
@@ -242,11 +246,18 @@ func (s *Service) withdraw(ctx context.Context, table *hostlist.Table) error {
 	}
 	h.mu.Unlock()
 	var errs error
+	again := false
 	for _, m := range over {
 		m.rule.Lease, m.rule.Expires = 0, now.Add(withdrawn).UTC()
-		if _, err := s.bus.UpdateRule(ctx, m.rule, m.revision); err != nil && !errors.Is(err, bus.ErrConflict) {
+		switch _, err := s.bus.UpdateRule(ctx, m.rule, m.revision); {
+		case errors.Is(err, bus.ErrConflict):
+			again = true
+		case err != nil:
 			errs = errors.Join(errs, err)
 		}
+	}
+	if again {
+		time.AfterFunc(listRetryMin, h.poke)
 	}
 	return errs
 }

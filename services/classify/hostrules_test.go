@@ -260,6 +260,45 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// TestWithdrawnMeanwhile: a flow whose host goes from the list while its rules wait for NATS, or while a node renews them, does
+// not keep them.
+func TestWithdrawnMeanwhile(t *testing.T) {
+	s := newHostService(t, nil)
+	bad, none := map[string]*watchedList{"bad": list(policy.Drop, "bad.example\n")}, map[string]*watchedList{}
+	s.set(t, bad, nil)
+	s.see(t, 1, "bad.example")
+	s.set(t, none, nil)
+	s.store(t)
+	if len(s.bus.rules) != 0 || len(s.bus.verdicts) != 0 || len(s.hosts.made) != 0 {
+		t.Errorf("%d rules, %d verdicts, %d noted", len(s.bus.rules), len(s.bus.verdicts), len(s.hosts.made))
+	}
+	s.set(t, bad, nil)
+	s.see(t, 2, "bad.example")
+	s.store(t)
+	for _, r := range s.bus.rules {
+		s.hosts.takeRule(bus.RuleUpdate{ID: r.ID, Rule: &r, Revision: 7})
+	}
+	s.bus.conflict = true
+	s.hosts.lists = none
+	if err := s.updateTable(t.Context()); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-s.hosts.wake:
+	case <-time.After(10 * listRetryMin):
+		t.Error("a rule that was renewed at the same time is not looked at again")
+	}
+	s.bus.conflict = false
+	if err := s.updateTable(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, r := range s.bus.rules {
+		if r.Lease != 0 {
+			t.Errorf("rule %+v", r)
+		}
+	}
+}
+
 func (s hostService) find(host string) (f hostlist.Found) {
 	f, _ = s.engine.hosts.Load().Find(host, &flow.Key{}, 0)
 	return f

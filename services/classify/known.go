@@ -1,7 +1,10 @@
 package classify
 
 import (
+	"cmp"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
@@ -32,17 +35,21 @@ func (k *known) tell(a *attack) {
 	if k.detectedNs > 0 {
 		a.detectedNs = k.detectedNs
 	}
-	a.packets, a.bytes, a.revision = k.packets, k.bytes, k.revision
+	a.packets, a.bytes, a.revision, a.counted = k.packets, k.bytes, k.revision, k.packets > 0
 }
 
-// earlier finds the attack that was begun elsewhere and forgets it there.
+// earlier finds the attack that was begun elsewhere and forgets it there. An id is a hash, so only minutes in which one began are
+// tried.
 func (e *Engine) earlier(typ, target string, firstNs, now int64) (string, *known) {
-	if len(e.known) == 0 {
-		return "", nil
+	minutes := make(map[int64]bool)
+	for _, k := range e.known {
+		if back := firstNs/int64(bucket) - k.firstNs/int64(bucket); back >= 0 && back <= int64(adopt/bucket) {
+			minutes[k.firstNs/int64(bucket)] = true
+		}
 	}
-	for back := int64(0); back <= int64(adopt/bucket); back++ {
+	for _, minute := range slices.SortedFunc(maps.Keys(minutes), func(a, b int64) int { return cmp.Compare(b, a) }) {
 		for n := range adoptNumbers {
-			id := attackID(typ, target, firstNs-back*int64(bucket), n)
+			id := attackID(typ, target, minute*int64(bucket), n)
 			if k := e.known[id]; k != nil && k.untilNs > now {
 				delete(e.known, id)
 				return id, k
@@ -64,25 +71,53 @@ func (e *Engine) Adopt(rules []policy.Rule) {
 
 // Rule tells the engine of a rule that has changed. Those of other classifiers name their attacks.
 func (e *Engine) Rule(u bus.RuleUpdate) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if u.Rule == nil {
+		delete(e.changed, u.ID)
 		return
 	}
 	until := int64(math.MaxInt64)
 	if !u.Rule.Expires.IsZero() {
 		until = u.Rule.Expires.UnixNano()
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.adopt(u.Rule, until)
 }
 
 func (e *Engine) adopt(r *policy.Rule, untilNs int64) {
+	e.noteChange(r)
 	if r.Origin != policy.OriginDetector || r.AttackID == "" {
 		return
 	}
 	if k := e.know(r.AttackID, untilNs); k != nil {
 		k.firstNs = r.AttackFirstNs
 	}
+}
+
+// noteChange notes what enforce has made of a detector's rule (promoted, escalated, a longer lease), or a user.
+func (e *Engine) noteChange(r *policy.Rule) {
+	switch _, noted := e.changed[r.ID]; {
+	case r.Changed == "" && (r.Origin == policy.OriginDetector || e.rules[r.ID] == nil):
+		delete(e.changed, r.ID)
+	case noted || len(e.changed) < maxKnown:
+		e.changed[r.ID] = *r
+	}
+}
+
+// asChanged is a rule of a verdict as it is in force already, should others have changed it; the lease begins anew.
+func (e *Engine) asChanged(r *policy.Rule) policy.Rule {
+	x, ok := e.changed[r.ID]
+	switch {
+	case !ok:
+		return *r
+	case x.Expires.IsZero():
+	case !x.Expires.After(r.Created):
+		delete(e.changed, r.ID) // it is over
+		return *r
+	case x.Expires.Before(r.Expires):
+		x.Expires = r.Expires
+	}
+	return x
 }
 
 // know returns what is known of an attack that is none of this engine's, made if need be.

@@ -9,6 +9,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/flow"
 	"github.com/tidegate-mesh/tidegate/libs/loadgen"
+	"github.com/tidegate-mesh/tidegate/libs/sketch"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 )
@@ -147,5 +148,86 @@ func TestRulesThatEnded(t *testing.T) {
 	two.attack(f, 1000)
 	if a := two.close().Attacks[0]; a.GetId() == id {
 		t.Error("it has the old id")
+	}
+}
+
+// TestHitsAreCountedOnce: enforce tells what a rule has dropped since it was made, and the classifier that had the attack before
+// has counted that.
+func TestHitsAreCountedOnce(t *testing.T) {
+	one, two := newLab(t), newLab(t)
+	f, err := loadgen.NewFrames(loadgen.Attack{Kind: loadgen.SYNFlood, Seed: 3, Target: victim})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.attack(f, 1000)
+	x := proto.Clone(one.close().Attacks[0]).(*eventv1.Attack) //nolint:errcheck // its own type
+	x.Classifier, x.Packets = "one", 5_000_000
+	two.e.Elsewhere(x, "two")
+	two.now = one.now + 3e9
+	two.attack(f, 1000)
+	if a := two.close().Attacks[0]; a.GetId() != x.GetId() {
+		t.Fatalf("another attack: %v", a)
+	}
+	for _, n := range []uint64{4_999_000, 4_999_500, 5_000_000} {
+		for _, r := range rulesOf(t, &two.out) {
+			two.e.Enforcement(&eventv1.Enforcement{RuleId: r.ID, Node: "n", State: eventv1.EnforcementState_ENFORCEMENT_STATE_HITS, Packets: n, Bytes: 60 * n,
+				Dropped: n, TimeNs: two.now + int64(n)}) //nolint:gosec // few
+		}
+	}
+	if got := two.e.byID(x.GetId()).packets; got < 5_001_000 || got > 5_003_000 {
+		t.Errorf("%d packets, want 5,000,000, the window's 1,000 and 1,000 dropped", got)
+	}
+}
+
+// TestRuleOfTwoAttacks: a rule that a second attack of its source has too tells of the first, so that this one goes on after a
+// restart.
+func TestRuleOfTwoAttacks(t *testing.T) {
+	l := newLab(t)
+	rules := rulesOf(t, l.close(failing(nth(1), l.now)))
+	l.now += 5e9
+	s := failing(nth(1), l.now)
+	var hosts sketch.HLL
+	for i := range uint64(30) {
+		hosts.Add(sketch.Mix(i))
+	}
+	s.AttemptHosts, s.FailedHosts = hosts[:], hosts[:]
+	s.DstPorts = []*flowv1.PortCount{{Port: 99, Packets: 1000}}
+	again := rulesOf(t, l.close(s))
+	if len(rules) != 1 || len(again) != 1 || again[0].AttackID != rules[0].AttackID || again[0].AttackFirstNs != rules[0].AttackFirstNs {
+		t.Errorf("%+v, then %+v", rules, again)
+	}
+}
+
+// TestChangedRuleStays: a rule that enforce has changed stays so, until its end, when another verdict has it too.
+func TestChangedRuleStays(t *testing.T) {
+	for _, over := range []bool{false, true} {
+		l := newLab(t, func(c *EngineConfig) { c.Shadow = []string{"all"} })
+		rules := rulesOf(t, l.close(failing(nth(1), l.now)))
+		if len(rules) != 1 || !rules[0].Shadow {
+			t.Fatalf("rules %+v", rules)
+		}
+		r := rules[0]
+		r.Shadow, r.Changed = false, "node: it acts now"
+		r.Lease, r.Repeat = time.Hour, 3
+		r.Expires = time.Unix(0, l.now).Add(time.Hour)
+		if over {
+			r.Expires = time.Unix(0, l.now)
+		}
+		l.e.Rule(bus.RuleUpdate{ID: r.ID, Rule: &r, Revision: 2})
+		// The same source sweeps a network.
+		s := failing(nth(1), l.now)
+		var hosts sketch.HLL
+		for i := range uint64(30) {
+			hosts.Add(sketch.Mix(i))
+		}
+		s.AttemptHosts, s.FailedHosts = hosts[:], hosts[:]
+		s.DstPorts = []*flowv1.PortCount{{Port: 99, Packets: 1000}}
+		again := rulesOf(t, l.close(s))
+		if len(again) != 1 || again[0].ID != r.ID {
+			t.Fatalf("rules %+v", again)
+		}
+		if x := again[0]; x.Shadow != over || (x.Lease == time.Hour) == over || (x.Repeat == 3) == over || x.Expires.Before(r.Expires) {
+			t.Errorf("over %v: it is put back as %+v", over, x)
+		}
 	}
 }

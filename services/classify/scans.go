@@ -2,7 +2,9 @@ package classify
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
+	"slices"
 	"sort"
 	"time"
 
@@ -188,8 +190,13 @@ func (e *Engine) protocolProbes(w *flowv1.Window, out *WindowResult) {
 	}
 }
 
-// report begins or continues the attacks that findings belong to, and blocks sources that are new to them: one
-// verdict an attack and window. Nothing is found of allowed sources.
+const (
+	maxScanners = 4_096                            // sources of one attack that are remembered
+	maxNamed    = maxVerdicts * verdict.MaxSources // sources of one attack that are blocked within a minute; the others are found again
+)
+
+// report begins or continues the attacks that findings belong to, and blocks sources that are new to them, or that come back
+// when their rule is over: an attack in which sources take turns may last for days. Nothing is found of allowed sources.
 func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
 	fresh := make(map[*attack][]finding)
 	begun := make(map[*attack]bool)
@@ -204,20 +211,32 @@ func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
 			if f.scan.Fast && w.GetStartNs()-start > int64(2*time.Second) {
 				start = w.GetStartNs() // the source was there long before it began to scan
 			}
-			a = e.begin(w, f.scan.Type, verdict.TargetName(f.scan.Target), start)
+			a = e.begin(w, f.scan.Type, verdict.TargetName(f.scan.Target), start, out)
 			begun[a] = true
 			order = append(order, a)
 		}
+		last, known := a.scanners[f.source]
+		if known && !f.scan.Alert && w.GetEndNs()-last > e.ruleLife(a) {
+			e.forgetSource(a, f.source)
+			if !f.scan.Fast {
+				continue
+			}
+			known = false
+		}
 		a.lastOver, a.holdNs = w.GetEndNs(), f.scan.HoldNs
-		if a.scanners[f.source] {
+		if known {
+			a.scanners[f.source] = max(last, w.GetEndNs())
 			a.packets = max(a.packets, f.scan.Packets)
 			continue
 		}
-		a.scanners[f.source] = true
-		a.sourceCount++
+		if !e.mayName(a, w.GetEndNs()) {
+			continue
+		}
+		a.scanners[f.source] = w.GetEndNs()
 		a.packets += f.scan.Packets
-		if len(a.top) < verdict.MaxSources && f.source.IsValid() {
-			a.top = append(a.top, f.source.String())
+		a.sourceCount++
+		if name := f.source.String(); len(a.top) < verdict.MaxSources && f.source.IsValid() && !slices.Contains(a.top, name) {
+			a.top = append(a.top, name)
 		}
 		if fresh[a] == nil && !begun[a] {
 			order = append(order, a)
@@ -225,13 +244,38 @@ func (e *Engine) report(w *flowv1.Window, found []finding, out *WindowResult) {
 		fresh[a] = append(fresh[a], f)
 	}
 	for _, a := range order {
-		if list := fresh[a]; len(list) > 0 && a.verdicts < maxVerdicts {
+		if e.attacks[a.key] != a {
+			continue // it made room for another one
+		}
+		for list := range slices.Chunk(fresh[a], verdict.MaxSources) {
 			e.scanVerdict(w, a, list, out)
 		}
 		if begun[a] {
 			e.publish(a, eventv1.AttackState_ATTACK_STATE_STARTED, e.now(w), out)
 		}
 	}
+}
+
+// ruleLife is how long a rule of the attack lives that is not hit.
+func (e *Engine) ruleLife(a *attack) int64 { return max(a.leaseNs, int64(e.cfg.Lease)) }
+
+// mayName makes room for one more source of the attack, unless there were too many within the minute.
+func (e *Engine) mayName(a *attack, nowNs int64) bool {
+	if d := nowNs - a.namedNs; d < 0 || d >= int64(time.Minute) {
+		a.named, a.namedNs = 0, nowNs
+	}
+	if a.named == maxNamed {
+		return false
+	}
+	a.named++
+	for life := e.ruleLife(a); len(a.scanners) >= maxScanners; life = math.MinInt64 { // first those whose rules are over
+		for s, last := range a.scanners {
+			if nowNs-last > life {
+				e.forgetSource(a, s)
+			}
+		}
+	}
+	return true
 }
 
 // scanOf is the attack that a finding continues: of the same target, or of the same source, whose swept prefix
@@ -244,25 +288,24 @@ func (e *Engine) scanOf(f *finding) *attack {
 		return nil
 	}
 	for _, a := range e.attacks {
-		if a.key.typ == f.scan.Type && a.scanners[f.source] {
+		if _, ok := a.scanners[f.source]; ok && a.key.typ == f.scan.Type {
 			return a
 		}
 	}
 	return nil
 }
 
-// scanVerdict blocks the sources of a scan. A source that is itself protected is only counted: its own good
+// scanVerdict blocks up to 16 sources of a scan. A source that is itself protected is only counted: its own good
 // traffic would go with it.
 func (e *Engine) scanVerdict(w *flowv1.Window, a *attack, list []finding, out *WindowResult) {
 	c := verdict.Choice{Key: verdict.KeySources, AttackShare: 1}
 	if list[0].scan.Alert {
-		e.alert(w, a, list, out)
+		if a.verdicts < maxVerdicts {
+			e.alert(w, a, list, out)
+		}
 		return
 	}
 	for i := range list {
-		if len(c.Rules) == verdict.MaxSources {
-			break
-		}
 		src := list[i].source
 		r := verdict.Rule{Action: policy.Drop, Match: policy.Match{Src: netip.PrefixFrom(src, src.BitLen())}, Priority: verdict.PriorityDrop,
 			Comment: list[i].scan.Type + " source"}

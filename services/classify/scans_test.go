@@ -11,6 +11,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/packet"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 	"github.com/tidegate-mesh/tidegate/libs/sketch"
+	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	flowv1 "github.com/tidegate-mesh/tidegate/proto/flow/v1"
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/detect"
 )
@@ -118,6 +119,157 @@ func TestFloodBesideScan(t *testing.T) {
 	for _, want := range []string{detect.PortScan, detect.SYNFlood} {
 		if !slices.Contains(found, want+" "+victim.String()) {
 			t.Errorf("found %v, and no %s", found, want)
+		}
+	}
+}
+
+// failing is a source that tried ports of the victim that refused.
+func failing(src netip.Addr, now int64) *flowv1.Source {
+	var hosts, ports sketch.HLL
+	hosts.Add(sketch.Mix(1))
+	for i := range uint64(20) {
+		ports.Add(sketch.Mix(i + 7))
+	}
+	s, top := src.As16(), victim.As16()
+	h := packet.Header{Src: src, Dst: victim, TTL: 64}
+	f := h.AppendTCP(nil, &packet.TCP{SrcPort: 40000, DstPort: 99, Flags: policy.SYN}, nil)
+	return &flowv1.Source{Addr: s[:], TopHost: top[:], Attempts: 20, Failed: 20, TopHostAttempts: 20, AttemptHosts: hosts[:], FailedHosts: hosts[:],
+		AttemptPorts: ports[:], FailedPorts: ports[:], TopHostPorts: ports[:], TopHostFailedPorts: ports[:], FirstNs: now,
+		Samples: []*flowv1.HeaderSample{{TimeNs: now, Length: 40, Header: f[14:]}}}
+}
+
+func nth(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}) } //nolint:gosec // few
+
+// TestScanThatLasts: an attack on which sources take turns goes on for as long as they do. Each of them is blocked,
+// however many there were before, and again when it comes back after its rule has ended.
+func TestScanThatLasts(t *testing.T) {
+	l := newLab(t)
+	blocked := func(out *WindowResult) map[netip.Addr]bool {
+		m := make(map[netip.Addr]bool)
+		for _, r := range rulesOf(t, out) {
+			m[r.Match.Src.Addr()] = true
+		}
+		return m
+	}
+	id := ""
+	for i := range 40 {
+		src := nth(i + 1)
+		out := l.close(failing(src, l.now))
+		if !blocked(out)[src] {
+			t.Errorf("source %d is not blocked", i+1)
+		}
+		for _, a := range out.Attacks {
+			if id == "" {
+				id = a.GetId()
+			}
+			if a.GetId() != id || a.GetState() == eventv1.AttackState_ATTACK_STATE_ENDED {
+				t.Fatalf("another attack: %v", a)
+			}
+		}
+		for range 20 {
+			l.close()
+		}
+	}
+	l.close(failing(nth(1), l.now))
+	if out := l.close(failing(nth(1), l.now)); !blocked(out)[nth(1)] {
+		t.Error("the first source came back after its rule had ended, and is not blocked")
+	}
+	if n := len(l.e.blocked); n != 40 {
+		t.Errorf("%d sources are held for blocked, want 40", n)
+	}
+	// Many at once.
+	l = newLab(t)
+	var many []*flowv1.Source
+	for i := range 40 {
+		many = append(many, failing(nth(i+1), l.now))
+	}
+	got := make(map[netip.Addr]bool)
+	for range 4 {
+		for a := range blocked(l.close(many...)) {
+			got[a] = true
+		}
+	}
+	if len(got) != 40 {
+		t.Errorf("%d of 40 sources are blocked", len(got))
+	}
+}
+
+// TestAttackLimit: an attack that makes room for another one is told as ended.
+func TestAttackLimit(t *testing.T) {
+	l := newLab(t)
+	on := make(map[string]bool)
+	for i := range maxAttacks + 50 {
+		src := netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}) //nolint:gosec // few
+		s := failing(src, l.now)
+		top := netip.AddrFrom4([4]byte{10, 88, byte(i >> 8), byte(i)}).As16()
+		s.TopHost = top[:]
+		for _, a := range l.close(s).Attacks {
+			on[a.GetId()] = a.GetState() != eventv1.AttackState_ATTACK_STATE_ENDED
+		}
+		l.now -= labSlot - 1e6
+	}
+	n := 0
+	for _, is := range on {
+		if is {
+			n++
+		}
+	}
+	if n != int(l.e.Stats().Attacks) {
+		t.Errorf("%d of %d attacks are told to be on, %d are", n, len(on), l.e.Stats().Attacks)
+	}
+}
+
+// TestSensorGoneDuringSlowloris: connections whose end no sensor will tell do not keep an attack on for ever.
+func TestSensorGoneDuringSlowloris(t *testing.T) {
+	l := newLab(t)
+	src := netip.MustParseAddr("192.0.2.1")
+	flow.Reset(&l.batch)
+	l.batch.Sensor, l.batch.Epoch = "lab", 1
+	for i := range uint64(40) {
+		k := flow.Key{Src: src.As16(), Dst: victim.As16(), SrcPort: uint16(1000 + i), DstPort: 80, Protocol: 6} //nolint:gosec // few
+		flow.AppendOpen(&l.batch, &flow.Open{ID: i + 1, Key: k, FirstNs: l.now})
+		flow.AppendSegment(&l.batch, i+1, 0, 0, l.now, []byte("GET / HTTP/1.1\r\nHost: a\r\n"))
+	}
+	var out BatchResult
+	if err := l.e.Batch(&l.batch, &out); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	began := false
+	for range 45 * 60 {
+		l.now += 9 * labSlot
+		for _, a := range l.close().Attacks {
+			began = began || a.GetType() == detect.Slowloris
+			ended = ended || a.GetState() == eventv1.AttackState_ATTACK_STATE_ENDED
+		}
+	}
+	if !began || !ended {
+		t.Errorf("began %v, ended %v", began, ended)
+	}
+}
+
+// TestLongSessionsEnd: many sessions of hours that end together, as when a jump host restarts, are no log-ins that failed, though
+// the last part of each was short.
+func TestLongSessionsEnd(t *testing.T) {
+	for part, want := range map[uint16]int{0: 1, 100: 0} {
+		l := newLab(t)
+		src := netip.MustParseAddr("192.0.2.1")
+		flow.Reset(&l.batch)
+		l.batch.Sensor, l.batch.Epoch = "lab", 1
+		for i := range uint64(40) {
+			k := flow.Key{Src: src.As16(), Dst: victim.As16(), SrcPort: uint16(1000 + i), DstPort: 22, Protocol: 6} //nolint:gosec // few
+			flow.AppendOpen(&l.batch, &flow.Open{ID: i + 1, Key: k, FirstNs: l.now})
+			for dir := range uint8(2) {
+				flow.AppendSegment(&l.batch, i+1, dir, 0, l.now, []byte("SSH-2.0-OpenSSH_9.2\r\n"))
+			}
+			flow.AppendEnd(&l.batch, &flow.End{ID: i + 1, Key: k, FirstNs: l.now - 10e9, LastNs: l.now, Part: part, Totals: flow.Totals{PacketsFwd: 4, PacketsRev: 4, BytesFwd: 500, BytesRev: 500}})
+		}
+		var out BatchResult
+		if err := l.e.Batch(&l.batch, &out); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(l.close().Verdicts); got != want {
+			t.Errorf("part %d: %d verdicts, want %d", part, got, want)
 		}
 	}
 }

@@ -70,9 +70,9 @@ func (e *Engine) over(f *flowState) {
 	}
 }
 
-// session judges a flow that ended, with the label that it has.
+// session judges a flow that ended, with the label that it has. Of one that was exported in parts x is only the last: it was long.
 func (e *Engine) session(f *flowState, x *flow.End, label string) {
-	if x.Key.Protocol != 6 || e.cfg.LabelsOnly {
+	if x.Key.Protocol != 6 || x.Part > 0 || e.cfg.LabelsOnly {
 		return
 	}
 	src, dst := flow.Addr(x.Key.Src), flow.Addr(x.Key.Dst)

@@ -25,6 +25,8 @@ const (
 	drain       = 3 * time.Second
 )
 
+var errStopping = status.Error(codes.Unavailable, "classify is stopping")
+
 // stream is one sensor's connection. Receiving goes on while batches wait for NATS, so that a window is judged
 // as soon as it is here.
 type stream struct {
@@ -49,7 +51,7 @@ type job struct {
 func (s *Service) Stream(rpc grpc.BidiStreamingServer[classifyv1.StreamRequest, classifyv1.StreamResponse]) error {
 	select {
 	case <-s.stopping:
-		return status.Error(codes.Unavailable, "classify is stopping")
+		return errStopping
 	default:
 	}
 	s.streams.Add(1)
@@ -122,7 +124,7 @@ func (x *stream) run(requests <-chan *classifyv1.StreamRequest, ended <-chan err
 			}
 			return err
 		case <-x.s.stopping:
-			return status.Error(codes.Unavailable, "classify is stopping")
+			return errStopping
 		}
 	}
 }
@@ -138,6 +140,15 @@ func (x *stream) batch(b *flowv1.FlowBatch) error {
 		return x.send(&classifyv1.StreamResponse{Batch: b.GetBatch()})
 	}
 	x.s.judgeNamed(b.GetSensor(), res.Named)
+	if len(res.Records) > 0 { // what waits in vain is not counted: it comes again
+		select {
+		case x.slots <- struct{}{}:
+		case <-x.ctx.Done():
+			return status.FromContextError(x.ctx.Err()).Err()
+		case <-x.s.stopping:
+			return errStopping
+		}
+	}
 	x.s.received.Add(uint64(len(res.Records)))
 	x.s.summarised.Add(res.Summarised)
 	for _, r := range res.Records {
@@ -151,11 +162,6 @@ func (x *stream) batch(b *flowv1.FlowBatch) error {
 	if len(res.Records) == 0 {
 		x.s.metrics.latency.Observe(time.Since(received).Seconds())
 		return x.send(ack)
-	}
-	select {
-	case x.slots <- struct{}{}:
-	case <-x.ctx.Done():
-		return status.FromContextError(x.ctx.Err()).Err()
 	}
 	x.wg.Add(1)
 	go func() {
@@ -246,6 +252,8 @@ func (x *stream) window(w *flowv1.Window) error {
 		return nil
 	case <-x.ctx.Done():
 		return status.FromContextError(x.ctx.Err()).Err()
+	case <-x.s.stopping:
+		return errStopping
 	}
 }
 

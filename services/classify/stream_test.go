@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http/httptest"
+	"net/netip"
 	"reflect"
 	"strings"
 	"sync"
@@ -39,6 +41,7 @@ type fakeBus struct {
 	usual    map[string]*eventv1.UsualDay // by node and day
 	usualErr error
 	already  bool // another classifier has published every flow
+	conflict bool // rules are always changed by somebody else meanwhile
 }
 
 func (b *fakeBus) do(what string, f func()) error {
@@ -86,6 +89,9 @@ func (b *fakeBus) PutRule(_ context.Context, r policy.Rule) error {
 func (b *fakeBus) Rules(context.Context) (map[string]bus.RuleEntry, error) { return nil, nil }
 
 func (b *fakeBus) UpdateRule(_ context.Context, r policy.Rule, _ uint64) (uint64, error) {
+	if b.conflict {
+		return 0, bus.ErrConflict
+	}
 	return 1, b.do("update rule", func() { b.rules[r.ID] = r })
 }
 
@@ -428,7 +434,8 @@ func TestConfig(t *testing.T) {
 	if len(c.Engine.Groups) != 1 || len(c.Engine.Groups[0].Prefixes) != 2 || c.Engine.Groups[0].Thresholds["syn"] != 300 {
 		t.Errorf("groups %+v", c.Engine.Groups)
 	}
-	for _, text := range []string{"x", ";10.0.0.0/8", "a;10.0.0.0/99", "a;10.0.0.0/8;nope=1", "a;10.0.0.0/8;syn=0", "a;10.0.0.0/8;syn=x"} {
+	for _, text := range []string{"x", ";10.0.0.0/8", "a;10.0.0.0/99", "a;10.0.0.0/8;nope=1", "a;10.0.0.0/8;syn=0", "a;10.0.0.0/8;syn=x", "a;10.0.0.0/8;syn=inf",
+		"a;10.0.0.0/8;logins=65", "a;10.0.0.0/8;unfinished=513"} {
 		var g Group
 		if err := g.UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("group %q is taken", text)
@@ -439,6 +446,12 @@ func TestConfig(t *testing.T) {
 		func(c *Config) { c.Engine.SYN = 0 },
 		func(c *Config) { c.Engine.Lease = 0 },
 		func(c *Config) { c.MaxInFlight = 0 },
+		func(c *Config) { c.Engine.UDPBits = math.Inf(1) },
+		func(c *Config) {
+			p := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+			c.Engine.Groups = []Group{{Name: "a", Prefixes: p}, {Name: "b", Prefixes: p}}
+		},
+		func(c *Config) { c.Engine.Shadow = []string{"port_scan", "syn-flood"} },
 	} {
 		c := DefaultConfig()
 		edit(&c)

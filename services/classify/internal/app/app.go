@@ -69,6 +69,8 @@ type Engine struct {
 	free     *Flow
 	buffers  [len(bufferSizes)][][]byte
 	quic     []*quicState
+	held     int   // bytes of buffers and quicStates, in use or free
+	most     int   // of held
 	ghash    ghash // for one call
 	names    names
 	expected expectations
@@ -83,7 +85,7 @@ type Engine struct {
 
 // NewEngine returns an Engine with no flow.
 func NewEngine() *Engine {
-	e := &Engine{text: make([]byte, 0, 2*MaxBytes)}
+	e := &Engine{text: make([]byte, 0, 2*MaxBytes), most: maxHeld}
 	e.names.reset()
 	return e
 }

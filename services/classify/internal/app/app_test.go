@@ -350,6 +350,46 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// TestManyWait: flows whose beginning never goes on do not fill the memory, and when they are gone others have it.
+func TestManyWait(t *testing.T) {
+	e := NewEngine()
+	e.most = 64 * MaxBytes
+	hello := initialPacket(quicV1, []byte{1, 2, 3, 4, 5, 6, 7, 8}, 0, cryptoFrame(0, clientHelloMessage("www.example.org", "h3", 1800)[:700]))
+	request := []byte("GET /" + strings.Repeat("a", 3000) + " HTTP/1.1\r\nHost: example.org\r\n\r\n")
+	parts := []part{{0, 0, request[:100]}, {0, 100, request[100:1500]}, {0, 1500, request[1500:2900]}, {0, 2900, request[2900:]}}
+	var flows []*Flow
+	for range 1000 {
+		q, h := e.Open(key(udp, 40000, 443)), e.Open(key(packet.ProtoTCP, 40000, 80))
+		q.Segment(0, 0, hello)
+		for _, p := range parts[:3] {
+			h.Segment(p.dir, p.at, p.data)
+		}
+		flows = append(flows, q, h)
+	}
+	held := 0
+	for _, f := range flows {
+		held += len(f.dirs[0].buf) + len(f.dirs[1].buf)
+		if f.quic != nil {
+			held += quicSize
+		}
+	}
+	if held > e.most || held < e.most/2 {
+		t.Errorf("%d bytes are held, of at most %d", held, e.most)
+	}
+	if r := play(e, key(packet.ProtoTCP, 40001, 80), part{0, 0, []byte("GET / HTTP/1.1\r\nHost: example.org\r\n\r\n")}); r.App != "http" || r.Host != "example.org" {
+		t.Errorf("a request in one segment meanwhile: %+v", r)
+	}
+	for _, f := range flows {
+		f.Release()
+	}
+	if r := play(e, key(packet.ProtoTCP, 40000, 80), parts...); r.App != "http" || r.Host != "example.org" {
+		t.Errorf("afterwards: %+v", r)
+	}
+	if free := e.held; free > e.most {
+		t.Errorf("%d bytes are kept", free)
+	}
+}
+
 // TestGrows wants a labelled flow to keep what its protocol reads on for, whatever the order.
 func TestGrows(t *testing.T) {
 	request := []byte("GET /" + strings.Repeat("a", 3000) + " HTTP/1.1\r\nHost: example.org\r\n\r\n")

@@ -41,12 +41,16 @@ func (q *quicState) drop(e *Engine) {
 	e.quic = append(e.quic, q)
 }
 
+// quicSize is what a quicState takes, about.
+const quicSize = MaxBytes + 512
+
+// quicState is the flow's; nil when flows have too much memory already.
 func (f *Flow) quicState() *quicState {
 	if f.quic == nil {
 		if n := len(f.engine.quic); n > 0 {
 			f.quic = f.engine.quic[n-1]
 			f.engine.quic = f.engine.quic[:n-1]
-		} else {
+		} else if f.engine.room(quicSize) {
 			f.quic = &quicState{}
 		}
 	}
@@ -199,7 +203,7 @@ func (f *Flow) quicPacket(dir uint8, b []byte, h *longHeader) (n int, done bool)
 // quicHello decrypts an Initial packet and collects the ClientHello; true when it is complete.
 func (f *Flow) quicHello(dir uint8, packet []byte, at int, h *longHeader) bool {
 	q := f.quicState()
-	if q.have && dir != q.client || len(packet) > len(f.engine.scratch) {
+	if q == nil || q.have && dir != q.client || len(packet) > len(f.engine.scratch) {
 		return false
 	}
 	var frames []byte

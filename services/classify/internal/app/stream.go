@@ -125,12 +125,13 @@ func (d *direction) insert(f *Flow, offset uint32, data []byte) {
 		class++
 	}
 	if have := len(d.buf); have < bufferSizes[class] {
-		buf := f.engine.buffer(class)
-		copy(buf, d.buf)
-		if d.buf != nil {
-			f.engine.giveBack(d.buf)
+		if buf := f.engine.buffer(class); buf != nil {
+			copy(buf, d.buf)
+			if d.buf != nil {
+				f.engine.giveBack(d.buf)
+			}
+			d.buf = buf
 		}
-		d.buf = buf
 	}
 	d.pieces.insert(d.buf, offset, data)
 }
@@ -146,13 +147,42 @@ func (d *direction) drop(e *Engine) {
 	}
 }
 
-// buffer takes a buffer from the pool of its size.
+// maxHeld bounds what all flows together keep of their payload, in bytes: a flood of beginnings that never go on would fill the
+// memory. A flow for which there is none is looked at segment by segment.
+const maxHeld = 512 << 20
+
+// room tells whether size bytes more may be had. What is free of other sizes makes room.
+func (e *Engine) room(size int) bool {
+	for class := range e.buffers {
+		pool := &e.buffers[class]
+		for n := len(*pool); n > 0 && e.held+size > e.most; n-- {
+			(*pool)[n-1] = nil
+			*pool = (*pool)[:n-1]
+			e.held -= bufferSizes[class]
+		}
+	}
+	for n := len(e.quic); n > 0 && e.held+size > e.most; n-- {
+		e.quic[n-1] = nil
+		e.quic = e.quic[:n-1]
+		e.held -= quicSize
+	}
+	if e.held+size > e.most {
+		return false
+	}
+	e.held += size
+	return true
+}
+
+// buffer takes a buffer from the pool of its size; nil when flows have too much already.
 func (e *Engine) buffer(class int) []byte {
 	pool := &e.buffers[class]
 	if n := len(*pool); n > 0 {
 		b := (*pool)[n-1]
 		*pool = (*pool)[:n-1]
 		return b
+	}
+	if !e.room(bufferSizes[class]) {
+		return nil
 	}
 	return make([]byte, bufferSizes[class])
 }

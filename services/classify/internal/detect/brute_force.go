@@ -5,7 +5,10 @@ import "net/netip"
 const (
 	loginNs    = int64(120e9)
 	maxLogins  = 4_096
-	loginTimes = 64 // sessions remembered of a pair
+	loginTimes = quick * MaxLogins // sessions remembered of a pair
+
+	// MaxLogins is the highest threshold of Logins.
+	MaxLogins = 64
 
 	// An SSH server that asks for passwords makes a refusal wait: PAM two seconds (pam_unix(8), nodelay). Where a third of the
 	// sessions is shorter than quickNs they are the commands of an automation that has a key, of which thrice as many may be.

@@ -51,6 +51,22 @@ func TestLogins(t *testing.T) {
 	}
 }
 
+// TestManyLogins: the highest threshold can be reached, also three times it.
+func TestManyLogins(t *testing.T) {
+	th := DefaultThresholds()
+	th.Logins = MaxLogins
+	l, got := NewLogins(), 0
+	for i := range int64(300) {
+		s := Session{Src: stranger, Dst: host, Port: 22, App: "ssh", Answered: true, FirstNs: 1e18 + i*1e8, LastNs: 1e18 + i*1e8 + 1e9}
+		if _, ok := l.Add(&s, &th); ok && got == 0 {
+			got = int(i) + 1
+		}
+	}
+	if got != quick*MaxLogins {
+		t.Errorf("found with session %d, want %d", got, quick*MaxLogins)
+	}
+}
+
 // TestLoginsBounded: pairs make room for others.
 func TestLoginsBounded(t *testing.T) {
 	l, th := NewLogins(), DefaultThresholds()

@@ -318,3 +318,23 @@ func TestProtocolProbe(t *testing.T) {
 		}
 	}
 }
+
+// TestSecondOfTwoSensors: a window that another sensor sends a little later belongs to the half before.
+func TestSecondOfTwoSensors(t *testing.T) {
+	var s second
+	add := func(at int64, from, n uint64) {
+		var h sketch.HLL
+		for i := range n {
+			h.Add(sketch.Mix(from + i))
+		}
+		s.add(at, h[:])
+	}
+	at := 10 * halfNs
+	add(at-2e8, 0, 20)
+	add(at, 100, 20)
+	add(at-1e8, 200, 20)
+	add(at+1e8, 300, 20)
+	if n := s.distinct(); n < 70 || n > 90 {
+		t.Errorf("%.0f distinct, want 80", n)
+	}
+}

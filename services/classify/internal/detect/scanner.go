@@ -39,6 +39,9 @@ func (s *second) add(startNs int64, registers []byte) {
 	case s.half:
 	case s.half + 1:
 		s.old, s.cur, s.half = s.cur, sketch.HLL{}, h
+	case s.half - 1: // of a sensor that tells a little later
+		s.old.Merge(registers)
+		return
 	default:
 		*s = second{half: h}
 	}

@@ -8,10 +8,14 @@ import (
 )
 
 const (
-	stalledNs    = int64(5e9) // how long a request may take to be sent
+	stalledNs    = int64(5e9)    // how long a request may take to be sent
+	lostNs       = int64(1800e9) // after so long no server waits any more: nobody told its end, as when the sensor is gone
 	maxStallers  = 2_048
-	maxStalledOf = 512 // connections watched of a pair
+	maxStalledOf = MaxStalled // connections watched of a pair
 	maxHead      = 4_000
+
+	// MaxStalled is the highest threshold of Stalled.
+	MaxStalled = 512
 )
 
 // Head follows the head of an HTTP/1 request (RFC 9112 2.1) through the segments of a connection. The zero value waits for
@@ -96,8 +100,11 @@ func (s *Stallers) Each(nowNs int64, t func(host netip.Addr) *Thresholds, f func
 			continue
 		}
 		n, first := 0.0, nowNs
-		for _, began := range p.flows {
-			if nowNs-began >= stalledNs {
+		for id, began := range p.flows {
+			switch age := nowNs - began; {
+			case age > lostNs || age < -lostNs:
+				delete(p.flows, id)
+			case age >= stalledNs:
 				n++
 				first = min(first, began)
 			}

@@ -19,16 +19,16 @@ const (
 
 // Peer is an address with which a destination exchanged payload both ways.
 type Peer struct {
-	FirstNs, LastNs int64 // Unix ns of the first and last such flow
-	TCP, UDP, Other bool  // protocols of flows that the peer opened
-	AskedTCP        bool  // the destination opened a TCP flow to it
-	Asked           [4]uint16
-	asked           uint8 // how many of Asked are in use
+	FirstNs, LastNs int64     // Unix ns of the first and last such flow
+	TCP, UDP, Other bool      // protocols of flows that the peer opened
+	AskedTCP        bool      // the destination opened a TCP flow to it
+	Asked           [4]uint16 // the newest; a ring
+	asked           uint8     // how many were asked, less a round of the ring where that tells the same
 }
 
 // AskedPort reports whether the destination asked this peer's UDP port.
 func (p *Peer) AskedPort(port uint16) bool {
-	for i := range p.asked {
+	for i := range min(int(p.asked), len(p.Asked)) {
 		if p.Asked[i] == port {
 			return true
 		}
@@ -70,7 +70,9 @@ func (p *Peers) Observe(k flow.Key, nowNs int64) {
 	case 17:
 		if !out.AskedPort(k.DstPort) {
 			out.Asked[int(out.asked)%len(out.Asked)] = k.DstPort
-			out.asked = min(out.asked+1, uint8(len(out.Asked)))
+			if out.asked++; int(out.asked) == 2*len(out.Asked) {
+				out.asked = uint8(len(out.Asked))
+			}
 		}
 	default:
 		out.Other = true

@@ -272,3 +272,17 @@ func TestNetwork(t *testing.T) {
 		t.Errorf("one source: %s %v", c.Key, c.Rules)
 	}
 }
+
+// TestAskedPorts: of the ports that a host asked of a peer the newest four are known.
+func TestAskedPorts(t *testing.T) {
+	p := NewPeers()
+	host, peer := [16]byte{15: 1}, [16]byte{15: 2}
+	for port := range uint16(11) {
+		p.Observe(flow.Key{Src: host, Dst: peer, Protocol: 17, SrcPort: 999, DstPort: port + 1}, 1e18)
+	}
+	for port := range uint16(11) {
+		if got, want := p.Known(host, peer).AskedPort(port+1), port >= 7; got != want {
+			t.Errorf("port %d is known: %v, want %v", port+1, got, want)
+		}
+	}
+}
