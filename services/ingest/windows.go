@@ -50,13 +50,9 @@ func windowConfig() window.Config {
 	return c
 }
 
-// provide makes the builders that a queue changes with: one that is merged while the next is filled, and one to spare.
-// Made by take they would stop the queue for milliseconds.
-func (w *windows) provide() {
-	for range 2 {
-		w.giveBack(newBuilder())
-	}
-}
+// provide makes the builder that a queue changes with: one is merged while the other is filled. Made by take it would stop
+// the queue for milliseconds; so does a third, once, should merging ever take as long as a window.
+func (w *windows) provide() { w.giveBack(newBuilder()) }
 
 // take is a queue's OnWindow: it never blocks, and takes nothing when the merging falls behind.
 func (w *windows) take(b *window.Builder) *window.Builder {

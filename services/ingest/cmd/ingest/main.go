@@ -34,7 +34,7 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		// What ingest keeps is fixed and packets allocate nothing, so that the collector has little to do: memory that it
 		// would let garbage stand in, as much again by default, costs more than collecting it more often.
-		debug.SetGCPercent(25)
+		debug.SetGCPercent(10)
 	}
 	err := capability.Raise()
 	if err == nil {
