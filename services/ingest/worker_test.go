@@ -327,11 +327,10 @@ func TestLastWindows(t *testing.T) {
 
 // TestSeeds: builders of a live sensor choose their samples, and the places in their tables, by seeds of their own.
 func TestSeeds(t *testing.T) {
-	s := testService(t)
 	h := packet.Header{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")}
 	var ports [2][]byte
 	for i := range ports {
-		b := <-s.windows.spare
+		b := newBuilder()
 		for port := range uint16(2000) {
 			var p packet.Packet
 			f := h.AppendUDP(nil, port, 53, nil)
