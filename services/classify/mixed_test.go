@@ -76,7 +76,7 @@ type phase struct {
 func TestMixed(t *testing.T) {
 	scanner, tester := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("203.0.113.9")
 	crowd := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, byte(i % 400 >> 8), byte(i % 400)}) }
-	for seed := range uint64(40) { // of 4,000 none failed
+	for seed := range uint64(40) {
 		m := &mixed{lab: newLab(t)}
 		m.rng = rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // reproducible
 		m.e.Allow(policy.NewCover([]netip.Prefix{netip.PrefixFrom(scanner, 32)}))
