@@ -123,7 +123,7 @@ func TestBadCertificates(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	says("! persist at "+persistAddr, "the certificate 'persist' of the server at "+persistAddr+" expired 20", "renew it there with `tidegate certs`",
+	says("! persist at "+persistAddr, "the certificate 'persist' of persist at "+persistAddr+" expired 20", "renew it there with `tidegate certs`",
 		"refuse", stray.Cert)
 
 	expire(t, certs, pki.Persist, time.Now().Add(20*24*time.Hour+time.Minute))

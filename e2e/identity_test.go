@@ -151,7 +151,7 @@ func TestNoCertificates(t *testing.T) {
 		args := []string{"--tls-dir", t.TempDir()}
 		switch name {
 		case "ingest":
-			args = append(args, "--iface", "lo", "--classify", "127.0.0.1:1")
+			args = append(args, "--mode", "tap", "--iface", "lo", "--classify", "127.0.0.1:1")
 		case "enforce":
 			args = append(args, "--iface", "lo")
 		}
