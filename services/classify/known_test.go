@@ -179,20 +179,25 @@ func TestHitsAreCountedOnce(t *testing.T) {
 	}
 }
 
-// TestRuleOfTwoAttacks: a rule that a second attack of its source has too tells of the first, so that this one goes on after a
-// restart.
-func TestRuleOfTwoAttacks(t *testing.T) {
-	l := newLab(t)
-	rules := rulesOf(t, l.close(failing(nth(1), l.now)))
-	l.now += 5e9
-	s := failing(nth(1), l.now)
+// sweeping is the failing source with a network that it sweeps.
+func sweeping(now int64) *flowv1.Source {
+	s := failing(nth(1), now)
 	var hosts sketch.HLL
 	for i := range uint64(30) {
 		hosts.Add(sketch.Mix(i))
 	}
 	s.AttemptHosts, s.FailedHosts = hosts[:], hosts[:]
 	s.DstPorts = []*flowv1.PortCount{{Port: 99, Packets: 1000}}
-	again := rulesOf(t, l.close(s))
+	return s
+}
+
+// TestRuleOfTwoAttacks: a rule that a second attack of its source has too tells of the first, so that this one goes on after a
+// restart.
+func TestRuleOfTwoAttacks(t *testing.T) {
+	l := newLab(t)
+	rules := rulesOf(t, l.close(failing(nth(1), l.now)))
+	l.now += 5e9
+	again := rulesOf(t, l.close(sweeping(l.now)))
 	if len(rules) != 1 || len(again) != 1 || again[0].AttackID != rules[0].AttackID || again[0].AttackFirstNs != rules[0].AttackFirstNs {
 		t.Errorf("%+v, then %+v", rules, again)
 	}
@@ -215,14 +220,7 @@ func TestChangedRuleStays(t *testing.T) {
 		}
 		l.e.Rule(bus.RuleUpdate{ID: r.ID, Rule: &r, Revision: 2})
 		// The same source sweeps a network.
-		s := failing(nth(1), l.now)
-		var hosts sketch.HLL
-		for i := range uint64(30) {
-			hosts.Add(sketch.Mix(i))
-		}
-		s.AttemptHosts, s.FailedHosts = hosts[:], hosts[:]
-		s.DstPorts = []*flowv1.PortCount{{Port: 99, Packets: 1000}}
-		again := rulesOf(t, l.close(s))
+		again := rulesOf(t, l.close(sweeping(l.now)))
 		if len(again) != 1 || again[0].ID != r.ID {
 			t.Fatalf("rules %+v", again)
 		}
