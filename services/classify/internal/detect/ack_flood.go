@@ -11,7 +11,7 @@ import (
 var ackFlood = Flood{
 	Type: ACKFlood, Stray: true,
 	Measure: func(s *Sums, t *Thresholds) Measure {
-		return stray(s, s.Samples.ACK-min(s.Samples.ACK, s.Samples.ACKScan), "stray_ack", t.ACK)
+		return stray(s, s.Stand.ACK-min(s.Stand.ACK, s.Stand.ACKScan), "stray_ack", t.ACK)
 	},
 	Kind: isACK,
 }
@@ -20,12 +20,12 @@ func isACK(f *header.Facts) bool {
 	return f.Protocol == 6 && !f.Later && f.Flags&(policy.SYN|policy.ACK|policy.RST|policy.FIN) == policy.ACK
 }
 
-// stray measures TCP packets outside any flow, of which n of the samples are of the kind.
-func stray(s *Sums, n uint32, name string, limit float64) Measure {
+// stray measures TCP packets outside any flow, n of which the samples show to be of the kind.
+func stray(s *Sums, n float64, name string, limit float64) Measure {
 	if n == 0 || s.OutOfState == 0 {
 		return Measure{}
 	}
-	share := ratio(n, s.Samples.Stray, 0)
+	share := ratio(n, s.Stand.Stray, 0)
 	packets := float64(s.OutOfState) * share
 	size := 60.0
 	if s.Packets > 0 {

@@ -42,6 +42,7 @@ func TestFloods(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			tt.sums.weigh()
 			if got := tt.flood.Measure(&tt.sums, &th).Level; math.Abs(got-tt.level) > 1e-9 {
 				t.Errorf("level %v, want %v", got, tt.level)
 			}
@@ -260,10 +261,10 @@ func TestLoneScanner(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		sources, ports int
-		want           uint32
+		want           float64
 	}{{1, 64, 64}, {1, 1, 0}, {64, 64, 0}, {2, 64, 0}} {
 		if got := CountSamples(mk(tt.sources, tt.ports), standing(Stranger)).SYNScan; got != tt.want {
-			t.Errorf("%d sources, %d ports: %d, want %d", tt.sources, tt.ports, got, tt.want)
+			t.Errorf("%d sources, %d ports: %v, want %v", tt.sources, tt.ports, got, tt.want)
 		}
 	}
 }

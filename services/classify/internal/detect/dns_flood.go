@@ -2,23 +2,23 @@ package detect
 
 import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 
-// dnsFlood: queries = packets · share of DNS queries among the samples, of which there must be 8, ≥ DNSQueries, or those for ever new names of one
+// dnsFlood: queries, by the share of them that each window's samples have (8 of windows sampled in part, or those do not count) ≥ DNSQueries, or those for ever new names of one
 // zone (random subdomains) ≥ DNSNames while they are four fifths of all.
 var dnsFlood = Flood{
 	Type: DNSFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
-		c := &s.Samples
-		if c.DNS == 0 {
+		if s.Samples.DNS == 0 {
 			return Measure{}
 		}
-		n, fresh := s.of(c.DNS), ratio(c.DNSNew, c.DNS-c.DNSFirst, 0)
+		n := s.of(func(c *Shares) float64 { return c.DNS })
+		names := s.of(func(c *Shares) float64 { return c.DNSNew })
 		level := n / t.DNSQueries
-		if fresh >= 0.8 {
-			level = max(level, s.of(c.DNSNew)/t.DNSNames)
+		if s.Stand.DNSNew*5 >= (s.Stand.DNS-s.Stand.DNSFirst)*4 {
+			level = max(level, names/t.DNSNames)
 		}
 		return Measure{
-			Level: level, Packets: uint64(n), Bytes: scaled(s.Bytes, ratio(c.DNS, c.All, 0)),
-			Features: map[string]float64{"dns_queries": n, "new_names": s.of(c.DNSNew), "sources": s.Sources},
+			Level: level, Packets: uint64(n), Bytes: scaled(s.Bytes, n/float64(s.Packets)),
+			Features: map[string]float64{"dns_queries": n, "new_names": names, "sources": s.Sources},
 			Limits:   map[string]float64{"dns_queries": t.DNSQueries, "new_names": t.DNSNames},
 		}
 	},
@@ -27,7 +27,7 @@ var dnsFlood = Flood{
 
 // queries counts samples that are DNS queries.
 func (c *Shares) queries(dns []*header.Facts) {
-	c.DNS = uint32(len(dns)) //nolint:gosec // at most the samples of a window
+	c.DNS = float64(len(dns))
 	zones := make(map[uint32]map[uint32]bool)
 	for _, f := range dns {
 		if zones[f.Zone] == nil {
@@ -36,6 +36,6 @@ func (c *Shares) queries(dns []*header.Facts) {
 		zones[f.Zone][f.Name] = true
 	}
 	for _, names := range zones {
-		c.DNSNew = max(c.DNSNew, uint32(len(names))) //nolint:gosec // at most the samples of a window
+		c.DNSNew = max(c.DNSNew, float64(len(names)))
 	}
 }

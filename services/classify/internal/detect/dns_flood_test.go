@@ -32,7 +32,7 @@ func query(name string, typ uint16) []byte {
 func TestDNSQueries(t *testing.T) {
 	for name, tt := range map[string]struct {
 		name string
-		want uint32
+		want float64
 	}{
 		"random subdomains": {"x%d.example.net", 10}, "one name": {"www.example.net%.0s", 1}, "many zones": {"www.example%d.net", 1},
 	} {
@@ -44,7 +44,7 @@ func TestDNSQueries(t *testing.T) {
 			}
 			facts, _ := sampled(t, frames...)
 			if c := CountSamples(facts, standing(Stranger)); c.DNS != 10 || c.DNSNew != tt.want {
-				t.Errorf("%d queries, %d new, want 10 and %d", c.DNS, c.DNSNew, tt.want)
+				t.Errorf("%v queries, %v new, want 10 and %v", c.DNS, c.DNSNew, tt.want)
 			}
 		})
 	}

@@ -8,11 +8,11 @@ import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 var fragmentFlood = Flood{
 	Type: FragmentFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
-		c := &s.Samples
+		overlaps, stand := s.Samples.Overlaps, &s.Stand
 		if s.Fragments == 0 {
 			return Measure{}
 		}
-		n := float64(s.Fragments) * ratio(c.Fragments, c.Fragments+c.FragmentsGood, 0)
+		n := float64(s.Fragments) * ratio(stand.Fragments, stand.Fragments+stand.FragmentsGood, 0)
 		level := n / t.Fragments
 		if 10*s.Reflected >= s.Packets {
 			level = 0
@@ -22,8 +22,8 @@ var fragmentFlood = Flood{
 			bytes = scaled(s.Bytes, n/float64(s.Packets))
 		}
 		return Measure{
-			Level: max(level, float64(c.Overlaps)), Packets: uint64(n), Bytes: bytes,
-			Features: map[string]float64{"fragments": n, "overlaps": float64(c.Overlaps), "sources": s.Sources},
+			Level: max(level, overlaps), Packets: uint64(n), Bytes: bytes,
+			Features: map[string]float64{"fragments": n, "overlaps": overlaps, "sources": s.Sources},
 			Limits:   map[string]float64{"fragments": t.Fragments, "overlaps": 1},
 		}
 	},
@@ -32,7 +32,7 @@ var fragmentFlood = Flood{
 
 // Overlaps counts fragments among a window's samples that overlap another one of the same datagram from another place.
 // Two of one place are a repetition, or belong to datagrams with the same id.
-func Overlaps(facts []header.Facts, raw [][]byte) uint32 {
+func Overlaps(facts []header.Facts, raw [][]byte) float64 {
 	var pieces []header.Piece
 	for i := range facts {
 		if facts[i].Fragment {
@@ -41,7 +41,7 @@ func Overlaps(facts []header.Facts, raw [][]byte) uint32 {
 			}
 		}
 	}
-	n := uint32(0)
+	n := 0.0
 	for i := range pieces {
 		for j := range pieces[:i] {
 			a, b := &pieces[i], &pieces[j]

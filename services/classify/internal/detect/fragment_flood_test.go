@@ -25,7 +25,7 @@ func TestOverlaps(t *testing.T) {
 	}
 	for name, tt := range map[string]struct {
 		frames [][]byte
-		want   uint32
+		want   float64
 	}{
 		"in order":               {[][]byte{piece(7, 0, 1480, true), piece(7, 185, 1480, true), piece(7, 370, 100, false)}, 0},
 		"teardrop":               {[][]byte{piece(7, 0, 40, true), piece(7, 3, 8, false)}, 1},
@@ -36,7 +36,7 @@ func TestOverlaps(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := Overlaps(sampled(t, tt.frames...)); got != tt.want {
-				t.Errorf("%d overlaps, want %d", got, tt.want)
+				t.Errorf("%v overlaps, want %v", got, tt.want)
 			}
 		})
 	}

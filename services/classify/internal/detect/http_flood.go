@@ -2,7 +2,7 @@ package detect
 
 import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 
-// httpFlood: requests = packets · share of HTTP/1 requests among the samples, of which there must be 8. Requests of one source for one resource
+// httpFlood: HTTP/1 requests, by the share of them that each window's samples have (8 of windows sampled in part, or those do not count). Requests of one source for one resource
 // (a path without its query) ≥ HTTPSource; or requests of one source ≥ HTTP; or requests of all for one resource ≥ HTTP
 // while they are four fifths of all requests. A browser and a crawler ask for many resources.
 //
@@ -11,20 +11,22 @@ import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 var httpFlood = Flood{
 	Type: HTTPFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
-		c := &s.Samples
-		if c.HTTP+c.HTTPSettled == 0 {
+		if s.Samples.HTTP+s.Samples.HTTPSettled == 0 {
 			return Measure{}
 		}
-		pair, source, same, settled := s.of(c.HTTPPair), s.of(c.HTTPSource), s.of(c.HTTPSame), s.of(c.HTTPSettled)
+		pair := s.of(func(c *Shares) float64 { return c.HTTPPair })
+		source := s.of(func(c *Shares) float64 { return c.HTTPSource })
+		same := s.of(func(c *Shares) float64 { return c.HTTPSame })
+		settled := s.of(func(c *Shares) float64 { return c.HTTPSettled })
 		level := max(pair/t.HTTPPair, source/t.HTTP, settled/(known*t.HTTP))
-		if c.HTTPSame*5 >= (c.HTTP-c.HTTPFirst)*4 {
+		if s.Stand.HTTPSame*5 >= (s.Stand.HTTP-s.Stand.HTTPFirst)*4 {
 			level = max(level, same/t.HTTP)
 		}
-		all := c.HTTP + c.HTTPSettled
+		all := s.of(func(c *Shares) float64 { return c.HTTP + c.HTTPSettled })
 		return Measure{
-			Level: level, Packets: uint64(s.of(all)), Bytes: scaled(s.Bytes, ratio(all, c.All, 0)),
+			Level: level, Packets: uint64(all), Bytes: scaled(s.Bytes, all/float64(s.Packets)),
 			Features: map[string]float64{"requests_of_a_source_for_a_resource": pair, "requests_of_a_source": source,
-				"requests_for_a_resource": same, "requests_of_a_settled_peer": settled, "http_requests": s.of(all), "sources": s.Sources},
+				"requests_for_a_resource": same, "requests_of_a_settled_peer": settled, "http_requests": all, "sources": s.Sources},
 			Limits: map[string]float64{"requests_of_a_source_for_a_resource": t.HTTPPair, "requests_of_a_source": t.HTTP,
 				"requests_for_a_resource": t.HTTP, "requests_of_a_settled_peer": known * t.HTTP},
 		}
@@ -41,8 +43,8 @@ func (c *Shares) requests(http []*header.Facts, of func(f *header.Facts) Standin
 		src  [16]byte
 		name uint32
 	}
-	pairs, sources := make(map[pair]uint32), make(map[[16]byte]uint32)
-	settled, names := make(map[[16]byte]uint32), make(map[uint32]uint32)
+	pairs, sources := make(map[pair]float64), make(map[[16]byte]float64)
+	settled, names := make(map[[16]byte]float64), make(map[uint32]float64)
 	for _, f := range http {
 		if of(f) == Settled {
 			settled[f.Src]++
@@ -56,7 +58,7 @@ func (c *Shares) requests(http []*header.Facts, of func(f *header.Facts) Standin
 	c.HTTPPair, c.HTTPSource, c.HTTPSame, c.HTTPSettled = most(pairs), most(sources), most(names), most(settled)
 }
 
-func most[K comparable](counts map[K]uint32) (n uint32) {
+func most[K comparable](counts map[K]float64) (n float64) {
 	for _, v := range counts {
 		n = max(n, v)
 	}

@@ -30,7 +30,7 @@ func TestHTTPRequests(t *testing.T) {
 	frames := [][]byte{get(1, "/"), get(1, "/?x=1"), get(1, "/?x=2"), get(1, "/a"), get(2, "/"), get(3, "/b"),
 		tcpFrame(stranger, 80, packet.FlagACK, "HTTP/1.1 200 OK\r\n"), tcpFrame(stranger, 80, packet.FlagSYN, "")}
 	facts, _ := sampled(t, frames...)
-	type counts struct{ all, pair, source, same, settled uint32 }
+	type counts struct{ all, pair, source, same, settled float64 }
 	for s, want := range map[Standing]counts{Stranger: {6, 3, 4, 4, 0}, Peer: {6, 3, 4, 4, 0}, Settled: {0, 0, 0, 0, 4}} {
 		t.Run(fmt.Sprint(s), func(t *testing.T) {
 			c := CountSamples(facts, standing(s))

@@ -10,7 +10,7 @@ var icmpFlood = Flood{
 		if s.ICMP == 0 {
 			return Measure{}
 		}
-		share := ratio(s.Samples.ICMPFlood, s.Samples.ICMP, 1)
+		share := ratio(s.Stand.ICMPFlood, s.Stand.ICMP, 1)
 		n := float64(s.ICMP) * share
 		bytes := uint64(0)
 		if s.Packets > 0 {

@@ -5,15 +5,16 @@ import (
 	"github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 )
 
-// invalidFlags: packets · share of impossible TCP flags among the samples, of which there must be 8, ≥ Invalid. Single ones count for port_scan.
+// invalidFlags: impossible TCP flags, by the share of them that each window's samples have (8 of windows sampled in part, or those do
+// not count) ≥ Invalid. Single ones count for port_scan.
 var invalidFlags = Flood{
 	Type: InvalidFlags,
 	Measure: func(s *Sums, t *Thresholds) Measure {
 		if s.Samples.Invalid == 0 {
 			return Measure{}
 		}
-		share := ratio(s.Samples.Invalid, s.Samples.All, 0)
-		n := s.of(s.Samples.Invalid)
+		n := s.of(func(c *Shares) float64 { return c.Invalid })
+		share := n / float64(s.Packets)
 		return Measure{
 			Level: n / t.Invalid, Packets: uint64(n), Bytes: scaled(s.Bytes, share),
 			Features: map[string]float64{"invalid_flags": n, "share": share, "sources": s.Sources},

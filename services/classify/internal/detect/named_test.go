@@ -8,6 +8,7 @@ func TestNamed(t *testing.T) {
 	named := th.Named()
 	all := Sums{SYN: 1, UDP: 1, ICMP: 1, DNS: 1, NTP: 1, Fragments: 1, OutOfState: 1, Packets: 1,
 		Samples: Shares{All: 1, Stray: 1, ACK: 1, RSTFIN: 1, SYNACK: 1, Invalid: 1, HTTP: 1, DNS: 1}}
+	all.weigh()
 	for i := range all.Services {
 		all.Services[i] = Volume{1, 1}
 	}

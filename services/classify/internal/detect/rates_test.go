@@ -59,6 +59,7 @@ func TestRates(t *testing.T) {
 			if d.Type != c.typ {
 				continue
 			}
+			c.sums.weigh()
 			m := d.Measure(&c.sums, &th)
 			if c.rate >= 0 && (m.Level <= 0 || m.Level >= 1) {
 				t.Fatalf("%s: a level of %v tests nothing", c.typ, m.Level)

@@ -10,7 +10,7 @@ import (
 var rstFINFlood = Flood{
 	Type: RSTFINFlood, Stray: true,
 	Measure: func(s *Sums, t *Thresholds) Measure {
-		return stray(s, s.Samples.RSTFIN, "stray_rst_fin", t.RSTFIN)
+		return stray(s, s.Stand.RSTFIN, "stray_rst_fin", t.RSTFIN)
 	},
 	Kind: isRSTFIN,
 }

@@ -27,6 +27,7 @@ func (l levels) check(t *testing.T, f *Flood) {
 	th := DefaultThresholds()
 	for name, tt := range l {
 		t.Run(name, func(t *testing.T) {
+			tt.sums.weigh()
 			if m := f.Measure(&tt.sums, &th); math.Abs(m.Level-tt.level) > 1e-9 {
 				t.Errorf("level %v, want %v: %v", m.Level, tt.level, m.Features)
 			}
@@ -111,5 +112,42 @@ func TestLoneSamples(t *testing.T) {
 				t.Errorf("%s: %d of %d packets: level %v, %v", flood.Type, tt.samples, tt.packets, m.Level, m.Features)
 			}
 		}
+	}
+}
+
+// TestFirstWindow: calm windows are sampled whole, so that a second has many samples of them beside those of a flood's first
+// window; they say nothing of its packets.
+func TestFirstWindow(t *testing.T) {
+	h := packet.Header{Src: stranger, Dst: host}
+	calm, _ := sampled(t, slices.Concat(
+		slices.Repeat([][]byte{h.AppendUDP(nil, 4000, 53, query("www.example.net", 1))}, 8),
+		slices.Repeat([][]byte{tcpFrame(stranger, 80, packet.FlagACK|packet.FlagPSH, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")}, 4),
+		slices.Repeat([][]byte{tcpFrame(stranger, 443, packet.FlagSYN|packet.FlagFIN, "")}, 1),
+		slices.Repeat([][]byte{h.AppendUDP(nil, 4000, 27015, []byte("x"))}, 20))...)
+	burst, _ := sampled(t, slices.Repeat([][]byte{h.AppendUDP(nil, 4001, 443, []byte("x"))}, 64)...)
+	of := func(f *header.Facts) Standing {
+		if f.SrcPort == 4001 {
+			return Peer
+		}
+		return Stranger
+	}
+	th := DefaultThresholds()
+	var s Series
+	for slot := range int64(Slots) {
+		facts, sums := calm, Sums{Packets: uint64(len(calm)), UDP: 28, Bytes: 2000}
+		if slot == Slots-1 {
+			facts, sums = burst, Sums{Packets: 6000, UDP: 6000, Bytes: 180_000}
+		}
+		sums.TakeSamples(facts, of, 0)
+		s.Add(slot*int64(Slot), &sums, nil)
+	}
+	second := s.Sum(Slots)
+	for _, f := range Floods() {
+		if m := f.Measure(&second, &th); m.Level >= 1 {
+			t.Errorf("%s: level %v, %v", f.Type, m.Level, m.Features)
+		}
+	}
+	if m := dnsFlood.Measure(&second, &th); m.Packets != 72 {
+		t.Errorf("%d queries, want 72", m.Packets)
 	}
 }

@@ -32,70 +32,73 @@ type Sums struct {
 	Services                  [numServices]Volume // unsolicited, by kind of reflector
 	// Of the header samples taken in these slots:
 	Samples Shares
+	Whole   Shares // of them, those of windows of which every packet was sampled
+	Stand   Shares // how many packets Samples stand for
 }
 
-// Shares say what the samples are, because counters do not tell it. Counts of samples.
+// Shares say what samples are, because counters do not tell it.
 type Shares struct {
-	All              uint32
-	Stray            uint32 // TCP without SYN, and SYN-ACK, of strangers; of them:
-	ACK, RSTFIN      uint32
-	SYNACK, Invalid  uint32
-	Fragments        uint32 // of strangers
-	FragmentsGood    uint32 // of peers that the destination talks with
-	Overlaps         uint32 // pairs of fragments of one datagram that overlap
-	HTTP             uint32 // HTTP requests of sources that are no settled peers; of them:
-	HTTPSame         uint32 // those for the resource asked for most
-	HTTPSource       uint32 // those of the source with the most
-	HTTPPair         uint32 // those of one source for one resource
-	HTTPSettled      uint32 // HTTP requests of the settled peer with the most
-	HTTPFirst        uint32 // of HTTP, those that the counts after it are without; see alone
-	DNS, DNSNew      uint32 // DNS queries; of them, those for different names of one zone
-	DNSFirst         uint32 // of DNS, those that DNSNew is without; see alone
-	SYN, SYNScan     uint32 // SYN; of them, those of a lone source that walks over ports, and of allowed ones
-	SYNBeside        uint32 // of SYN, the others of windows that have SYNScan and were not sampled whole
-	ACKScan          uint32 // of ACK, the same as SYNScan
-	UDP, UDPGood     uint32 // UDP; of them, those of peers that the destination talks with
-	ICMP, ICMPFlood  uint32 // ICMP; of them, echo requests and unreachables, but not of allowed sources
-	Length, UDPBytes uint64 // IP bytes of all samples, and of the UDP ones
+	All              float64
+	Stray            float64 // TCP without SYN, and SYN-ACK, of strangers; of them:
+	ACK, RSTFIN      float64
+	SYNACK, Invalid  float64
+	Fragments        float64 // of strangers
+	FragmentsGood    float64 // of peers that the destination talks with
+	Overlaps         float64 // pairs of fragments of one datagram that overlap
+	HTTP             float64 // HTTP requests of sources that are no settled peers; of them:
+	HTTPSame         float64 // those for the resource asked for most
+	HTTPSource       float64 // those of the source with the most
+	HTTPPair         float64 // those of one source for one resource
+	HTTPSettled      float64 // HTTP requests of the settled peer with the most
+	HTTPFirst        float64 // of HTTP, those that the counts after it are without; see alone
+	DNS, DNSNew      float64 // DNS queries; of them, those for different names of one zone
+	DNSFirst         float64 // of DNS, those that DNSNew is without; see alone
+	SYN, SYNScan     float64 // SYN; of them, those of a lone source that walks over ports, and of allowed ones
+	SYNBeside        float64 // of SYN, the others of windows that have SYNScan and were not sampled whole
+	ACKScan          float64 // of ACK, the same as SYNScan
+	UDP, UDPGood     float64 // UDP; of them, those of peers that the destination talks with
+	ICMP, ICMPFlood  float64 // ICMP; of them, echo requests and unreachables, but not of allowed sources
+	Length, UDPBytes float64 // IP bytes of all samples, and of the UDP ones
 }
 
-func (a *Shares) add(b *Shares) {
-	a.All += b.All
-	a.Stray += b.Stray
-	a.ACK += b.ACK
-	a.RSTFIN += b.RSTFIN
-	a.SYNACK += b.SYNACK
-	a.Invalid += b.Invalid
-	a.Fragments += b.Fragments
-	a.FragmentsGood += b.FragmentsGood
-	a.Overlaps += b.Overlaps
-	a.HTTP += b.HTTP
-	a.HTTPSource += b.HTTPSource
-	a.HTTPPair += b.HTTPPair
-	a.HTTPSettled += b.HTTPSettled
-	a.HTTPSame += b.HTTPSame
-	a.HTTPFirst += b.HTTPFirst
-	a.DNS += b.DNS
-	a.DNSNew += b.DNSNew
-	a.DNSFirst += b.DNSFirst
-	a.SYN += b.SYN
-	a.SYNScan += b.SYNScan
-	a.SYNBeside += b.SYNBeside
-	a.ACKScan += b.ACKScan
-	a.UDP += b.UDP
-	a.UDPGood += b.UDPGood
-	a.ICMP += b.ICMP
-	a.ICMPFlood += b.ICMPFlood
-	a.Length += b.Length
-	a.UDPBytes += b.UDPBytes
+// add adds each count of b, times weight.
+func (a *Shares) add(b *Shares, weight float64) {
+	a.All += b.All * weight
+	a.Stray += b.Stray * weight
+	a.ACK += b.ACK * weight
+	a.RSTFIN += b.RSTFIN * weight
+	a.SYNACK += b.SYNACK * weight
+	a.Invalid += b.Invalid * weight
+	a.Fragments += b.Fragments * weight
+	a.FragmentsGood += b.FragmentsGood * weight
+	a.Overlaps += b.Overlaps * weight
+	a.HTTP += b.HTTP * weight
+	a.HTTPSource += b.HTTPSource * weight
+	a.HTTPPair += b.HTTPPair * weight
+	a.HTTPSettled += b.HTTPSettled * weight
+	a.HTTPSame += b.HTTPSame * weight
+	a.HTTPFirst += b.HTTPFirst * weight
+	a.DNS += b.DNS * weight
+	a.DNSNew += b.DNSNew * weight
+	a.DNSFirst += b.DNSFirst * weight
+	a.SYN += b.SYN * weight
+	a.SYNScan += b.SYNScan * weight
+	a.SYNBeside += b.SYNBeside * weight
+	a.ACKScan += b.ACKScan * weight
+	a.UDP += b.UDP * weight
+	a.UDPGood += b.UDPGood * weight
+	a.ICMP += b.ICMP * weight
+	a.ICMPFlood += b.ICMPFlood * weight
+	a.Length += b.Length * weight
+	a.UDPBytes += b.UDPBytes * weight
 }
 
 // ratio is part of whole, or def when nothing was sampled.
-func ratio(part, whole uint32, def float64) float64 {
+func ratio(part, whole, def float64) float64 {
 	if whole == 0 {
 		return def
 	}
-	return float64(part) / float64(whole)
+	return part / whole
 }
 
 // add adds o's counters; Sources is not a counter.
@@ -122,7 +125,9 @@ func (s *Sums) add(o *Sums) {
 		s.Services[i].Packets += o.Services[i].Packets
 		s.Services[i].Bytes += o.Services[i].Bytes
 	}
-	s.Samples.add(&o.Samples)
+	s.Samples.add(&o.Samples, 1)
+	s.Whole.add(&o.Whole, 1)
+	s.Stand.add(&o.Stand, 1)
 }
 
 // FromTarget reads the counters of a window's target.
@@ -160,7 +165,7 @@ func FromTarget(t *flowv1.Target) Sums {
 func (s *Sums) TakeSamples(samples []header.Facts, of func(f *header.Facts) Standing, allowed uint64) {
 	s.Samples = CountSamples(samples, of)
 	c := &s.Samples
-	if s.Packets > uint64(c.All) {
+	if float64(s.Packets) > c.All {
 		c.alone()
 		if c.SYNScan > 0 {
 			c.SYNBeside = c.SYN - c.SYNScan
@@ -171,12 +176,24 @@ func (s *Sums) TakeSamples(samples []header.Facts, of func(f *header.Facts) Stan
 		s.SYNUnseen = s.SYN - s.SYNScan
 	}
 	s.SYNBeside = min(scaled(s.SYN, ratio(c.SYNBeside, c.SYN, 0)), s.SYN-s.SYNScan)
+	s.weigh()
+}
+
+// weigh works out what the samples of one window stand for.
+func (s *Sums) weigh() {
+	weight := 1.0
+	if float64(s.Packets) <= s.Samples.All {
+		s.Whole = s.Samples
+	} else if s.Samples.All > 0 {
+		weight = float64(s.Packets) / s.Samples.All
+	}
+	s.Stand.add(&s.Samples, weight)
 }
 
 // alone takes one sample out of each count of samples that have something in common, a source or a zone: a sample has that with
 // itself, and in a window in which it is the only one of its kind, it says nothing of the packets that were not sampled.
 func (c *Shares) alone() {
-	less := func(n *uint32) uint32 {
+	less := func(n *float64) float64 {
 		first := min(*n, 1)
 		*n -= first
 		return first
@@ -187,16 +204,16 @@ func (c *Shares) alone() {
 	less(&c.HTTPSettled)
 }
 
-// evidence is how many samples of a kind it takes to say how many packets there are of it, unless every packet was
-// sampled: with so many the standard error is a third. One sample of a busy host's stands for more than a threshold.
+// evidence is how many samples of a kind it takes to say how many packets there are of it in windows of which not every packet
+// was sampled: with so many the standard error is a third. One sample of a busy host's stands for more than a threshold.
 const evidence = 8
 
-// of is how many packets n of the samples stand for, 0 when n is too few to say.
-func (s *Sums) of(n uint32) float64 {
-	if n < evidence && s.Packets > uint64(s.Samples.All) {
-		return 0
+// of is how many packets there are of the kind that count counts; those of windows sampled in part, when there is evidence.
+func (s *Sums) of(count func(c *Shares) float64) float64 {
+	if whole := count(&s.Whole); count(&s.Samples)-whole < evidence {
+		return whole
 	}
-	return float64(s.Packets) * ratio(n, s.Samples.All, 0)
+	return float64(s.Packets) * ratio(count(&s.Stand), s.Stand.All, 0) // not all windows have samples
 }
 
 // Standing is what a destination has to do with a source.
@@ -213,13 +230,13 @@ const (
 
 // CountSamples says what kinds the samples are of; of tells where their sources stand.
 func CountSamples(samples []header.Facts, of func(f *header.Facts) Standing) Shares {
-	c := Shares{All: uint32(len(samples))} //nolint:gosec // at most the samples of a window
+	c := Shares{All: float64(len(samples))}
 	good := func(f *header.Facts) bool { return of(f) != Stranger }
 	var syn, ack, http, dns []*header.Facts
-	allowedSYN := uint32(0)
+	allowedSYN := 0.0
 	for i := range samples {
 		f := &samples[i]
-		c.Length += uint64(f.Length)
+		c.Length += float64(f.Length)
 		if f.Fragment {
 			if good(f) {
 				c.FragmentsGood++
@@ -244,7 +261,7 @@ func CountSamples(samples []header.Facts, of func(f *header.Facts) Standing) Sha
 			c.stray(f, good)
 		case f.Protocol == 17:
 			c.UDP++
-			c.UDPBytes += uint64(f.Length)
+			c.UDPBytes += float64(f.Length)
 			if good(f) {
 				c.UDPGood++
 			}
@@ -293,7 +310,7 @@ func LoneScan(syn []header.Facts) bool {
 
 // loneScanner returns how many of the samples, all SYN or all ACK, come from one source that makes nearly all of them and
 // walks over ports or hosts: that is a scan, however fast.
-func loneScanner(syn []*header.Facts) uint32 {
+func loneScanner(syn []*header.Facts) float64 {
 	if len(syn) < 4 {
 		return 0
 	}
@@ -316,7 +333,7 @@ func loneScanner(syn []*header.Facts) uint32 {
 		}
 	}
 	if n := counts[top]; n*10 >= len(syn)*9 && len(places)*2 >= n {
-		return uint32(n) //nolint:gosec // at most the samples of a window
+		return float64(n)
 	}
 	return 0
 }

@@ -35,7 +35,7 @@ var synFlood = Flood{
 				"sources": s.Sources, "scan_share": scan / float64(s.SYN)},
 			Limits: map[string]float64{"excess_syn": t.SYN},
 		}
-		if s.SYNUnseen == s.SYN && s.Packets > uint64(s.Samples.All) {
+		if s.SYNUnseen == s.SYN && float64(s.Packets) > s.Samples.All {
 			m.Level = min(m.Level, 0.99) // enough to go on, not to start: nobody knows whose they are
 		}
 		return m

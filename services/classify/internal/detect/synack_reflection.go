@@ -13,7 +13,7 @@ import (
 var synACKReflection = Flood{
 	Type: SYNACKReflection, Stray: true,
 	Measure: func(s *Sums, t *Thresholds) Measure {
-		return stray(s, s.Samples.SYNACK, "stray_syn_ack", t.SYNACK)
+		return stray(s, s.Stand.SYNACK, "stray_syn_ack", t.SYNACK)
 	},
 	Kind: isSYNACK,
 }

@@ -11,15 +11,15 @@ var udpFlood = Flood{
 		if s.UDP == 0 {
 			return Measure{}
 		}
-		strange := 1 - ratio(s.Samples.UDPGood, s.Samples.UDP, 0)
+		strange := 1 - ratio(s.Stand.UDPGood, s.Stand.UDP, 0)
 		reflected := 0.0
 		if s.UDP > 0 {
 			reflected = float64(s.Reflected) / float64(s.UDP)
 		}
 		packets := float64(s.UDP) * strange
 		share := 0.0
-		if s.Samples.Length > 0 {
-			share = float64(s.Samples.UDPBytes) / float64(s.Samples.Length)
+		if s.Stand.Length > 0 {
+			share = s.Stand.UDPBytes / s.Stand.Length
 		} else if s.Packets > 0 {
 			share = float64(s.UDP) / float64(s.Packets)
 		}
