@@ -22,6 +22,7 @@ const (
 	defaultLimit = 100
 	maxLimit     = 10_000
 	defaultTop   = 10
+	staleAfter   = 5 * time.Minute // AttackQuery.Stale: more than a message waits while a database is away for a moment
 	// pageBytes ends a page early: a message may have 4 MiB.
 	pageBytes = 3 << 20
 	// verdictRows bounds what one page of verdicts reads: each carries several KiB of evidence.
@@ -235,6 +236,7 @@ func (s *Service) ListAttacks(ctx context.Context, r *queryv1.ListAttacksRequest
 	}
 	q := sqlstore.AttackQuery{
 		Type: r.GetType(), ID: r.GetId(), ActiveOnly: r.GetActiveOnly(), AllRevisions: r.GetAllRevisions(), Limit: limit + 1,
+		Stale: time.Now().Add(-staleAfter).UnixNano(),
 	}
 	if q.Range, err = rangeOf(r.GetRange()); err != nil {
 		return nil, err

@@ -39,6 +39,8 @@ func testAttacks(t *testing.T, p place) {
 	}{
 		{"all", AttackQuery{}, "z1 y2 x6"},
 		{"active", AttackQuery{ActiveOnly: true}, "z1 y2"},
+		{"active, of one nobody tells any more", AttackQuery{ActiveOnly: true, Stale: at(15)}, "z1"},
+		{"over since nobody tells of it", AttackQuery{Range: Range{From: at(12)}, Stale: at(15)}, "z1"},
 		{"type", AttackQuery{Type: "syn_flood"}, "y2 x6"},
 		{"id", AttackQuery{ID: "x"}, "x6"},
 		{"under way in the range", AttackQuery{Range: Range{From: at(5), To: at(15)}}, "y2 x6"},

@@ -77,6 +77,9 @@ type AttackQuery struct {
 	Type       string
 	ID         string
 	ActiveOnly bool
+	// Stale is a time in ns: an attack that has no end, and no revision since then, is over, as classify tells of one that goes
+	// on each second. It has stopped and did not see the attack again.
+	Stale int64
 	// AllRevisions selects the revisions of the attack ID instead of the newest of each attack.
 	AllRevisions bool
 	Limit        int
@@ -91,7 +94,7 @@ func (s *Store) Attacks(ctx context.Context, q AttackQuery) ([]Attack, error) {
 	w.equal("type", q.Type)
 	w.equal("id", q.ID)
 	if q.ActiveOnly {
-		w.add("state <> ?", StateEnded)
+		w.add("(state <> ? AND ts >= ?)", StateEnded, q.Stale)
 	}
 	order := "first_ns DESC, id DESC"
 	if q.AllRevisions {
@@ -102,7 +105,7 @@ func (s *Store) Attacks(ctx context.Context, q AttackQuery) ([]Attack, error) {
 		}
 	} else {
 		w.add("first_ns < ?", to)
-		w.add("(state <> ? OR ts >= ?)", StateEnded, from)
+		w.add("(ts >= ? OR (state <> ? AND ts >= ?))", from, StateEnded, q.Stale)
 		w.after("first_ns", "id", q.After)
 		w.newest("attacks", "a")
 	}
