@@ -174,6 +174,7 @@ type Service struct {
 	lists     addressLists
 	listNames map[xdp.ListID]string // whose the counters are; of the goroutine of keepLists
 
+	looked  chan surroundings
 	updates chan delivery
 	panics  chan panicChange
 	opened  chan opening
@@ -228,6 +229,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 			never: never, configured: management, limit: cfg.RuleLimit, min4: cfg.MinPrefix4, min6: cfg.MinPrefix6,
 			allowBroadUser: cfg.AllowBroadUser, goodLimit: cfg.GoodLimit, rate: rate.NewLimiter(rate.Limit(cfg.RulesPerSecond), cfg.RuleBurst),
 		},
+		looked:  make(chan surroundings),
 		updates: make(chan delivery, updateQueue),
 		panics:  make(chan panicChange),
 		opened:  make(chan opening),
@@ -262,8 +264,9 @@ func (s *Service) Run(ctx context.Context) error {
 	if !s.cfg.anyDrops() {
 		s.t.Log.Warn("shadow mode: rules count what they would have dropped and drop nothing; start with --enforce to drop")
 	}
+	found := s.guard.look(s.bus.ServerAddr())
 	s.mu.Lock()
-	s.guard.discover(s.bus.ServerAddr())
+	s.guard.learn(found)
 	s.mu.Unlock()
 
 	var beside, publishing sync.WaitGroup
@@ -287,6 +290,7 @@ func (s *Service) Run(ctx context.Context) error {
 	run(&beside, func() {
 		bus.Beat(own, s.bus, s.t, &eventv1.NodeHeartbeat{Service: "enforce", Instance: s.cfg.Node, Address: s.cfg.Advertise})
 	})
+	run(&beside, func() { s.watchSurroundings(own) })
 	run(&beside, func() { s.watchFlows(own) })
 	if s.upstream != nil {
 		run(&beside, func() { s.upstream.run(own) })
@@ -338,6 +342,10 @@ func (s *Service) loop(ctx context.Context) {
 			s.takeGate(o)
 		case r := <-s.done:
 			s.settle(r)
+		case found := <-s.looked:
+			s.mu.Lock()
+			s.learn(found)
+			s.mu.Unlock()
 		case <-tick.C:
 			tick.Reset(s.tick(&clock, time.Now()))
 		}

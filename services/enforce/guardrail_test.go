@@ -1,13 +1,17 @@
 package enforce
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/time/rate"
 
+	"github.com/tidegate-mesh/tidegate/libs/netlab"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
 )
 
@@ -117,7 +121,7 @@ func TestResolvers(t *testing.T) {
 func TestDiscover(t *testing.T) {
 	t.Setenv("SSH_CONNECTION", "198.51.100.9 50000 192.0.2.1 22")
 	g := guard{configured: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")}}
-	if !g.discover("198.51.100.10:4222") {
+	if !g.learn(g.look("198.51.100.10:4222")) {
 		t.Error("nothing was found")
 	}
 	for _, want := range []string{"192.0.2.0/28", "198.51.100.9/32", "198.51.100.10/32"} {
@@ -125,7 +129,49 @@ func TestDiscover(t *testing.T) {
 			t.Errorf("%s is missing in %v", want, g.management)
 		}
 	}
-	if g.discover("198.51.100.10:4222") {
+	if g.learn(g.look("198.51.100.10:4222")) {
 		t.Error("changed without a change")
+	}
+	gone := netip.MustParsePrefix("192.0.2.254/32")
+	g.infrastructure = append(g.infrastructure, gone)
+	found := g.look("198.51.100.10:4222")
+	if found.partial = true; g.learn(found) || !slices.Contains(g.infrastructure, gone) {
+		t.Error("what a part of the table does not have was forgotten")
+	}
+}
+
+// TestGateways: next hops of default routes, also in another table and of the other family (RFC 8950).
+func TestGateways(t *testing.T) {
+	l := newLink(t, 0)
+	err := l.sender.Do(func() error {
+		dev, err := netlink.LinkByName(netlab.Ifname("tge", "b0"))
+		if err != nil {
+			return err
+		}
+		all := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+		other := &net.IPNet{IP: net.IPv4(203, 0, 113, 0).To4(), Mask: net.CIDRMask(24, 32)}
+		for _, r := range []netlink.Route{
+			{LinkIndex: dev.Attrs().Index, Dst: all, Via: &netlink.Via{AddrFamily: netlink.FAMILY_V6, Addr: net.ParseIP("fe80::1")}},
+			{LinkIndex: dev.Attrs().Index, Dst: all, Table: 100, Gw: l.to.AsSlice()},
+			{LinkIndex: dev.Attrs().Index, Dst: other, Scope: netlink.SCOPE_LINK}, // no default
+		} {
+			if err := netlink.RouteAdd(&r); err != nil {
+				return fmt.Errorf("%v: %w", r, err)
+			}
+		}
+		got, partial := gateways()
+		want := []netip.Prefix{netip.MustParsePrefix("fe80::1/128"), netip.PrefixFrom(l.to, 32)}
+		for _, p := range want {
+			if !slices.Contains(got, p) {
+				t.Errorf("%s is missing in %v", p, got)
+			}
+		}
+		if len(got) != len(want) || partial {
+			t.Errorf("%v, want %v", got, want)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

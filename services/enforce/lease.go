@@ -17,7 +17,6 @@ const (
 	fastTick     = 10 * time.Millisecond  // while young rules wait for their first drop
 	slowTick     = 50 * time.Millisecond  // else: deadlines
 	hitsEvery    = time.Second            // counters of all rules
-	guardEvery   = 30 * time.Second       // gateways and resolvers may change
 	youngFor     = 10 * time.Second       // a rule that has not dropped by then is looked at once a second
 	firstDropMax = 256                    // rules of one fast look
 	retryMax     = 128                    // refused rules tried again a second
@@ -28,8 +27,8 @@ const (
 
 // clocks are the times of the periodic works; only the loop uses it.
 type clocks struct {
-	leases, hits, guard time.Time
-	ahead               int64 // ns that the wall clock is before the kernel's, as the deadlines in the maps have it; 0: not known
+	leases, hits time.Time
+	ahead        int64 // ns that the wall clock is before the kernel's, as the deadlines in the maps have it; 0: not known
 }
 
 // tick does what is due and returns the time until the next call.
@@ -55,14 +54,6 @@ func (s *Service) tick(c *clocks, now time.Time) time.Duration {
 			s.clear()
 			s.notify()
 		}
-	}
-	if now.Sub(c.guard) >= guardEvery {
-		if !c.guard.IsZero() && s.guard.discover(s.bus.ServerAddr()) {
-			for _, p := range s.gates() {
-				s.putNever(p)
-			}
-		}
-		c.guard = now
 	}
 	if young {
 		return fastTick

@@ -3,33 +3,85 @@ package enforce
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
 
-// discover finds what this node must stay reachable by: the SSH client that started it, the NATS server, default
-// gateways and resolvers. It reports whether anything changed. Established connections to the SSH port are not
-// taken: whoever tries passwords has one too.
-func (g *guard) discover(natsServer string) (changed bool) {
-	management := slices.Clone(g.configured)
-	if client, _, ok := strings.Cut(os.Getenv("SSH_CONNECTION"), " "); ok {
-		management = appendHost(management, client)
-	}
-	if a, err := netip.ParseAddrPort(natsServer); err == nil {
-		management = appendHost(management, a.Addr().String())
-	}
-	infrastructure := gateways()
-	if b, err := os.ReadFile("/etc/resolv.conf"); err == nil {
-		for _, r := range resolvers(b) {
-			infrastructure = appendHost(infrastructure, r)
+// lookEvery: gateways and resolvers may change.
+const lookEvery = 30 * time.Second
+
+// surroundings are what this node must stay reachable by.
+type surroundings struct {
+	management, infrastructure []netip.Prefix
+	partial                    bool // the routes could not be read to their end
+}
+
+// watchSurroundings looks again and again beside the loop: a router's table may take seconds to read.
+func (s *Service) watchSurroundings(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case s.looked <- s.guard.look(s.bus.ServerAddr()):
 		}
 	}
-	changed = !slices.Equal(management, g.management) || !slices.Equal(infrastructure, g.infrastructure)
-	g.management, g.infrastructure = management, infrastructure
+}
+
+// learn has all gates spare what was found.
+func (s *Service) learn(found surroundings) {
+	if !s.guard.learn(found) {
+		return
+	}
+	for _, p := range s.gates() {
+		s.putNever(p)
+	}
+}
+
+// look finds the SSH client that started this node, the NATS server, default gateways and resolvers. Established connections to the
+// SSH port are not taken: whoever tries passwords has one too. It may be called by any goroutine.
+func (g *guard) look(natsServer string) surroundings {
+	found := surroundings{management: slices.Clone(g.configured)}
+	if client, _, ok := strings.Cut(os.Getenv("SSH_CONNECTION"), " "); ok {
+		found.management = appendHost(found.management, client)
+	}
+	if a, err := netip.ParseAddrPort(natsServer); err == nil {
+		found.management = appendHost(found.management, a.Addr().String())
+	}
+	found.infrastructure, found.partial = gateways()
+	if b, err := os.ReadFile("/etc/resolv.conf"); err == nil {
+		for _, r := range resolvers(b) {
+			found.infrastructure = appendHost(found.infrastructure, r)
+		}
+	}
+	return found
+}
+
+// learn reports whether anything changed. Of what was read in part nothing is known to be gone.
+func (g *guard) learn(found surroundings) (changed bool) {
+	if found.partial {
+		for _, p := range g.infrastructure {
+			if !slices.Contains(found.infrastructure, p) {
+				found.infrastructure = append(found.infrastructure, p)
+			}
+		}
+	}
+	changed = !slices.Equal(found.management, g.management) || !slices.Equal(found.infrastructure, g.infrastructure)
+	g.management, g.infrastructure = found.management, found.infrastructure
 	return changed
 }
 
@@ -60,25 +112,25 @@ func resolvers(conf []byte) []string {
 	return out
 }
 
-// gateways lists the next hops of the default routes of all tables that the kernel returns by default.
-func gateways() []netip.Prefix {
-	var out []netip.Prefix
+// gateways lists the next hops of the default routes of all tables, those of other VRFs too. A table that changes while it is
+// read, as a router's does all the time, may come in part.
+func gateways() (found []netip.Prefix, partial bool) {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteList(nil, family)
-		if err != nil {
-			continue // without permission or IPv6 there is nothing to protect by this list
-		}
-		for _, r := range routes {
-			if r.Dst != nil {
-				if ones, _ := r.Dst.Mask.Size(); ones != 0 {
-					continue
-				}
+		hop := func(gw net.IP, via netlink.Destination) {
+			if v, ok := via.(*netlink.Via); ok { // RTA_VIA: a next hop of the other family
+				gw = v.Addr
 			}
-			out = appendHost(out, r.Gw.String())
-			for _, hop := range r.MultiPath {
-				out = appendHost(out, hop.Gw.String())
-			}
+			found = appendHost(found, gw.String())
 		}
+		// Its error other than a change: without permission or IPv6 there is nothing to protect by this list.
+		err := netlink.RouteListFilteredIter(family, &netlink.Route{}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST, func(r netlink.Route) bool {
+			hop(r.Gw, r.Via)
+			for _, n := range r.MultiPath {
+				hop(n.Gw, n.Via)
+			}
+			return true
+		})
+		partial = partial || errors.Is(err, netlink.ErrDumpInterrupted)
 	}
-	return out
+	return found, partial
 }

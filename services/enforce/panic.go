@@ -90,19 +90,20 @@ func (s *Service) handPanic(ctx context.Context, c panicChange) error {
 
 // takePanic makes a state that is not older than the known one this node's.
 func (s *Service) takePanic(c panicChange) {
+	first := c.shared && !s.panicRead // which only this goroutine sets
+	var found surroundings
+	if first {
+		// Only now is the NATS server's address known for sure; it must be safe before the first rule.
+		found = s.guard.look(s.bus.ServerAddr())
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if first {
+		s.panicRead = true
+		s.learn(found)
+	}
 	was, now := s.guard.panic, time.Now()
 	next := panicFrom(c.state)
-	if c.shared && !s.panicRead {
-		s.panicRead = true
-		// Only now is the NATS server's address known for sure; it must be safe before the first rule.
-		if s.guard.discover(s.bus.ServerAddr()) {
-			for _, p := range s.gates() {
-				s.putNever(p)
-			}
-		}
-	}
 	if next.since.Before(was.since) {
 		return // this node was told while the bus was away, or the bucket was made again
 	}
