@@ -53,3 +53,29 @@ func TestClocksThatDiffer(t *testing.T) {
 		}
 	}
 }
+
+// TestWindowsAgain: a window that a sensor sends once more, as after a stream that broke, does not count twice.
+func TestWindowsAgain(t *testing.T) {
+	l := newLab(t)
+	for i := range uint64(30) {
+		c := &flowv1.Counters{Packets: 60, Bytes: 60 * 100, Udp: 60}
+		a := victim.As16()
+		w := &flowv1.Window{Sensor: "s", Epoch: 7, Sequence: 1 + i, StartNs: l.now, EndNs: l.now + labSlot,
+			Targets: []*flowv1.Target{{Addr: a[:], PrefixLen: 128, Counters: c}}}
+		for range 3 {
+			if err := l.e.Window(w, &l.out); err != nil {
+				t.Fatal(err)
+			}
+			for _, a := range l.out.Attacks {
+				t.Errorf("window %d: %s of %.0f packets/s; 600 were there", i, a.GetType(), a.GetPps())
+			}
+		}
+		l.now += labSlot
+	}
+	l.e.mu.Lock()
+	second := l.e.targets[victim].series.Sum(10)
+	l.e.mu.Unlock()
+	if second.Packets != 600 {
+		t.Errorf("%d packets in a second, want 600", second.Packets)
+	}
+}

@@ -93,13 +93,13 @@ type Engine struct {
 	names    *detect.Names
 	echoes   *detect.Echoes
 	stations *detect.Stations
-	pending  []finding        // of batches, told with the next window
-	checked  int64            // when the stallers were last looked at
-	firstNs  int64            // start of the first window
-	parts    bool             // sensors have other classifiers too
-	lags     map[string]*lags // by sensor
-	lastEnd  int64            // end of the newest window
-	sensor   string           // of the newest window
+	pending  []finding // of batches, told with the next window
+	checked  int64     // when the stallers were last looked at
+	firstNs  int64     // start of the first window
+	parts    bool      // sensors have other classifiers too
+	sensors  map[string]*sensor
+	lastEnd  int64  // end of the newest window
+	sensor   string // of the newest window
 
 	attacks map[attackKey]*attack
 	rules   map[string]*ruleState
@@ -124,7 +124,7 @@ func NewEngine(cfg EngineConfig) (*Engine, error) {
 	e.usual = usual.New(usual.Config{Days: cfg.UsualDays, Factor: cfg.UsualFactor}, e.thresholdsOf)
 	e.reset()
 	e.streams, e.known, e.ended = make(map[string]uint32), make(map[string]*known), make(map[string]int64)
-	e.changed, e.lags = make(map[string]policy.Rule), make(map[string]*lags)
+	e.changed, e.sensors = make(map[string]policy.Rule), make(map[string]*sensor)
 	return e, nil
 }
 
@@ -200,7 +200,11 @@ func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	*out = WindowResult{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if d := e.skew(w); d != 0 {
+	s := e.sender(w)
+	if s.repeats(w) {
+		return nil
+	}
+	if d := e.skew(s, w); d != 0 {
 		w.StartNs, w.EndNs = w.GetStartNs()+d, w.GetEndNs()+d
 		defer func() { w.StartNs, w.EndNs = w.GetStartNs()-d, w.GetEndNs()-d }()
 	}

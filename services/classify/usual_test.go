@@ -171,7 +171,7 @@ func TestUsualIsKept(t *testing.T) {
 	learn := func(r *rig, day int64, minutes int) {
 		mu.Lock()
 		defer mu.Unlock()
-		l := &lab{t: t, e: r.svc.engine}
+		l := &lab{t: t, e: r.svc.engine, seq: uint64(day) * 1000} //nolint:gosec // few
 		for i := range minutes {
 			l.now = begin + day*labDay + int64(i)*60e9
 			clock.Store(l.now + labSlot)
