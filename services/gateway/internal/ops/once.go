@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	pendingTime = 30 * time.Second // longer than any change takes: who holds a key longer has died
-	requestTime = 2 * time.Second  // of one step at NATS
-	maxStored   = 256 << 10        // bytes of an answer; a larger one is not remembered
+	pendingTime = time.Minute     // longer than any change takes: who holds a key longer has died
+	requestTime = 2 * time.Second // of one step at NATS
+	maxStored   = 256 << 10       // bytes of an answer; a larger one is not remembered
 	claimTries  = 5
 )
 
