@@ -78,9 +78,7 @@ func New(cfg Config, d Deps) (*Service, error) {
 	}
 	s.windows = newWindows(d.Telemetry, s.shards.putWindow, func() int { return int(s.running.Load()) })
 	if (cfg.Mode == ModeInline || cfg.Mode == ModeHost) && cfg.KernelForwarding && cfg.MaxForwarded > 0 {
-		s.offload = newOffload(d.Telemetry, cfg.MaxForwarded, func(queue int, r []meterReading) bool {
-			return s.post(queue, mail{meters: r})
-		})
+		s.offload = newOffload(d.Telemetry, cfg.MaxForwarded, s.post)
 	}
 	names := cfg.Ifaces
 	if cfg.Mode == ModePcap {
@@ -353,7 +351,7 @@ func (s *Service) staff(n int) []*worker {
 
 func (s *Service) newWorker(n, of int) *worker {
 	w := &worker{
-		n: n, mail: make(chan mail, mailboxSize), allowed: make(map[uint64]struct{}), offload: s.offload, shards: s.shards, tel: s.tel,
+		n: n, mail: make(chan mail, mailboxSize), allowed: make(map[uint64]bool), offload: s.offload, shards: s.shards, tel: s.tel,
 		recordings: s.recordings,
 	}
 	f := flowtable.DefaultConfig()

@@ -39,21 +39,22 @@ type meterReading struct {
 type offload struct {
 	tel     *telemetry.Telemetry
 	limit   int
-	deliver func(queue int, readings []meterReading) bool // false: the worker is busy, ask again later
+	deliver func(queue int, m mail) bool // false: the worker is busy, ask again later
 
 	metered  atomic.Uint64 // packets
-	refused  atomic.Uint64 // flows beyond the limit
+	refused  atomic.Uint64 // times that a flow was beyond the limit
 	forwards atomic.Int64  // flows now
 
 	mu    sync.Mutex
 	added []offloadFlow
 	ended []uint64
 
-	gates []flowGate
-	flows map[uint64]*offloadFlow
-	byKey map[xdp.FlowKey]direction
-	last  []map[xdp.FlowKey]counted // a gate
-	buf   []xdp.FlowMeter
+	gates     []flowGate
+	forgotten []uint64 // flows that their workers are to know of
+	flows     map[uint64]*offloadFlow
+	byKey     map[xdp.FlowKey]direction
+	last      []map[xdp.FlowKey]counted // a gate
+	buf       []xdp.FlowMeter
 }
 
 type offloadFlow struct {
@@ -69,7 +70,7 @@ type direction struct {
 
 type counted struct{ packets, bytes uint64 }
 
-func newOffload(tel *telemetry.Telemetry, limit int, deliver func(int, []meterReading) bool) *offload {
+func newOffload(tel *telemetry.Telemetry, limit int, deliver func(int, mail) bool) *offload {
 	return &offload{tel: tel, limit: limit, deliver: deliver}
 }
 
@@ -102,7 +103,7 @@ func (o *offload) start(gates []flowGate) {
 		o.last[i] = make(map[xdp.FlowKey]counted)
 	}
 	o.mu.Lock()
-	o.added, o.ended = nil, nil
+	o.added, o.ended, o.forgotten = nil, nil, nil
 	o.mu.Unlock()
 	o.forwards.Store(0)
 }
@@ -144,6 +145,7 @@ func (o *offload) step(now time.Time) {
 	for id, f := range o.flows {
 		if now.Sub(f.used) > offloadIdle {
 			over = o.remove(over, id)
+			o.forgotten = append(o.forgotten, id)
 		}
 	}
 	o.forget(over)
@@ -154,6 +156,21 @@ func (o *offload) step(now time.Time) {
 		over = o.remove(over, id)
 	}
 	o.forget(over)
+	o.tell()
+}
+
+// tell has workers know of flows that they may ask for again.
+func (o *offload) tell() {
+	queues := make(map[int][]uint64)
+	for _, id := range o.forgotten {
+		queues[queueOf(id)] = append(queues[queueOf(id)], id)
+	}
+	o.forgotten = o.forgotten[:0]
+	for q, ids := range queues {
+		if !o.deliver(q, mail{forgotten: ids}) {
+			o.forgotten = append(o.forgotten, ids...)
+		}
+	}
 }
 
 func (o *offload) allow(added []offloadFlow, now time.Time) {
@@ -163,7 +180,11 @@ func (o *offload) allow(added []offloadFlow, now time.Time) {
 		f := &added[i]
 		fwd, rev := gateKey(f.key), gateKey(f.key.Reverse())
 		_, known := o.byKey[fwd]
-		if _, ok := o.flows[f.id]; ok || known || len(o.flows) >= o.limit {
+		if _, ok := o.flows[f.id]; ok {
+			continue
+		}
+		if known || len(o.flows) >= o.limit {
+			o.forgotten = append(o.forgotten, f.id)
 			continue
 		}
 		f.used = now
@@ -181,6 +202,7 @@ func (o *offload) allow(added []offloadFlow, now time.Time) {
 			for _, id := range ids {
 				undo = o.remove(undo, id)
 			}
+			o.forgotten = append(o.forgotten, ids...)
 			o.forget(undo)
 			return
 		}
@@ -256,7 +278,7 @@ func (o *offload) read(now time.Time) {
 		}
 	}
 	for q, r := range readings {
-		if !o.deliver(q, r) {
+		if !o.deliver(q, mail{meters: r}) {
 			continue
 		}
 		for _, u := range updates[q] {

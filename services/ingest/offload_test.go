@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -59,14 +60,15 @@ func TestOffload(t *testing.T) {
 	a, b := newFakeGate(), newFakeGate()
 	busy := false
 	var got []meterReading
-	o := newOffload(telemetry.Discard("ingest"), 2, func(queue int, r []meterReading) bool {
+	var forgotten []uint64
+	o := newOffload(telemetry.Discard("ingest"), 2, func(queue int, m mail) bool {
 		if queue != 3 {
 			t.Errorf("readings for queue %d, want 3", queue)
 		}
 		if busy {
 			return false
 		}
-		got = append(got, r...)
+		got, forgotten = append(got, m.meters...), append(forgotten, m.forgotten...)
 		return true
 	})
 	_ = a.AllowFlow([]xdp.FlowKey{gateKey(testKey(9))}) // of a predecessor
@@ -131,11 +133,14 @@ func TestOffload(t *testing.T) {
 	if o.forwards.Load() != 0 || len(a.flows) != 0 || len(b.flows) != 0 {
 		t.Errorf("%d flows, %d and %d keys", o.forwards.Load(), len(a.flows), len(b.flows))
 	}
+	if !slices.Equal(forgotten, []uint64{id2}) {
+		t.Errorf("the worker was told of %v, want %d", forgotten, uint64(id2))
+	}
 	// A gate that takes nothing leaves no half flow.
 	b.full = true
 	o.add(id1, testKey(1))
 	o.step(now)
-	if o.forwards.Load() != 0 || len(a.flows) != 0 {
+	if o.forwards.Load() != 0 || len(a.flows) != 0 || len(forgotten) != 2 {
 		t.Errorf("%d flows, %d keys in the other gate", o.forwards.Load(), len(a.flows))
 	}
 	b.full = false

@@ -3,7 +3,9 @@ package ingest
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,8 +53,8 @@ type worker struct {
 	n          int
 	pipe       *pipeline.Queue
 	mail       chan mail
-	allowed    map[uint64]struct{} // flows that were handed to offload
-	offload    *offload            // nil without kernel forwarding
+	allowed    map[uint64]bool // flows that the kernel may forward, and whether offload has them
+	offload    *offload        // nil without kernel forwarding
 	shards     *shards
 	tel        *telemetry.Telemetry
 	recordings *recordings
@@ -104,14 +106,15 @@ type input struct {
 
 // mail comes to a worker from other goroutines and is read between batches.
 type mail struct {
-	enough []uint64
-	meters []meterReading
+	enough    []uint64
+	meters    []meterReading
+	forgotten []uint64
 }
 
 // attach gives the worker its queue of a new plane.
 func (w *worker) attach(p *plane, inline bool) {
 	w.inputs, w.fds = w.inputs[:0], w.fds[:0]
-	clear(w.allowed) // the new plane's gates forward nothing yet
+	w.forgotten(slices.Collect(maps.Keys(w.allowed))) // the new plane's gates forward nothing yet
 	for i, q := range p.ports {
 		in := input{port: q.index, queue: &q.counts.queues[w.n]}
 		switch {
@@ -356,6 +359,7 @@ func (w *worker) readMail(limit int) {
 			r := &m.meters[i]
 			w.pipe.Meter(r.key, r.packets, r.bytes, r.lastNs)
 		}
+		w.forgotten(m.forgotten)
 	}
 }
 
@@ -365,11 +369,20 @@ func (w *worker) enough(id uint64) {
 	if !ok || w.offload == nil || !forwardable(&key) {
 		return
 	}
-	if _, known := w.allowed[id]; known {
+	if w.allowed[id] {
 		return
 	}
-	if w.offload.add(id, key) {
-		w.allowed[id] = struct{}{}
+	if has := w.offload.add(id, key); has || len(w.allowed) < 2*w.offload.limit {
+		w.allowed[id] = has
+	}
+}
+
+// forgotten notes flows that the kernel does not forward any more, or had no room for. Should they go on, it is asked again.
+func (w *worker) forgotten(ids []uint64) {
+	for _, id := range ids {
+		if w.allowed[id] {
+			w.allowed[id] = false
+		}
 	}
 }
 
@@ -381,7 +394,7 @@ func forwardable(k *flow.Key) bool {
 // onBatch takes a classifier's batch over from the pipeline.
 func (w *worker) onBatch(to int, b *flowv1.FlowBatch) *flowv1.FlowBatch {
 	if len(w.allowed) > 0 {
-		w.findEnded(b.GetEnds())
+		w.followEnds(b.GetEnds())
 	}
 	if w.wait != nil {
 		w.wait()
@@ -391,16 +404,19 @@ func (w *worker) onBatch(to int, b *flowv1.FlowBatch) *flowv1.FlowBatch {
 	return w.shards.empty()
 }
 
-// findEnded makes the kernel forget flows that ended, before their ports are used again.
-func (w *worker) findEnded(c *flowv1.FlowEnds) {
+// followEnds makes the kernel forget flows that ended, before their ports are used again, and asks it again for those that it
+// had no room for or had forgotten and that go on.
+func (w *worker) followEnds(c *flowv1.FlowEnds) {
 	for i := range int(c.GetCount()) {
-		if flowv1.EndReason(c.Reason[i]) == flowv1.EndReason_END_REASON_ACTIVE {
-			continue
-		}
 		id := flow.Column(c.FlowId).U64(i)
-		if _, ok := w.allowed[id]; ok {
+		has, known := w.allowed[id]
+		switch {
+		case !known:
+		case flowv1.EndReason(c.Reason[i]) != flowv1.EndReason_END_REASON_ACTIVE:
 			delete(w.allowed, id)
 			w.offload.end(id)
+		case !has:
+			w.enough(id)
 		}
 	}
 }

@@ -126,7 +126,7 @@ func testService(t *testing.T) *Service {
 		t.Fatal(err)
 	}
 	s.windows = newWindows(tel, s.shards.putWindow, func() int { return 1 })
-	s.offload = newOffload(tel, 10, func(int, []meterReading) bool { return true })
+	s.offload = newOffload(tel, 10, func(queue int, m mail) bool { return queue != 0 || s.workers[0].post(m) })
 	s.offload.start([]flowGate{newFakeGate()})
 	s.workers = []*worker{s.newWorker(0, 1)}
 	return s
@@ -137,7 +137,8 @@ func TestWorkerHandsFlowsToTheKernelAndBack(t *testing.T) {
 	w := s.workers[0]
 	h := packet.Header{Src: flow.Addr([16]byte{10: 0xff, 11: 0xff, 12: 10, 15: 1}), Dst: flow.Addr([16]byte{10: 0xff, 11: 0xff, 12: 10, 15: 2})}
 	var queue queueCounts
-	in := &input{rx: &socketReceiver{Receiver: &fakeSocket{rx: [][]byte{h.AppendUDP(nil, 1000, 53, []byte("payload"))}}}, queue: &queue}
+	frame := h.AppendUDP(nil, 1000, 53, []byte("payload"))
+	in := &input{rx: &socketReceiver{Receiver: &fakeSocket{rx: [][]byte{frame}}}, queue: &queue}
 	if w.receive(in) != 1 || queue.packets.Load() != 1 {
 		t.Fatal("the frame was not taken")
 	}
@@ -165,8 +166,22 @@ func TestWorkerHandsFlowsToTheKernelAndBack(t *testing.T) {
 	if s.offload.forwards.Load() != 1 {
 		t.Fatalf("%d flows are in the kernel", s.offload.forwards.Load())
 	}
+	// Silent for half a minute it is forgotten. When it goes on, its next part brings it back.
+	s.offload.step(now.Add(offloadIdle + time.Second))
 	w.readMail(mailboxSize)
-	w.pipe.Close(now.Add(2 * time.Second).UnixNano())
+	if s.offload.forwards.Load() != 0 {
+		t.Error("a silent flow is still in the kernel")
+	}
+	later := now.Add(50 * time.Second)
+	w.pipe.Frames([][]byte{frame}, later.UnixNano(), 0)
+	for at := later; at.Before(now.Add(s.cfg.ActiveTimeout + 5*time.Second)); at = at.Add(100 * time.Millisecond) {
+		w.pipe.Poll(at.UnixNano())
+	}
+	s.offload.step(later)
+	if s.offload.forwards.Load() != 1 {
+		t.Errorf("%d flows are in the kernel after the silence", s.offload.forwards.Load())
+	}
+	w.pipe.Close(now.Add(2 * time.Minute).UnixNano())
 	s.offload.step(now)
 	if s.offload.forwards.Load() != 0 {
 		t.Error("the ended flow is still in the kernel")
