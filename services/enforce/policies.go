@@ -12,15 +12,21 @@ import (
 // What enforce changes about rules by itself: it asks the bucket for another version, as a lease's renewal does, and
 // whoever watches the bucket sees it, this node too. Of several nodes one wins.
 
+// promoteMax bounds the rules in shadow that are looked at a second, each against the good flows of an hour. The table's order is
+// random, so that all get their turn.
+const promoteMax = 128
+
 // policies looks once a second whether rules have earned a change.
 func (s *Service) policies(now time.Time) {
+	ripe := 0
 	for _, r := range s.rules {
 		if !r.inForce() || r.rule.Host != "" || r.renewing || r.revision == 0 || !now.After(r.renewFrom) {
 			continue
 		}
 		next, why := r.rule, ""
 		switch {
-		case r.rule.Shadow:
+		case r.rule.Shadow && s.ripe(r, now) && ripe < promoteMax:
+			ripe++
 			why = s.promote(r, &next, now)
 		case r.rule.EscalateAfter > 0 && r.state == active:
 			why = s.escalate(r, &next, now)
@@ -62,11 +68,13 @@ func (s *Service) stays(r *ruleState, no refusal) {
 	})
 }
 
-// promote lets a detector's rule act that has counted for long enough and hits little of what is good.
+// ripe reports whether a detector's rule in shadow has counted for long enough.
+func (s *Service) ripe(r *ruleState, now time.Time) bool {
+	return s.cfg.PromoteAfter > 0 && r.rule.Origin == policy.OriginDetector && now.Sub(r.applied) >= s.cfg.PromoteAfter && r.stat.Packets > 0
+}
+
+// promote lets a ripe rule act that hits little of what is good.
 func (s *Service) promote(r *ruleState, next *policy.Rule, now time.Time) string {
-	if s.cfg.PromoteAfter == 0 || r.rule.Origin != policy.OriginDetector || now.Sub(r.applied) < s.cfg.PromoteAfter || r.stat.Packets == 0 {
-		return ""
-	}
 	share, known := s.guard.goodShare(&r.rule, now)
 	switch {
 	case !known:
