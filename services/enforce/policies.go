@@ -92,14 +92,20 @@ func (s *Service) promote(r *ruleState, next *policy.Rule, now time.Time) string
 		now.Sub(r.applied).Round(time.Second), r.stat.Packets, 100*share)
 }
 
+// abandoned is after how long another node gives an escalated rule its rate back. The one that escalated it may be gone; else it
+// escalates again.
+const abandoned = time.Hour
+
 // escalate lets a rate limit drop everything after it was exceeded without a pause, and gives it back its rate when less
 // than that comes. The limit is each interface's and node's own, so the node that escalated watches how it goes on.
 func (s *Service) escalate(r *ruleState, next *policy.Rule, now time.Time) string {
 	packets, bytes := r.stat.Packets-min(r.stat.Packets, r.seen.Packets), r.stat.Bytes-min(r.stat.Bytes, r.seen.Bytes)
-	turns := r.stat.Dropped > r.seen.Dropped
+	turns, after := r.stat.Dropped > r.seen.Dropped, r.rule.EscalateAfter
 	if r.rule.Escalated {
 		turns = packets <= r.rule.RatePPS || r.rule.RateBPS > 0 && 8*bytes <= r.rule.RateBPS
-		turns = turns && strings.HasPrefix(r.rule.Changed, s.cfg.Node+": ")
+		if !strings.HasPrefix(r.rule.Changed, s.cfg.Node+": ") {
+			after = max(after, abandoned)
+		}
 	}
 	switch {
 	case !turns:
@@ -108,12 +114,12 @@ func (s *Service) escalate(r *ruleState, next *policy.Rule, now time.Time) strin
 	case r.turning.IsZero():
 		r.turning = now
 		return ""
-	case now.Sub(r.turning) < r.rule.EscalateAfter:
+	case now.Sub(r.turning) < after:
 		return ""
 	}
 	next.Escalated = !r.rule.Escalated
 	if !next.Escalated {
-		return fmt.Sprintf("it limits the rate again: less than that came for %s", r.rule.EscalateAfter)
+		return fmt.Sprintf("it limits the rate again: less than that came for %s", after)
 	}
 	if !s.mayDrop(r, next, now) {
 		return ""

@@ -71,6 +71,26 @@ func TestEscalation(t *testing.T) {
 	}
 }
 
+// TestEscalatedElsewhere: what another node made drop all gets its rate back in the end, should that node be gone.
+func TestEscalatedElsewhere(t *testing.T) {
+	s := &Service{cfg: Config{Node: "node-1"}}
+	r := &ruleState{rule: drop("limit", 0)}
+	r.rule.Action, r.rule.RatePPS, r.rule.EscalateAfter, r.rule.Escalated, r.rule.Changed = policy.RateLimit, 100, time.Second, true, "gone: it drops all"
+	now := time.Now()
+	for after, want := range map[time.Duration]bool{0: false, time.Minute: false, abandoned + time.Second: true} {
+		next := r.rule
+		r.turning = now
+		if why := s.escalate(r, &next, now.Add(after)); (why != "") != want || next.Escalated == want {
+			t.Errorf("after %s: %q", after, why)
+		}
+	}
+	next := r.rule
+	r.stat.Packets = 101 // since the last look
+	if why := s.escalate(r, &next, now.Add(2*abandoned)); why != "" || !r.turning.IsZero() {
+		t.Errorf("while it is exceeded here: %q", why)
+	}
+}
+
 // TestEscalationSparesGood: what may not be dropped is limited on.
 func TestEscalationSparesGood(t *testing.T) {
 	r := newRig(t, nil)
