@@ -116,6 +116,36 @@ func prefixOf(s string) (netip.Prefix, error) {
 	return netip.PrefixFrom(a, a.BitLen()), nil
 }
 
+// paged is a request for one page of a listing.
+type paged interface {
+	proto.Message
+	GetPageToken() string
+}
+
+// list answers one page of rows, of which read gets up to one more than limit after a place.
+func list[R any, M proto.Message](ctx context.Context, s *Service, kind string, r paged, limit int,
+	read func(context.Context, *sqlstore.Store, sqlstore.Cursor) ([]R, error), convert func(*R) (M, error), cursor func(*R) sqlstore.Cursor) ([]M, string, error) {
+	tokens := newTokens(kind, r)
+	after, err := tokens.read(r.GetPageToken())
+	if err != nil {
+		return nil, "", err
+	}
+	ctx, cancel, st, err := s.open(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	defer cancel()
+	rows, err := read(ctx, st, after)
+	if err != nil {
+		return nil, "", s.failed(ctx, err)
+	}
+	out, next, err := page(rows, limit, convert, cursor, tokens.write)
+	if err != nil {
+		return nil, "", status.Error(codes.DataLoss, err.Error())
+	}
+	return out, next, nil
+}
+
 // page converts rows until the page is full, and gives the token of the next one. rows holds up to one more
 // than limit.
 func page[R any, M proto.Message](rows []R, limit int, convert func(*R) (M, error), cursor func(*R) sqlstore.Cursor, token func(sqlstore.Cursor) string) ([]M, string, error) {
@@ -201,27 +231,15 @@ func (s *Service) ListFlows(ctx context.Context, r *queryv1.ListFlowsRequest) (*
 	if q.FlowFilter, err = filterOf(r); err != nil {
 		return nil, err
 	}
-	tokens := newTokens("flows", r)
-	if q.After, err = tokens.read(r.GetPageToken()); err != nil {
-		return nil, err
-	}
-	ctx, cancel, st, err := s.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer cancel()
-	rows, err := st.Flows(ctx, q)
-	if err != nil {
-		return nil, s.failed(ctx, err)
+	read := func(ctx context.Context, st *sqlstore.Store, after sqlstore.Cursor) ([]sqlstore.Flow, error) {
+		q.After = after
+		return st.Flows(ctx, q)
 	}
 	out := &queryv1.ListFlowsResponse{}
-	out.Flows, out.NextPageToken, err = page(rows, limit,
+	out.Flows, out.NextPageToken, err = list(ctx, s, "flows", r, limit, read,
 		func(f *sqlstore.Flow) (*eventv1.FlowRecord, error) { return flowRecord(f), nil },
-		func(f *sqlstore.Flow) sqlstore.Cursor { return sqlstore.Cursor{TS: f.TS, ID: f.ID} }, tokens.write)
-	if err != nil {
-		return nil, status.Error(codes.DataLoss, err.Error())
-	}
-	return out, nil
+		func(f *sqlstore.Flow) sqlstore.Cursor { return sqlstore.Cursor{TS: f.TS, ID: f.ID} })
+	return out, err
 }
 
 // ListAttacks lists the newest revision of each attack that was under way in the range, the latest begun first; with
@@ -244,29 +262,17 @@ func (s *Service) ListAttacks(ctx context.Context, r *queryv1.ListAttacksRequest
 	if err := checkText(map[string]string{"type": r.GetType(), "id": r.GetId()}); err != nil {
 		return nil, err
 	}
-	tokens := newTokens("attacks", r)
-	if q.After, err = tokens.read(r.GetPageToken()); err != nil {
-		return nil, err
-	}
-	ctx, cancel, st, err := s.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer cancel()
-	rows, err := st.Attacks(ctx, q)
-	if err != nil {
-		return nil, s.failed(ctx, err)
+	read := func(ctx context.Context, st *sqlstore.Store, after sqlstore.Cursor) ([]sqlstore.Attack, error) {
+		q.After = after
+		return st.Attacks(ctx, q)
 	}
 	out := &queryv1.ListAttacksResponse{}
 	cursor := func(a *sqlstore.Attack) sqlstore.Cursor { return sqlstore.Cursor{TS: a.FirstNs, ID: a.ID} }
 	if q.AllRevisions {
 		cursor = func(a *sqlstore.Attack) sqlstore.Cursor { return sqlstore.Cursor{TS: a.TS, ID: a.ID, Rev: a.Revision} }
 	}
-	out.Attacks, out.NextPageToken, err = page(rows, limit, attackEvent, cursor, tokens.write)
-	if err != nil {
-		return nil, status.Error(codes.DataLoss, err.Error())
-	}
-	return out, nil
+	out.Attacks, out.NextPageToken, err = list(ctx, s, "attacks", r, limit, read, attackEvent, cursor)
+	return out, err
 }
 
 // ListVerdicts lists verdicts by the time of their decision. A page may be shorter than its limit.
@@ -283,26 +289,14 @@ func (s *Service) ListVerdicts(ctx context.Context, r *queryv1.ListVerdictsReque
 	if err := checkText(map[string]string{"attack_id": r.GetAttackId(), "id": r.GetId()}); err != nil {
 		return nil, err
 	}
-	tokens := newTokens("verdicts", r)
-	if q.After, err = tokens.read(r.GetPageToken()); err != nil {
-		return nil, err
-	}
-	ctx, cancel, st, err := s.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer cancel()
-	rows, err := st.Verdicts(ctx, q)
-	if err != nil {
-		return nil, s.failed(ctx, err)
+	read := func(ctx context.Context, st *sqlstore.Store, after sqlstore.Cursor) ([]sqlstore.Verdict, error) {
+		q.After = after
+		return st.Verdicts(ctx, q)
 	}
 	out := &queryv1.ListVerdictsResponse{}
-	out.Verdicts, out.NextPageToken, err = page(rows, limit, verdictEvent,
-		func(v *sqlstore.Verdict) sqlstore.Cursor { return sqlstore.Cursor{TS: v.TS, ID: v.ID} }, tokens.write)
-	if err != nil {
-		return nil, status.Error(codes.DataLoss, err.Error())
-	}
-	return out, nil
+	out.Verdicts, out.NextPageToken, err = list(ctx, s, "verdicts", r, limit, read, verdictEvent,
+		func(v *sqlstore.Verdict) sqlstore.Cursor { return sqlstore.Cursor{TS: v.TS, ID: v.ID} })
+	return out, err
 }
 
 // ListEnforcements lists what enforce nodes did.
@@ -318,27 +312,15 @@ func (s *Service) ListEnforcements(ctx context.Context, r *queryv1.ListEnforceme
 	if err := checkText(map[string]string{"rule_id": r.GetRuleId(), "attack_id": r.GetAttackId()}); err != nil {
 		return nil, err
 	}
-	tokens := newTokens("enforcements", r)
-	if q.After, err = tokens.read(r.GetPageToken()); err != nil {
-		return nil, err
-	}
-	ctx, cancel, st, err := s.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer cancel()
-	rows, err := st.Enforcements(ctx, q)
-	if err != nil {
-		return nil, s.failed(ctx, err)
+	read := func(ctx context.Context, st *sqlstore.Store, after sqlstore.Cursor) ([]sqlstore.Enforcement, error) {
+		q.After = after
+		return st.Enforcements(ctx, q)
 	}
 	out := &queryv1.ListEnforcementsResponse{}
-	out.Enforcements, out.NextPageToken, err = page(rows, limit,
+	out.Enforcements, out.NextPageToken, err = list(ctx, s, "enforcements", r, limit, read,
 		func(e *sqlstore.Enforcement) (*eventv1.Enforcement, error) { return enforcementEvent(e), nil },
-		func(e *sqlstore.Enforcement) sqlstore.Cursor { return sqlstore.Cursor{TS: e.TS, ID: e.ID} }, tokens.write)
-	if err != nil {
-		return nil, status.Error(codes.DataLoss, err.Error())
-	}
-	return out, nil
+		func(e *sqlstore.Enforcement) sqlstore.Cursor { return sqlstore.Cursor{TS: e.TS, ID: e.ID} })
+	return out, err
 }
 
 // ListAudit lists the newest revision of each change that a user asked for. A page may be shorter than its limit.
@@ -355,25 +337,13 @@ func (s *Service) ListAudit(ctx context.Context, r *queryv1.ListAuditRequest) (*
 	if err := checkText(map[string]string{"actor": r.GetActor(), "action": r.GetAction(), "target": r.GetTarget()}); err != nil {
 		return nil, err
 	}
-	tokens := newTokens("audit", r)
-	if q.After, err = tokens.read(r.GetPageToken()); err != nil {
-		return nil, err
-	}
-	ctx, cancel, st, err := s.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer cancel()
-	rows, err := st.Audits(ctx, q)
-	if err != nil {
-		return nil, s.failed(ctx, err)
+	read := func(ctx context.Context, st *sqlstore.Store, after sqlstore.Cursor) ([]sqlstore.Audit, error) {
+		q.After = after
+		return st.Audits(ctx, q)
 	}
 	out := &queryv1.ListAuditResponse{}
-	out.Entries, out.NextPageToken, err = page(rows, limit,
+	out.Entries, out.NextPageToken, err = list(ctx, s, "audit", r, limit, read,
 		func(a *sqlstore.Audit) (*eventv1.Audit, error) { return auditEvent(a), nil },
-		func(a *sqlstore.Audit) sqlstore.Cursor { return sqlstore.Cursor{TS: a.TS, ID: a.ID} }, tokens.write)
-	if err != nil {
-		return nil, status.Error(codes.DataLoss, err.Error())
-	}
-	return out, nil
+		func(a *sqlstore.Audit) sqlstore.Cursor { return sqlstore.Cursor{TS: a.TS, ID: a.ID} })
+	return out, err
 }
