@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -103,14 +104,25 @@ type detachCmd struct {
 	BPFFS  string   `name:"bpffs" help:"mount point of the BPF file system" default:"/sys/fs/bpf"`
 }
 
+// Run goes on after an interface that it cannot help with: who detaches wants drops to end. One without pins is told, since a
+// wrong name would leave the right interface as it is.
 func (c *detachCmd) Run() error {
+	var failed error
 	for _, iface := range c.Ifaces {
-		if err := xdp.Remove(c.BPFFS, iface); err != nil {
-			return fmt.Errorf("detach %s: %w", iface, err)
+		there, err := xdp.Pinned(c.BPFFS, iface)
+		if err == nil && !there {
+			err = fmt.Errorf("nothing of Tidegate is pinned for it in %s: look at its name and at --bpffs", c.BPFFS)
+		}
+		if there {
+			err = xdp.Remove(c.BPFFS, iface)
+		}
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("detach %s: %w", iface, err))
+			continue
 		}
 		fmt.Println("detached", iface)
 	}
-	return nil
+	return failed
 }
 
 func openFile(name string) error {

@@ -168,3 +168,19 @@ func TestPrepareHandsPinsOver(t *testing.T) {
 		t.Errorf("the services do not get through %s: %v, %v", bpffs, st.Mode(), err)
 	}
 }
+
+// TestDetachTellsAWrongName: who mistypes it must not take the right interface for freed. What is named beside it is freed.
+func TestDetachTellsAWrongName(t *testing.T) {
+	bpffs := t.TempDir()
+	pins := filepath.Join(bpffs, "tidegate", "7-eth1")
+	if err := os.MkdirAll(pins, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	err := (&detachCmd{Ifaces: []string{"eht1", "eth1"}, BPFFS: bpffs}).Run()
+	if err == nil || !strings.HasPrefix(err.Error(), "detach eht1: ") || strings.Contains(err.Error(), "detach eth1: ") {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(pins); !os.IsNotExist(err) {
+		t.Errorf("the pins of eth1 are still there: %v", err)
+	}
+}
