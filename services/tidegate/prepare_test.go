@@ -184,3 +184,30 @@ func TestDetachTellsAWrongName(t *testing.T) {
 		t.Errorf("the pins of eth1 are still there: %v", err)
 	}
 }
+
+// TestCertsKeepNATSFolders: certs is run again to renew; the server elsewhere still has its files where they were.
+func TestCertsKeepNATSFolders(t *testing.T) {
+	dir := t.TempDir()
+	conf := func(c certsCmd) string {
+		t.Helper()
+		c.Dir, c.JSON = dir, true
+		if err := c.writeNATSConf(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(dir, "nats.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if c := conf(certsCmd{}); !strings.Contains(c, strconv.Quote(filepath.Join(dir, "nats.pem"))) || !strings.Contains(c, `"/var/lib/nats"`) {
+		t.Errorf("at first:\n%s", c)
+	}
+	first := conf(certsCmd{NATSDir: "/etc/tidegate/certs", NATSStore: "/data/nats"})
+	if c := conf(certsCmd{}); c != first || !strings.Contains(c, `"/etc/tidegate/certs/nats.pem"`) || !strings.Contains(c, `"/data/nats"`) {
+		t.Errorf("made again:\n%s", c)
+	}
+	if c := conf(certsCmd{NATSDir: "/other"}); !strings.Contains(c, `"/other/nats.pem"`) || !strings.Contains(c, `"/data/nats"`) {
+		t.Errorf("with another folder:\n%s", c)
+	}
+}
