@@ -24,10 +24,14 @@ TOOLS := $(CACHE)/tools
 # Of the tests in e2e those named TestFull… belong to test-full, the others to test.
 TEST_FLAGS ?= -count=1 -timeout 10m
 GO := go
+# sudo and cron drop the caller's PATH. Then Go is looked for where go.dev's instructions put it.
+ifeq ($(shell command -v go),)
+export PATH := $(PATH):/usr/local/go/bin
+endif
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## the demo: real packets through XDP, an attack seen and dropped (root), else a replay of a bundled capture
@@ -44,7 +48,10 @@ build: ## build every binary into bin/; IN_DOCKER=1 builds the same inside the b
 ifdef IN_DOCKER
 	@tools/in-builder.sh make build TOOLCHAIN=local VERSION='$(VERSION)' BIN='$(BIN)'
 else
-	@mkdir -p $(BIN)
+	@v=$$(cd / && GOTOOLCHAIN=local $(GO) version 2>&1 || true); [[ $$v =~ go1\.(2[1-9]|[3-9][0-9])|devel ]] || \
+	  { echo "make: Go 1.21 or later is needed, which fetches the pinned toolchain by itself: https://go.dev/dl. Here is: $$v" >&2; exit 1; }
+	@# With sudo the folder stays the caller's, who then builds without it.
+	@[ -d $(BIN) ] || { mkdir -p $(BIN); [ -z "$${SUDO_UID:-}" ] || chown "$$SUDO_UID:$$SUDO_GID" $(BIN); }
 	@$(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate ./services/tidegate
 	@for s in $(SERVICES); do $(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate-$$s ./services/$$s/cmd/$$s; done
 	@$(GO) build $(BUILD_FLAGS) -o $(BIN)/tidegate-health ./libs/cmd/tidegate-health

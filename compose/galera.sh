@@ -6,7 +6,13 @@ new=()
 # The first node begins the cluster at its first start. After all nodes were stopped, the one that stopped last
 # begins it again; after a crash of all, they find each other by themselves (pc.recovery).
 if [ ! -e "$state" ]; then
-  [ "${GALERA_FIRST:-}" = yes ] && new=(--wsrep-new-cluster)
+  if [ "${GALERA_FIRST:-}" = yes ]; then
+    new=(--wsrep-new-cluster)
+    # If only its volume was lost, the others have the cluster and it joins them: alone it would begin an empty second one.
+    for node in database-2 database-3; do
+      ! timeout 2 bash -c ": </dev/tcp/$node/4567" 2>/dev/null || new=()
+    done
+  fi
 elif grep -q '^safe_to_bootstrap: 1' "$state"; then
   new=(--wsrep-new-cluster)
 fi

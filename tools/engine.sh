@@ -19,6 +19,7 @@ die() { echo "engine: $*" >&2; exit 1; }
 switches="ipv4/ip_forward bridge/bridge-nf-call-iptables bridge/bridge-nf-call-ip6tables"
 
 answers() { DOCKER_HOST=$1 timeout 20 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
+boot() { cat /proc/sys/kernel/random/boot_id; }
 running() { [ -f "$dir/docker.pid" ] && [ "$(cat "/proc/$(cat "$dir/docker.pid")/comm" 2>/dev/null)" = dockerd ]; }
 
 # client prints a docker command that can build with BuildKit: since version 23 that takes the buildx plugin.
@@ -65,6 +66,7 @@ start() {
     cat "/proc/sys/net/$switch" >"$dir/${switch##*/}" 2>/dev/null || echo 0 >"$dir/${switch##*/}"
   done
   iptables -S FORWARD 2>/dev/null | head -n1 >"$dir/policy" || true
+  boot >"$dir/boot"
   setsid nohup dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/docker.pid" \
     --host "unix://$socket" --config-file "$dir/daemon.json" >"$dir/docker.log" 2>&1 </dev/null 9>&- &
   local i
@@ -93,6 +95,11 @@ stop() {
   elif [ ! -f "$dir/policy" ]; then
     return 0 # nothing was started, or it was cleaned up
   fi
+  # Since a restart of the machine, or beside it, another engine may run: bridges, chains and switches are that one's.
+  if { [ -f "$dir/boot" ] && [ "$(cat "$dir/boot")" != "$(boot)" ]; } || answers unix:///var/run/docker.sock; then
+    rm -f "$dir"/{policy,boot,docker.pid,docker.sock,ip_forward,bridge-nf-call-iptables,bridge-nf-call-ip6tables}
+    return 0
+  fi
   # dockerd leaves its bridges and chains.
   local link table
   for link in $(ip -o link show type bridge | sed -n 's/^[0-9]*: \(docker0\|br-[0-9a-f]\{12\}\):.*/\1/p'); do
@@ -108,7 +115,7 @@ stop() {
     [ ! -s "$dir/${switch##*/}" ] || [ ! -w "/proc/sys/net/$switch" ] || cat "$dir/${switch##*/}" >"/proc/sys/net/$switch"
     rm -f "$dir/${switch##*/}"
   done
-  rm -f "$dir/policy" "$dir/docker.pid" "$socket"
+  rm -f "$dir/policy" "$dir/boot" "$dir/docker.pid" "$socket"
 }
 
 case ${1:-start} in

@@ -21,10 +21,22 @@ if [ ${#missing[@]} -gt 0 ]; then
     echo "installing ${missing[*]}"
     log=$(mktemp)
     export DEBIAN_FRONTEND=noninteractive
-    # A server that apt installs must not start by itself on the test machine.
+    # A server that apt installs must not start by itself on the test machine, now or at the next boot: Prometheus would have
+    # the port of our metrics. With systemd only policy-rc.d keeps a package from starting its server.
+    new=()
+    for server in prometheus mariadb postgresql docker.service docker.socket; do
+      [ ! -d /run/systemd/system ] || systemctl -q is-enabled $server 2>/dev/null || new+=("$server")
+    done
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+      trap 'rm -f $policy' EXIT
+      printf '#!/bin/sh\nexit 101\n' >$policy
+      chmod 0755 $policy
+    fi
     { apt-get update && RUNLEVEL=1 apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 ||
       { tail -n 20 "$log"; echo "setup: apt-get could not install ${missing[*]}" >&2; exit 1; }
     rm -f "$log"
+    for server in "${new[@]}"; do systemctl -q disable "$server" 2>/dev/null || true; done
   else
     echo "setup: missing ${missing[*]}; install them as root for the full set of tests" >&2
   fi

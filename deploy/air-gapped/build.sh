@@ -5,6 +5,7 @@
 # and debootstrap for the roots, Go, and an engine (tools/engine.sh).
 set -euo pipefail
 cd "$(dirname "$0")"
+command -v go >/dev/null || PATH=$PATH:/usr/local/go/bin # sudo drops the caller's PATH
 tools=../../tools
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/tidegate"
 label=io.tidegate.air-gapped

@@ -2,6 +2,8 @@ package bus
 
 import (
 	"fmt"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,6 +47,24 @@ func ServerConf(certs, store string) string {
 	}
 	b.WriteString("  ]\n}\n")
 	return b.String()
+}
+
+// confPath matches what ServerConf writes of its two folders.
+var confPath = regexp.MustCompile(`(?m)^(?:jetstream \{ (store_dir)|  (ca_file)): ("(?:[^"\\]|\\.)*")`)
+
+// ServerConfPaths gives the folders that a configuration of ServerConf's names, "" what it does not.
+func ServerConfPaths(conf string) (certs, store string) {
+	for _, m := range confPath.FindAllStringSubmatch(conf, -1) {
+		path, err := strconv.Unquote(m[3])
+		switch {
+		case err != nil:
+		case m[1] != "":
+			store = path
+		default:
+			certs = filepath.Dir(path)
+		}
+	}
+	return certs, store
 }
 
 func list(subjects []string) string {

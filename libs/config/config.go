@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 
@@ -118,6 +119,9 @@ func Parse(cli any, name, description string, args []string, opts ...kong.Option
 		return nil, fmt.Errorf("command line of %s: %w", name, err)
 	}
 	ctx, err := k.Parse(args)
+	if err == nil {
+		err = checkShared(ctx.Flags())
+	}
 	if err != nil {
 		return nil, &UsageError{err}
 	}
@@ -126,6 +130,31 @@ func Parse(cli any, name, description string, args []string, opts ...kong.Option
 		k.Exit(0)
 	}
 	return ctx, nil
+}
+
+// checkShared checks what several binaries have the same flags for: addresses to listen on, of which some may be empty, and
+// telemetry's share.
+func checkShared(flags []*kong.Flag) error {
+	for _, flag := range flags {
+		switch v := flag.Target.Interface().(type) {
+		case string:
+			if v == "" || flag.Name != "listen" && !strings.HasSuffix(flag.Name, "-listen") {
+				continue
+			}
+			_, port, err := net.SplitHostPort(v)
+			if err == nil {
+				_, err = net.LookupPort("tcp", port)
+			}
+			if err != nil {
+				return fmt.Errorf("--%s %s: use HOST:PORT, as 127.0.0.1:9090 (%w)", flag.Name, v, err)
+			}
+		case float64:
+			if flag.Name == "sample-ratio" && !(v >= 0 && v <= 1) {
+				return fmt.Errorf("--%s %g: use 0 to 1", flag.Name, v)
+			}
+		}
+	}
+	return nil
 }
 
 // load reads the file that --config or its variable names, if any.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 )
 
 type options struct {
@@ -168,6 +170,28 @@ func TestMistakes(t *testing.T) {
 	var cli options
 	if _, err := Parse(&cli, "ingest", "test", nil); err == nil || !strings.Contains(err.Error(), "--must") {
 		t.Errorf("a required flag is missing: %v", err)
+	}
+}
+
+// TestShared: a binary that only finds out when it listens ends with the status that has systemd start it again.
+func TestShared(t *testing.T) {
+	for _, c := range []struct {
+		flag, value string
+		good        bool
+	}{
+		{"listen", "127.0.0.1:50051", true}, {"listen", ":50051", true}, {"listen", "[::1]:0", true}, {"listen", "", true},
+		{"listen", "50051", false}, {"listen", "127.0.0.1", false}, {"listen", "127.0.0.1:70000", false}, {"listen", "::1:9090", false},
+		{"metrics-listen", "0.0.0.0:9090", true}, {"metrics-listen", "localhost", false},
+		{"sample-ratio", "1", true}, {"sample-ratio", "1.5", false}, {"sample-ratio", "-0.1", false}, {"sample-ratio", "nan", false},
+	} {
+		var cli struct {
+			Listen    string           `name:"listen"`
+			Telemetry telemetry.Config `embed:""`
+		}
+		_, err := Parse(&cli, "ingest", "test", []string{"--" + c.flag + "=" + c.value})
+		if (err == nil) != c.good || err != nil && (ExitCode(err) != ExitUsage || !strings.Contains(err.Error(), "--"+c.flag)) {
+			t.Errorf("--%s=%s: %v", c.flag, c.value, err)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ import (
 // to verify a server of a private authority, and Cert and Key when the server demands them. The files are read
 // again at the first handshake after any of them has changed; connections that exist live on. TLS 1.2 is the least.
 type TLS struct {
-	Dir      string `name:"tls-dir" placeholder:"DIR" env:"TIDEGATE_TLS_DIR" help:"Folder of the certificates that tidegate certs makes: ca.pem, SERVICE.pem, SERVICE-key.pem (default: /etc/tidegate/certs)."`
+	Dir      string `name:"tls-dir" placeholder:"DIR" env:"TIDEGATE_TLS_DIR" help:"Folder of the certificates that tidegate certs makes: ca.pem, SERVICE.pem, SERVICE-key.pem (default: /etc/tidegate/certs; tidegate run makes its own in certs of --data)."`
 	CA       string `name:"tls-ca" placeholder:"FILE" help:"PEM file of the certificate authority that signs the peers, instead of the folder's."`
 	Cert     string `name:"tls-cert" placeholder:"FILE" help:"PEM file of the own certificate, chain included, instead of the folder's."`
 	Key      string `name:"tls-key" placeholder:"FILE" help:"PEM file of the own private key, instead of the folder's."`

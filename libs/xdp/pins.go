@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -56,7 +57,7 @@ func explainPins(root string, err error) error {
 
 // pinDir is where an interface's pins are. A bpffs refuses dots in names.
 func pinDir(root string, ifindex int, iface string) string {
-	return filepath.Join(root, pinFolder, fmt.Sprintf("%d-%s", ifindex, strings.ReplaceAll(iface, ".", "_")))
+	return filepath.Join(root, pinFolder, fmt.Sprintf("%d-%s", ifindex, pinName(iface)))
 }
 
 func pinPath(dir, name string) string { return filepath.Join(dir, name) }
@@ -189,10 +190,27 @@ func linkTarget(l link.Link) (ifindex int, program ebpf.ProgramID, err error) {
 	return int(x.Ifindex), info.Program, nil
 }
 
+// Pinned tells whether there are pins of an interface. bpffs "" is /sys/fs/bpf.
+func Pinned(bpffs, iface string) (bool, error) {
+	if bpffs == "" {
+		bpffs = defaultBPFFS
+	}
+	dirs, err := pinFolders(bpffs)
+	return slices.ContainsFunc(dirs, func(dir string) bool { return pinnedName(dir) == pinName(iface) }), err
+}
+
+// pinName is an interface's name in that of its folder, pinnedName gives it back.
+func pinName(iface string) string { return strings.ReplaceAll(iface, ".", "_") }
+
+func pinnedName(dir string) string {
+	_, name, _ := strings.Cut(filepath.Base(dir), "-")
+	return name
+}
+
 // Remove detaches the program from an interface and removes its pins, also those of earlier interfaces of
 // the same name. bpffs "" is /sys/fs/bpf.
 func Remove(bpffs, iface string) error {
-	return removeWhere(bpffs, func(name, _ string) bool { return name == strings.ReplaceAll(iface, ".", "_") })
+	return removeWhere(bpffs, func(name, _ string) bool { return name == pinName(iface) })
 }
 
 // Sweep removes pins whose interface is gone. bpffs "" is /sys/fs/bpf.
@@ -206,13 +224,12 @@ func removeWhere(bpffs string, which func(name, dir string) bool) error {
 	}
 	dirs, err := pinFolders(bpffs)
 	for _, dir := range dirs {
-		_, name, _ := strings.Cut(filepath.Base(dir), "-")
 		f, e := lockDir(dir)
 		if e != nil {
 			err = errors.Join(err, e)
 			continue
 		}
-		if which(name, dir) {
+		if which(pinnedName(dir), dir) {
 			err = errors.Join(err, removePins(dir))
 		}
 		err = errors.Join(err, f.Close())

@@ -294,6 +294,21 @@ func TestRemove(t *testing.T) {
 	must(t, Remove(filepath.Join(r.bpffs, "none"), "left"))
 }
 
+func TestPinned(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"7-eth1", "9-eth2_100", "lists"} {
+		must(t, os.MkdirAll(filepath.Join(root, pinFolder, dir), 0o700))
+	}
+	for iface, want := range map[string]bool{"eth1": true, "eth2.100": true, "eth2": false, "1": false, "lists": false} {
+		if there, err := Pinned(root, iface); there != want || err != nil {
+			t.Errorf("%s: %t, %v", iface, there, err)
+		}
+	}
+	if there, err := Pinned(filepath.Join(root, "none"), "eth1"); there || err != nil {
+		t.Errorf("without pins: %t, %v", there, err)
+	}
+}
+
 func (g *Gate) queuesIn(t *testing.T, r *rig) (n int) {
 	t.Helper()
 	must(t, r.gate.Do(func() error { n = g.Queues(); return nil }))

@@ -226,7 +226,7 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		rules: make(map[string]*ruleState), changed: make(chan struct{}), lists: newAddressLists(), offenders: make(offenders),
 		routes: make(map[uint64]*route),
 		guard: guard{
-			never: never, configured: management, limit: cfg.RuleLimit, min4: cfg.MinPrefix4, min6: cfg.MinPrefix6,
+			never: never, configured: management, sshClient: sshClient(), limit: cfg.RuleLimit, min4: cfg.MinPrefix4, min6: cfg.MinPrefix6,
 			allowBroadUser: cfg.AllowBroadUser, goodLimit: cfg.GoodLimit, rate: rate.NewLimiter(rate.Limit(cfg.RulesPerSecond), cfg.RuleBurst),
 		},
 		looked:  make(chan surroundings),

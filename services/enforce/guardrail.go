@@ -58,6 +58,7 @@ func (r *refusal) Error() string { return string(r.reason) + ": " + r.detail }
 type guard struct {
 	never          []netip.Prefix
 	configured     []netip.Prefix // management by configuration
+	sshClient      string         // address, "" none
 	management     []netip.Prefix // configured and found
 	infrastructure []netip.Prefix
 	limit          int

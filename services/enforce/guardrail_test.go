@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -120,7 +123,7 @@ func TestResolvers(t *testing.T) {
 
 func TestDiscover(t *testing.T) {
 	t.Setenv("SSH_CONNECTION", "198.51.100.9 50000 192.0.2.1 22")
-	g := guard{configured: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")}}
+	g := guard{configured: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")}, sshClient: sshClient()}
 	if !g.learn(g.look("198.51.100.10:4222")) {
 		t.Error("nothing was found")
 	}
@@ -137,6 +140,22 @@ func TestDiscover(t *testing.T) {
 	found := g.look("198.51.100.10:4222")
 	if found.partial = true; g.learn(found) || !slices.Contains(g.infrastructure, gone) {
 		t.Error("what a part of the table does not have was forgotten")
+	}
+}
+
+// TestSSHClientBehindSudo: sudo gives the variable to none of its processes, and they come from a shell that has it.
+func TestSSHClientBehindSudo(t *testing.T) {
+	const child = "TIDEGATE_TEST_SSH_CHILD"
+	if os.Getenv(child) != "" {
+		fmt.Println("client", sshClient())
+		return
+	}
+	// Each shell waits for what it has started, so that it stays its parent.
+	cmd := exec.Command("sh", "-c", `env -u SSH_CONNECTION sh -c '"$0" -test.run ^TestSSHClientBehindSudo$; exit $?' "$0"; exit $?`, os.Args[0]) //nolint:gosec // this test
+	cmd.Env = append(os.Environ(), child+"=1", "SSH_CONNECTION=198.51.100.9 50000 192.0.2.1 22")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "client 198.51.100.9\n") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -56,9 +58,7 @@ func (s *Service) learn(found surroundings) {
 // SSH port are not taken: whoever tries passwords has one too. It may be called by any goroutine.
 func (g *guard) look(natsServer string) surroundings {
 	found := surroundings{management: slices.Clone(g.configured)}
-	if client, _, ok := strings.Cut(os.Getenv("SSH_CONNECTION"), " "); ok {
-		found.management = appendHost(found.management, client)
-	}
+	found.management = appendHost(found.management, g.sshClient)
 	if a, err := netip.ParseAddrPort(natsServer); err == nil {
 		found.management = appendHost(found.management, a.Addr().String())
 	}
@@ -69,6 +69,36 @@ func (g *guard) look(natsServer string) surroundings {
 		}
 	}
 	return found
+}
+
+// sshClient is the address of the SSH client that started this process, "" without one. sudo does not pass SSH_CONNECTION
+// on, so the processes that this one comes from are asked, too; those of other users cannot be read. They may end before
+// this one does, so it is for the start.
+func sshClient() string {
+	const variable = "SSH_CONNECTION"
+	connection := os.Getenv(variable)
+	for pid := os.Getppid(); connection == "" && pid > 1; pid = parent(pid) {
+		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) //nolint:gosec // a number
+		for _, v := range bytes.Split(env, []byte{0}) {
+			if value, ok := bytes.CutPrefix(v, []byte(variable+"=")); ok {
+				connection = string(value)
+			}
+		}
+	}
+	client, _, _ := strings.Cut(connection, " ")
+	return client
+}
+
+// parent is the process that pid comes from, 0 if that cannot be told.
+func parent(pid int) int {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) //nolint:gosec // a number
+	// The name, in parentheses, may have anything in it: proc(5).
+	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(f) < 2 {
+		return 0
+	}
+	up, _ := strconv.Atoi(string(f[1]))
+	return up
 }
 
 // learn reports whether anything changed. Of what was read in part nothing is known to be gone.

@@ -26,7 +26,7 @@ type demoCmd struct {
 	Listen  string        `help:"gRPC address; empty = none" default:"127.0.0.1:50051"`
 	HTTPS   string        `name:"gateway-listen" help:"address of the live page, and of REST for tidegate status, attacks, rules …; empty = none" default:"127.0.0.1:8080"`
 	Local   string        `name:"local-credentials" help:"file for the credentials of this machine's command line, removed at the end; empty = none" default:"/run/tidegate/local.json" env:"TIDEGATE_LOCAL_CREDENTIALS"`
-	Metrics string        `help:"address of /metrics; empty = none" default:"127.0.0.1:9090"`
+	Metrics string        `name:"metrics-listen" aliases:"metrics" help:"address of /metrics; empty = none" default:"127.0.0.1:9090"`
 	Data    string        `help:"folder to keep the database and the message store in; default: a temporary one" type:"path"`
 }
 

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,8 +23,8 @@ type certsCmd struct {
 	Renew bool     `help:"make the services' certificates anew though they are valid"`
 	JSON  bool     `help:"print one JSON object a line"`
 
-	NATSDir   string `name:"nats-dir" help:"the folder as a NATS server elsewhere sees it, for nats.conf (default: --dir)"`
-	NATSStore string `name:"nats-store" help:"folder of that server's messages" default:"/var/lib/nats"`
+	NATSDir   string `name:"nats-dir" help:"the folder as a NATS server elsewhere sees it, for nats.conf (default: as it is there, else --dir)"`
+	NATSStore string `name:"nats-store" help:"folder of that server's messages (default: as it is there, else /var/lib/nats)"`
 }
 
 func (c *certsCmd) Run() error {
@@ -45,24 +48,28 @@ func (c *certsCmd) Run() error {
 	return c.writeNATSConf()
 }
 
-// writeNATSConf writes the configuration of a separate nats-server beside the certificates.
+// writeNATSConf writes the configuration of a separate nats-server beside the certificates. Who only renews them need not name
+// that server's folders again.
 func (c *certsCmd) writeNATSConf() error {
-	dir := c.NATSDir
-	if dir == "" {
-		var err error
-		if dir, err = filepath.Abs(c.Dir); err != nil {
-			return fmt.Errorf("certificate folder: %w", err)
-		}
+	file := filepath.Join(c.Dir, "nats.conf")
+	old, err := os.ReadFile(file) //nolint:gosec // the operator names the folder
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read what --nats-dir and --nats-store were: %w", err)
 	}
-	if !filepath.IsAbs(dir) || !filepath.IsAbs(c.NATSStore) {
+	oldDir, oldStore := bus.ServerConfPaths(string(old))
+	own, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return fmt.Errorf("certificate folder: %w", err)
+	}
+	dir, store := cmp.Or(c.NATSDir, oldDir, own), cmp.Or(c.NATSStore, oldStore, "/var/lib/nats")
+	if !filepath.IsAbs(dir) || !filepath.IsAbs(store) {
 		return config.Usagef("--nats-dir and --nats-store must be absolute: nats-server reads relative paths from where it is started")
 	}
-	file := filepath.Join(c.Dir, "nats.conf")
-	if err := pki.WriteFile(file, []byte(bus.ServerConf(dir, c.NATSStore)), 0o644); err != nil {
+	if err := pki.WriteFile(file, []byte(bus.ServerConf(dir, store)), 0o644); err != nil {
 		return err
 	}
 	if !c.JSON {
-		fmt.Printf("made %s (nats-server -c %s)\n", file, file)
+		fmt.Printf("made %s (nats-server -c %s)\n", file, filepath.Join(dir, "nats.conf"))
 	}
 	return nil
 }
@@ -103,14 +110,25 @@ type detachCmd struct {
 	BPFFS  string   `name:"bpffs" help:"mount point of the BPF file system" default:"/sys/fs/bpf"`
 }
 
+// Run goes on after an interface that it cannot help with: who detaches wants drops to end. One without pins is told, since a
+// wrong name would leave the right interface as it is.
 func (c *detachCmd) Run() error {
+	var failed error
 	for _, iface := range c.Ifaces {
-		if err := xdp.Remove(c.BPFFS, iface); err != nil {
-			return fmt.Errorf("detach %s: %w", iface, err)
+		there, err := xdp.Pinned(c.BPFFS, iface)
+		if err == nil && !there {
+			err = fmt.Errorf("nothing of Tidegate is pinned for it in %s: look at its name and at --bpffs", c.BPFFS)
+		}
+		if there {
+			err = xdp.Remove(c.BPFFS, iface)
+		}
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("detach %s: %w", iface, err))
+			continue
 		}
 		fmt.Println("detached", iface)
 	}
-	return nil
+	return failed
 }
 
 func openFile(name string) error {

@@ -30,7 +30,7 @@ type cli struct {
 	Attacks    attacksCmd    `cmd:"" help:"list attacks, show one, get its packets"`
 	Verdicts   verdictsCmd   `cmd:"" help:"list what was decided, or show one decision with its evidence"`
 	Rules      rulesCmd      `cmd:"" help:"list, add, try out, replace, revoke and explain rules"`
-	Lists      listsCmd      `cmd:"" help:"lists of many addresses to drop, allow or count: from files or HTTPS"`
+	Lists      listsCmd      `cmd:"" help:"lists of many addresses or domains to drop, limit, allow or count: from files or HTTPS"`
 	Panic      panicCmd      `cmd:"" help:"take away every drop at once, hold the automatic ones"`
 	Flows      flowsCmd      `cmd:"" help:"list flows"`
 	Top        topCmd        `cmd:"" help:"the heaviest applications, hosts, addresses or ports"`

@@ -168,3 +168,46 @@ func TestPrepareHandsPinsOver(t *testing.T) {
 		t.Errorf("the services do not get through %s: %v, %v", bpffs, st.Mode(), err)
 	}
 }
+
+// TestDetachTellsAWrongName: who mistypes it must not take the right interface for freed. What is named beside it is freed.
+func TestDetachTellsAWrongName(t *testing.T) {
+	bpffs := t.TempDir()
+	pins := filepath.Join(bpffs, "tidegate", "7-eth1")
+	if err := os.MkdirAll(pins, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	err := (&detachCmd{Ifaces: []string{"eht1", "eth1"}, BPFFS: bpffs}).Run()
+	if err == nil || !strings.HasPrefix(err.Error(), "detach eht1: ") || strings.Contains(err.Error(), "detach eth1: ") {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(pins); !os.IsNotExist(err) {
+		t.Errorf("the pins of eth1 are still there: %v", err)
+	}
+}
+
+// TestCertsKeepNATSFolders: certs is run again to renew; the server elsewhere still has its files where they were.
+func TestCertsKeepNATSFolders(t *testing.T) {
+	dir := t.TempDir()
+	conf := func(c certsCmd) string {
+		t.Helper()
+		c.Dir, c.JSON = dir, true
+		if err := c.writeNATSConf(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(dir, "nats.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if c := conf(certsCmd{}); !strings.Contains(c, strconv.Quote(filepath.Join(dir, "nats.pem"))) || !strings.Contains(c, `"/var/lib/nats"`) {
+		t.Errorf("at first:\n%s", c)
+	}
+	first := conf(certsCmd{NATSDir: "/etc/tidegate/certs", NATSStore: "/data/nats"})
+	if c := conf(certsCmd{}); c != first || !strings.Contains(c, `"/etc/tidegate/certs/nats.pem"`) || !strings.Contains(c, `"/data/nats"`) {
+		t.Errorf("made again:\n%s", c)
+	}
+	if c := conf(certsCmd{NATSDir: "/other"}); !strings.Contains(c, `"/other/nats.pem"`) || !strings.Contains(c, `"/data/nats"`) {
+		t.Errorf("with another folder:\n%s", c)
+	}
+}

@@ -191,7 +191,7 @@ func iface(root string, ask asker, name string, h host) []Finding {
 		out[0].Level, out[0].Advice = Fail, "ip link set "+name+" up"
 	}
 	if i.Flags&net.FlagLoopback != 0 {
-		out[0].Level, out[0].Advice = Fail, "a sensor refuses the loopback interface: name another"
+		out[0].Level, out[0].Advice = Fail, "only --mode host takes the loopback interface: name another"
 		return out
 	}
 	n := lookAt(root, ask, name)
