@@ -76,6 +76,9 @@ func NewServer(t *telemetry.Telemetry, files TLS) (*grpc.Server, *health.Server,
 // Serve listens on a TCP address and serves until ctx ends. Then health turns NOT_SERVING, running calls get 5 s, and
 // Serve returns nil.
 func Serve(ctx context.Context, srv *grpc.Server, status *health.Server, listen string) error {
+	if listen == "" { // the system would take any port of all addresses
+		return errors.New("no address to listen on for gRPC: use --listen HOST:PORT")
+	}
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", listen)
 	switch {

@@ -78,7 +78,7 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("enforce: --enforce-on %s is not one of the interfaces (--iface %s)", name, strings.Join(c.Ifaces, ","))
 		}
 	}
-	if c.RuleLimit < 1 || c.RulesPerSecond <= 0 || c.RuleBurst < 1 {
+	if c.RuleLimit < 1 || !(c.RulesPerSecond > 0) || c.RuleBurst < 1 {
 		return errors.New("enforce: rule limit, rules per second and rule burst must be above 0")
 	}
 	if c.MinPrefix4 < 0 || c.MinPrefix4 > 32 || c.MinPrefix6 < 0 || c.MinPrefix6 > 128 {

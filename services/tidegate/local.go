@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -110,17 +111,22 @@ type detachCmd struct {
 	BPFFS  string   `name:"bpffs" help:"mount point of the BPF file system" default:"/sys/fs/bpf"`
 }
 
-// Run goes on after an interface that it cannot help with: who detaches wants drops to end. One without pins is told, since a
-// wrong name would leave the right interface as it is.
+// Run goes on after an interface that it cannot help with: who detaches wants drops to end. A second time there is nothing to do;
+// a name that no interface has is told, since the right one would stay as it is.
 func (c *detachCmd) Run() error {
 	var failed error
 	for _, iface := range c.Ifaces {
 		there, err := xdp.Pinned(c.BPFFS, iface)
-		if err == nil && !there {
-			err = fmt.Errorf("nothing of Tidegate is pinned for it in %s: look at its name and at --bpffs", c.BPFFS)
-		}
-		if there {
+		switch {
+		case err != nil:
+		case there:
 			err = xdp.Remove(c.BPFFS, iface)
+		default:
+			if _, err = net.InterfaceByName(iface); err == nil {
+				fmt.Printf("nothing is pinned for %s in %s\n", iface, c.BPFFS)
+				continue
+			}
+			err = fmt.Errorf("nothing is pinned for it in %s, and: %w", c.BPFFS, err)
 		}
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("detach %s: %w", iface, err))

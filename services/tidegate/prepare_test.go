@@ -183,6 +183,9 @@ func TestDetachTellsAWrongName(t *testing.T) {
 	if _, err := os.Stat(pins); !os.IsNotExist(err) {
 		t.Errorf("the pins of eth1 are still there: %v", err)
 	}
+	if err := (&detachCmd{Ifaces: []string{"lo"}, BPFFS: bpffs}).Run(); err != nil {
+		t.Errorf("of an interface without pins: %v", err)
+	}
 }
 
 // TestCertsKeepNATSFolders: certs is run again to renew; the server elsewhere still has its files where they were.
