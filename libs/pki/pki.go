@@ -143,8 +143,10 @@ func authority(dir string) (*x509.Certificate, *ecdsa.PrivateKey, Made, error) {
 
 func leaf(dir, name string, hosts []string, ca *x509.Certificate, caKey *ecdsa.PrivateKey, force bool) (Made, error) {
 	file, keyFile := filepath.Join(dir, name+".pem"), filepath.Join(dir, name+"-key.pem")
-	cert, _, err := load(file, keyFile)
-	if err == nil && !force && time.Until(cert.NotAfter) >= renewAt && cert.CheckSignatureFrom(ca) == nil && covers(cert, hosts) {
+	cert, old, err := load(file, keyFile)
+	// A process that was killed between the two files left a pair that no service can use.
+	fits := err == nil && old.PublicKey.Equal(cert.PublicKey)
+	if fits && !force && time.Until(cert.NotAfter) >= renewAt && cert.CheckSignatureFrom(ca) == nil && covers(cert, hosts) {
 		return Made{File: file, Expires: cert.NotAfter}, nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

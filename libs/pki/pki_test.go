@@ -187,3 +187,35 @@ func TestEnsureDamaged(t *testing.T) {
 		t.Fatal("a damaged authority was replaced silently")
 	}
 }
+
+// A process that is killed between the two files of a renewal leaves a new key beside the old certificate.
+func TestEnsureMendsAPairThatDoesNotFit(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Ensure(dir, []string{"gate.example.net"}, false); err != nil {
+		t.Fatal(err)
+	}
+	files := FilesOf(dir, Gateway)
+	other, err := os.ReadFile(FilesOf(dir, Persist).Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(files.Key, other, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	made, err := Ensure(dir, nil, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range made {
+		if m.New != (m.File == files.Cert) {
+			t.Errorf("%s: made anew %v", m.File, m.New)
+		}
+	}
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pair.Leaf.VerifyHostname("gate.example.net"); err != nil {
+		t.Errorf("the names it had: %v", err)
+	}
+}
