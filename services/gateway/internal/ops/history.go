@@ -2,11 +2,15 @@ package ops
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
@@ -16,12 +20,24 @@ import (
 
 const maxPage = 1000 // items of a page, rows of a ranking
 
-// ask sends a question to the first persist instance that is reachable.
+// ask sends a question to the first persist instance that is reachable. One that was silent is asked last from then on: it may
+// hang, or its machine be without power, which would cost each question its whole time.
 func ask[T any](ctx context.Context, o *Operations, call func(context.Context, queryv1.QueryServiceClient) (T, error)) (T, error) {
-	v, err := first(ctx, o.mesh.Persist, mesh.CallTime, func(ctx context.Context, c grpc.ClientConnInterface) (T, error) {
+	peers := o.mesh.Persist
+	from := o.askFrom.Load()
+	if n := len(peers); n > 1 {
+		at := int(from % uint64(n)) //nolint:gosec // a few instances
+		peers = slices.Concat(peers[at:], peers[:at])
+	}
+	v, err := first(ctx, peers, mesh.CallTime, func(ctx context.Context, c grpc.ClientConnInterface) (T, error) {
 		return call(ctx, queryv1.NewQueryServiceClient(c))
 	})
 	if err != nil {
+		var late *mesh.Error
+		if errors.As(err, &late) && status.Code(late.Err) == codes.DeadlineExceeded {
+			i := slices.IndexFunc(peers, func(p mesh.Peer) bool { return p == late.Peer })
+			o.askFrom.CompareAndSwap(from, from+uint64(i)+1) //nolint:gosec // it is one of them; another question may have moved on
+		}
 		return v, o.problem(ctx, err)
 	}
 	return v, nil

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -20,6 +21,7 @@ import (
 	eventv1 "github.com/tidegate-mesh/tidegate/proto/event/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
+	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
 )
 
 func TestFlows(t *testing.T) {
@@ -322,5 +324,32 @@ func TestAudit(t *testing.T) {
 	}
 	if got := r.document(context.Background(), page.Items[0].Before); got != `{"id":"r1"}` {
 		t.Errorf("before is %s in JSON", got)
+	}
+}
+
+// An instance that hangs, or whose machine has lost power, costs one question its time, not each.
+func TestASilentPersistIsAskedLast(t *testing.T) {
+	r := newRig(t)
+	silent := func(c context.Context) error { <-c.Done(); return status.FromContextError(c.Err()).Err() }
+	other := &fakePersist{journal: r.journal, top: func(*queryv1.TopRequest) (*queryv1.TopResponse, error) { return &queryv1.TopResponse{}, nil }}
+	r.mesh.Persist = append(r.mesh.Persist, mesh.Peer{Service: "persist", Address: "p:2", Conn: serve(t, func(s *grpc.Server) {
+		queryv1.RegisterQueryServiceServer(s, other)
+	})})
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	r.persist.top = func(*queryv1.TopRequest) (*queryv1.TopResponse, error) { return nil, silent(ctx) }
+	_, err := r.Top(ctx, TopQuery{By: "app"})
+	wantProblem(t, err, 503)
+	for range 3 {
+		if _, err := r.Top(context.Background(), TopQuery{By: "app"}); err != nil {
+			t.Errorf("with one of two instances silent: %v", err)
+		}
+	}
+	gone, leave := context.WithCancel(context.Background())
+	leave()
+	_, err = r.Top(gone, TopQuery{By: "app"})
+	wantProblem(t, err, 503)
+	if _, err := r.Top(context.Background(), TopQuery{By: "app"}); err != nil {
+		t.Errorf("after a caller who did not wait: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -64,7 +65,8 @@ type Operations struct {
 	now  func() time.Time
 	logs *rate.Limiter // of failures that a shared read may meet four times a second
 
-	names sync.Map // of enforce nodes, by address
+	names   sync.Map      // of enforce nodes, by address
+	askFrom atomic.Uint64 // the persist instance that is asked first, modulo their number
 
 	feeds feeds
 
