@@ -78,8 +78,10 @@ func (o *Operations) ReadFeeds(ctx context.Context) error {
 	}
 }
 
+// due also tells of a list that was read while this machine's clock, or another gateway's, was ahead.
 func (o *Operations) due(l *policyv1.AddressList) bool {
-	return l.GetUrl() != "" && o.now().UnixNano()-l.GetCheckedNs() >= max(l.GetEveryNs(), int64(minEvery))
+	since := o.now().UnixNano() - l.GetCheckedNs()
+	return l.GetUrl() != "" && max(since, -since) >= max(l.GetEveryNs(), int64(minEvery))
 }
 
 // readFeed claims a list that is due, reads it and stores what came. A failure leaves the entries as they are.

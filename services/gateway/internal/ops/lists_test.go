@@ -13,6 +13,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
+	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 )
 
 // stored is the text of a list's entries.
@@ -282,5 +283,21 @@ func TestFeedAtTheEnd(t *testing.T) {
 	}
 	if all, err := nats.Lists(t.Context()); err != nil || !a.due(all["feed"].List) {
 		t.Errorf("not due: %+v, %v", all["feed"].List, err)
+	}
+}
+
+// TestDueAfterTheClockWasSetBack: a list that was read while the clock was ahead is not left alone until it has caught up.
+func TestDueAfterTheClockWasSetBack(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	o := &Operations{now: func() time.Time { return now }}
+	every := time.Hour
+	for _, c := range []struct {
+		checked time.Duration // from now
+		due     bool
+	}{{-every, true}, {-every + 1, false}, {0, false}, {every - 1, false}, {every, true}, {365 * 24 * time.Hour, true}} {
+		l := &policyv1.AddressList{Url: "https://lists.example/x", EveryNs: int64(every), CheckedNs: now.Add(c.checked).UnixNano()}
+		if o.due(l) != c.due {
+			t.Errorf("read %s from now: due %v", c.checked, !c.due)
+		}
 	}
 }

@@ -44,7 +44,7 @@ type remembered struct {
 // Once runs do for the first request with the caller's key and gives its answer to later ones for 24 h: replayed is
 // true then. The fingerprint stands for everything that the request asks for; the same key with another one is a 422, a
 // request that still runs a 409. An answer of 429 or 5xx is not remembered, so that trying again tries again. While
-// NATS is away it is a 503 and do does not run. That the key is taken over after 30 s relies on clocks of gateway and
+// NATS is away it is a 503 and do does not run. That the key is taken over after a minute relies on clocks of gateway and
 // NATS that differ by less.
 func (o *Operations) Once(ctx context.Context, key string, fingerprint []byte, do func(context.Context) Stored) (s Stored, replayed bool, err error) {
 	id := hashed(caller.From(ctx).Subject, key)
