@@ -194,7 +194,10 @@ func pair(ctx context.Context, conn driver.Conn, query string) (string, error) {
 func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	d := net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: deadPeer / 2, Interval: deadPeer / 10, Count: 5},
-		Control: func(_, _ string, raw syscall.RawConn) error {
+		Control: func(network, _ string, raw syscall.RawConn) error {
+			if !strings.HasPrefix(network, "tcp") { // a local socket, whose other end cannot go silently
+				return nil
+			}
 			var set error
 			if err := raw.Control(func(fd uintptr) {
 				set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadPeer.Milliseconds()))

@@ -3,7 +3,6 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -56,31 +55,8 @@ func postgresURL(raw string) (string, error) {
 	return u.String(), nil
 }
 
-// postgresConnector makes each connection with the password of that moment.
-type postgresConnector struct {
-	dsn      string
-	password password
-}
-
-// Driver implements driver.Connector.
-func (c postgresConnector) Driver() driver.Driver { return &pq.Driver{} }
-
-// Connect implements driver.Connector.
-func (c postgresConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	dsn, secret, err := c.password.inURL(c.dsn)
-	if err != nil {
-		return nil, err
-	}
-	connector, err := pq.NewConnector(dsn)
-	if err != nil {
-		return nil, hide(err, secret)
-	}
-	conn, err := connector.Connect(ctx)
-	return conn, hide(err, secret)
-}
-
 func openPostgres(ctx context.Context, dsn string, pw password, now func() time.Time) (*postgresDialect, error) {
-	db := sqlx.NewDb(sql.OpenDB(postgresConnector{dsn, pw}), "postgres")
+	db := sqlx.NewDb(sql.OpenDB(postgresConnector{dsn, pw, cancelGrace}), "postgres")
 	db.SetMaxOpenConns(8)
 	db.SetMaxIdleConns(4)
 	db.SetConnMaxIdleTime(5 * time.Minute)
