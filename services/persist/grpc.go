@@ -214,6 +214,11 @@ func (s *Service) counts(ctx context.Context, count func(context.Context) (map[s
 		return rows, nil
 	}
 	begin := time.Now()
+	if end, ok := ctx.Deadline(); ok { // the other half of the caller's time is for the rest of the answer
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, begin.Add(end.Sub(begin)/2))
+		defer cancel()
+	}
 	rows, err := count(ctx)
 	s.mu.Lock()
 	s.rows, s.rowsUntil = rows, time.Now().Add(countsFor*time.Since(begin))
