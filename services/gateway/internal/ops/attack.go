@@ -82,8 +82,7 @@ func (o *Operations) Attack(ctx context.Context, id string) (api.AttackDetail, e
 	}
 	newest := revisions[0]
 	if len(enforcements) == detailPage*detailPages { // the oldest are missing: those of the beginning tell the most
-		early := Range{From: time.Unix(0, newest.GetFirstNs()), To: time.Unix(0, newest.GetDetectedNs()).Add(beginning)}
-		first, err := o.enforcements(ctx, id, early.proto())
+		first, err := o.enforcements(ctx, id, start(newest).proto())
 		if err != nil {
 			return api.AttackDetail{}, err
 		}
@@ -99,13 +98,34 @@ func (o *Operations) Attack(ctx context.Context, id string) (api.AttackDetail, e
 	return out, nil
 }
 
-// revisions are the newest states of an attack, the newest first.
+// revisions are the newest states of an attack and those of its beginning, the newest first.
 func (o *Operations) revisions(ctx context.Context, id string) ([]*eventv1.Attack, error) {
-	all, _, err := pages(func(token string) ([]*eventv1.Attack, string, error) {
-		resp, err := o.listAttacks(ctx, &queryv1.ListAttacksRequest{Id: id, AllRevisions: true, Limit: detailPage, PageToken: token})
-		return resp.GetAttacks(), resp.GetNextPageToken(), err
-	})
-	return all, err
+	read := func(span *queryv1.TimeRange) ([]*eventv1.Attack, bool, error) {
+		return pages(func(token string) ([]*eventv1.Attack, string, error) {
+			resp, err := o.listAttacks(ctx, &queryv1.ListAttacksRequest{Id: id, AllRevisions: true, Range: span, Limit: detailPage, PageToken: token})
+			return resp.GetAttacks(), resp.GetNextPageToken(), err
+		})
+	}
+	all, whole, err := read(nil)
+	if err != nil || whole {
+		return all, err
+	}
+	first, _, err := read(start(all[0]).proto())
+	if err != nil {
+		return nil, err
+	}
+	oldest := all[len(all)-1].GetRevision()
+	for _, a := range first {
+		if a.GetRevision() < oldest {
+			all = append(all, a)
+		}
+	}
+	return all, nil
+}
+
+// start is the beginning of an attack.
+func start(a *eventv1.Attack) Range {
+	return Range{From: time.Unix(0, a.GetFirstNs()), To: time.Unix(0, a.GetDetectedNs()).Add(beginning)}
 }
 
 func (o *Operations) verdictsOf(ctx context.Context, id string) ([]*eventv1.Verdict, error) {

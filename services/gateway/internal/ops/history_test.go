@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -252,6 +253,57 @@ func TestLongAttackHasItsBeginning(t *testing.T) {
 	d, err := r.Attack(context.Background(), "a1")
 	if err != nil || calls != detailPages || d.FirstDropNs != 150 || len(d.Timeline) != 12 {
 		t.Errorf("%d pages, first drop %d, %d entries, %v", calls, d.FirstDropNs, len(d.Timeline), err)
+	}
+}
+
+// An attack is updated once a second: after an hour and a half the newest pages do not reach back to its start.
+func TestAttackOfHoursHasItsStart(t *testing.T) {
+	r := attackRig(t)
+	const last = 3 * detailPage * detailPages
+	r.persist.attacks = func(q *queryv1.ListAttacksRequest) (*queryv1.ListAttacksResponse, error) {
+		revision, end := uint32(last), int64(0)
+		if token := q.GetPageToken(); token != "" {
+			n, err := strconv.ParseUint(token, 10, 32)
+			if err != nil {
+				t.Fatal(err)
+			}
+			revision = uint32(n)
+		}
+		if end = q.GetRange().GetToNs(); end != 0 { // revision n is made at n seconds
+			revision = min(revision, uint32(end/1e9))
+		}
+		out := &queryv1.ListAttacksResponse{}
+		for range q.GetLimit() {
+			if revision == 0 {
+				return out, nil
+			}
+			a := &eventv1.Attack{Id: "a1", Type: "syn_flood", Revision: revision, State: eventv1.AttackState_ATTACK_STATE_UPDATED, FirstNs: 5e8, DetectedNs: 1e9, UpdatedNs: int64(revision) * 1e9}
+			if revision == 1 {
+				a.State = eventv1.AttackState_ATTACK_STATE_STARTED
+			}
+			out.Attacks = append(out.Attacks, a)
+			revision--
+		}
+		out.NextPageToken = strconv.FormatUint(uint64(revision), 10)
+		return out, nil
+	}
+	d, err := r.Attack(context.Background(), "a1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	started, updated := 0, map[api.Nanos]bool{}
+	for _, e := range d.Timeline {
+		switch {
+		case e.Kind == kindAttack && e.State == "started":
+			started++
+		case e.Kind == kindAttack && updated[e.TimeNs]:
+			t.Errorf("twice: %+v", e)
+		case e.Kind == kindAttack:
+			updated[e.TimeNs] = true
+		}
+	}
+	if started != 1 || !updated[last*1e9] || d.UpdatedNs != last*1e9 {
+		t.Errorf("started %d times, updated %d", started, d.UpdatedNs)
 	}
 }
 
