@@ -15,6 +15,7 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/api"
 	"github.com/tidegate-mesh/tidegate/libs/api/client"
 	"github.com/tidegate-mesh/tidegate/libs/config"
+	"github.com/tidegate-mesh/tidegate/libs/lifecycle"
 )
 
 // maxToken is above what a gateway takes in a header.
@@ -74,12 +75,12 @@ func (c *loginCmd) token(t *terminal, gateway string) (string, error) {
 	var line string
 	if fd := int(t.in.Fd()); term.IsTerminal(fd) {
 		_, _ = fmt.Fprintf(t.err, "token for %s: ", gateway)
-		b, err := term.ReadPassword(fd)
+		var err error
+		line, err = readHidden(fd)
 		_, _ = fmt.Fprintln(t.err)
 		if err != nil {
-			return "", fmt.Errorf("read the token: %w", err)
+			return "", err
 		}
-		line = string(b)
 	} else {
 		var err error
 		if line, err = bufio.NewReader(io.LimitReader(t.in, maxToken)).ReadString('\n'); err != nil && !errors.Is(err, io.EOF) {
@@ -90,6 +91,35 @@ func (c *loginCmd) token(t *terminal, gateway string) (string, error) {
 		return "", config.Usagef("no token: give --token, or write it to the standard input (tidegate token issue makes one)")
 	}
 	return line, nil
+}
+
+// readHidden reads a line that the terminal does not show. A signal meanwhile gives the terminal back as it was: not every
+// shell mends one that stays silent.
+func readHidden(fd int) (string, error) {
+	before, err := term.GetState(fd)
+	if err != nil {
+		return "", fmt.Errorf("read the token: %w", err)
+	}
+	ctx, stop := lifecycle.SignalContext()
+	defer stop()
+	type answer struct {
+		line []byte
+		err  error
+	}
+	read := make(chan answer, 1)
+	go func() { // it cannot be interrupted: the end of the process ends it
+		line, err := term.ReadPassword(fd)
+		read <- answer{line, err}
+	}()
+	select {
+	case a := <-read:
+		if a.err != nil {
+			return "", fmt.Errorf("read the token: %w", a.err)
+		}
+		return string(a.line), nil
+	case <-ctx.Done():
+		return "", errors.Join(errors.New("interrupted"), term.Restore(fd, before))
+	}
 }
 
 type logoutCmd struct {
