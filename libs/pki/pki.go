@@ -13,9 +13,11 @@ import (
 	"io/fs"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -70,6 +72,10 @@ type Made struct {
 // keeps the names and addresses that it had.
 // New keys are readable by the owner only. Processes that call it at the same time on one folder wait for each other.
 func Ensure(dir string, hosts []string, force bool) ([]Made, error) {
+	hosts, err := checked(hosts)
+	if err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the certificate folder: %w", err)
 	}
@@ -90,6 +96,22 @@ func Ensure(dir string, hosts []string, force bool) ([]Made, error) {
 			return out, err
 		}
 		out = append(out, made)
+	}
+	return out, nil
+}
+
+// checked are the hosts that a list means, which may have been written with spaces.
+func checked(hosts []string) ([]string, error) {
+	var out []string
+	for _, h := range hosts {
+		if h = strings.TrimSpace(h); h == "" {
+			continue
+		}
+		_, noAddress := netip.ParseAddr(h)
+		if noAddress != nil && strings.ContainsFunc(h, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' || r == ':' }) {
+			return nil, fmt.Errorf("host %q: give a name in ASCII or an address, without scheme and port", h)
+		}
+		out = append(out, h)
 	}
 	return out, nil
 }

@@ -219,3 +219,30 @@ func TestEnsureMendsAPairThatDoesNotFit(t *testing.T) {
 		t.Errorf("the names it had: %v", err)
 	}
 }
+
+// What cannot be the name of a host is refused: its certificate would be good for nobody. A list may have spaces and a comma
+// too many.
+func TestHosts(t *testing.T) {
+	for _, h := range []string{"https://gw.example", "gw.example:8080", "gw.example/", "two names", "ä.example"} {
+		if made, err := Ensure(t.TempDir(), []string{"a.example", h}, false); err == nil || !strings.Contains(err.Error(), h) || len(made) != 0 {
+			t.Errorf("%q: %d files, %v", h, len(made), err)
+		}
+	}
+	dir := t.TempDir()
+	for i := range 2 {
+		made, err := Ensure(dir, []string{"a.example", " b.example", "", "*.example.net", "2001:db8::1", "fe80::1%eth0"}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if made[1].New != (i == 0) {
+			t.Errorf("call %d: made anew %v", i+1, made[1].New)
+		}
+	}
+	cert, _, err := load(FilesOf(dir, Gateway).Cert, FilesOf(dir, Gateway).Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cert.VerifyHostname("b.example"); err != nil {
+		t.Error(err)
+	}
+}
