@@ -22,8 +22,14 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 )
 
-// MaxMessage is the largest message in bytes that servers and clients accept.
+// MaxMessage is the largest message in bytes that servers and clients accept, but for the answers of AcceptListing.
 const MaxMessage = 4 << 20
+
+// maxListing is the largest answer that lists all there is: 200,000 rules or so.
+const maxListing = 64 << 20
+
+// AcceptListing is for a call whose answer grows with what a service has, such as its rules.
+func AcceptListing() grpc.CallOption { return grpc.MaxCallRecvMsgSize(maxListing) }
 
 // drainTime bounds the graceful end of a server; calls that still run then are cut.
 const drainTime = 5 * time.Second
@@ -49,7 +55,7 @@ func NewServer(t *telemetry.Telemetry, files TLS) (*grpc.Server, *health.Server,
 		grpc.ChainUnaryInterceptor(append(unary, recoverUnary(t))...),
 		grpc.ChainStreamInterceptor(append(streams, recoverStream(t))...),
 		grpc.MaxRecvMsgSize(MaxMessage),
-		grpc.MaxSendMsgSize(MaxMessage),
+		grpc.MaxSendMsgSize(maxListing), // what a client accepts is its own affair
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
@@ -93,9 +94,9 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
-func call(ctx context.Context, conn *grpc.ClientConn, text string) (*healthv1.HealthCheckResponse, error) {
+func call(ctx context.Context, conn *grpc.ClientConn, text string, options ...grpc.CallOption) (*healthv1.HealthCheckResponse, error) {
 	out := new(healthv1.HealthCheckResponse)
-	err := conn.Invoke(ctx, unaryMethod, &healthv1.HealthCheckRequest{Service: text}, out)
+	err := conn.Invoke(ctx, unaryMethod, &healthv1.HealthCheckRequest{Service: text}, out, options...)
 	return out, err
 }
 
@@ -207,6 +208,22 @@ func TestMessageLimit(t *testing.T) {
 	}
 	if _, err := call(ctx, conn, strings.Repeat("a", MaxMessage+1)); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a message over the limit: %v", err)
+	}
+}
+
+// An answer above the limit reaches who asks for it.
+func TestListing(t *testing.T) {
+	conn := serveInMemory(t, telemetry.Discard("x"), &echo{unary: func(context.Context, *healthv1.HealthCheckRequest) (*healthv1.HealthCheckResponse, error) {
+		m := &healthv1.HealthCheckResponse{}
+		m.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 99, protowire.BytesType), make([]byte, 2*MaxMessage)))
+		return m, nil
+	}})
+	ctx := within(t)
+	if _, err := call(ctx, conn, "a"); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("an answer over the limit: %v", err)
+	}
+	if _, err := call(ctx, conn, "a", AcceptListing()); err != nil {
+		t.Errorf("an answer over the limit that is accepted: %v", err)
 	}
 }
 

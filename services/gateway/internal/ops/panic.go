@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	policyv1 "github.com/tidegate-mesh/tidegate/proto/policy/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/caller"
@@ -63,7 +64,7 @@ func (o *Operations) panicEverywhere(ctx context.Context, req *enforcev1.PanicRe
 	}
 	answers := mesh.All(ctx, o.mesh.Enforce, mesh.StatusTime, func(ctx context.Context, c grpc.ClientConnInterface) (said, error) {
 		var trailer metadata.MD // a server sends one, a broken connection does not
-		resp, err := enforcev1.NewEnforceServiceClient(c).Panic(ctx, req, grpc.Trailer(&trailer))
+		resp, err := enforcev1.NewEnforceServiceClient(c).Panic(ctx, req, grpc.Trailer(&trailer), rpc.AcceptListing())
 		return said{resp, len(trailer) > 0}, err
 	})
 	o.rules.drop()

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/tidegate-mesh/tidegate/libs/api"
+	"github.com/tidegate-mesh/tidegate/libs/rpc"
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 	queryv1 "github.com/tidegate-mesh/tidegate/proto/query/v1"
 	"github.com/tidegate-mesh/tidegate/services/gateway/internal/mesh"
@@ -32,7 +33,7 @@ func (o *Operations) book(ctx context.Context) (rulebook, error) {
 
 func (o *Operations) readRules(ctx context.Context) rulebook {
 	answers := mesh.All(ctx, o.mesh.Enforce, askTime, func(ctx context.Context, c grpc.ClientConnInterface) (*enforcev1.ListRulesResponse, error) {
-		return enforcev1.NewEnforceServiceClient(c).ListRules(ctx, &enforcev1.ListRulesRequest{})
+		return enforcev1.NewEnforceServiceClient(c).ListRules(ctx, &enforcev1.ListRulesRequest{}, rpc.AcceptListing())
 	})
 	b := rulebook{rules: []api.Rule{}, byID: map[string]int{}, drops: map[string]api.Nanos{}}
 	if len(answers) == 0 {
