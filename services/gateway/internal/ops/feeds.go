@@ -16,6 +16,7 @@ import (
 const (
 	feedTick = 5 * time.Second // how late a list may be read
 	feedMost = 4               // readings at once
+	feedTime = 5 * time.Minute // longer than any reading takes: who claimed a list before has died
 )
 
 // Reader reads a list; *feed.Reader has it.
@@ -78,10 +79,14 @@ func (o *Operations) ReadFeeds(ctx context.Context) error {
 	}
 }
 
-// due also tells of a list that was read while this machine's clock, or another gateway's, was ahead.
+// due also tells of a list that was read while this machine's clock, or another gateway's, was ahead, and of a new one whose
+// first reading came to no end.
 func (o *Operations) due(l *policyv1.AddressList) bool {
-	since := o.now().UnixNano() - l.GetCheckedNs()
-	return l.GetUrl() != "" && max(since, -since) >= max(l.GetEveryNs(), int64(minEvery))
+	since, every := o.now().UnixNano()-l.GetCheckedNs(), max(l.GetEveryNs(), int64(minEvery))
+	if l.GetUpdatedNs() == 0 && l.GetProblem() == "" {
+		every = min(every, int64(feedTime))
+	}
+	return l.GetUrl() != "" && max(since, -since) >= every
 }
 
 // readFeed claims a list that is due, reads it and stores what came. A failure leaves the entries as they are.

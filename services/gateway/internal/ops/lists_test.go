@@ -295,9 +295,29 @@ func TestDueAfterTheClockWasSetBack(t *testing.T) {
 		checked time.Duration // from now
 		due     bool
 	}{{-every, true}, {-every + 1, false}, {0, false}, {every - 1, false}, {every, true}, {365 * 24 * time.Hour, true}} {
-		l := &policyv1.AddressList{Url: "https://lists.example/x", EveryNs: int64(every), CheckedNs: now.Add(c.checked).UnixNano()}
+		l := &policyv1.AddressList{Url: "https://lists.example/x", EveryNs: int64(every), UpdatedNs: 1, CheckedNs: now.Add(c.checked).UnixNano()}
 		if o.due(l) != c.due {
 			t.Errorf("read %s from now: due %v", c.checked, !c.due)
 		}
+	}
+}
+
+// TestDueAfterAKilledReading: a gateway that was killed while it read a new list leaves the list claimed and empty.
+func TestDueAfterAKilledReading(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	o := &Operations{now: func() time.Time { return now }}
+	claimed := func(ago time.Duration) *policyv1.AddressList {
+		return &policyv1.AddressList{Url: "https://lists.example/x", EveryNs: int64(maxEvery), CheckedNs: now.Add(-ago).UnixNano()}
+	}
+	if o.due(claimed(time.Minute)) {
+		t.Error("read twice at the same time")
+	}
+	if !o.due(claimed(time.Hour)) {
+		t.Error("a list without a reading waits for a week")
+	}
+	read, failed := claimed(time.Hour), claimed(time.Hour)
+	read.UpdatedNs, failed.Problem = 1, "the server did not answer"
+	if o.due(read) || o.due(failed) {
+		t.Error("a list that was read, or could not be, is read before its time")
 	}
 }
