@@ -32,6 +32,14 @@ type Listen struct {
 	Insecure bool
 }
 
+// maxStore is in place of three quarters of the space that is free at the start, NATS's default: what streams may take is bounded
+// by their own limits, and a stream whose limit is above that is not made, nor loaded again on a disk that has filled up since.
+// NATS heeds it with a bound of memory only, in which nothing is kept.
+const (
+	maxStore  = 1 << 40
+	maxMemory = 1 << 30
+)
+
 const embeddedStart = 15 * time.Second // opening large streams after a hard stop takes seconds
 
 // StartEmbedded starts a server that stores under dir, which belongs to one server at a time. Connections inside the
@@ -53,6 +61,7 @@ func StartEmbedded(ctx context.Context, dir string, listen Listen) (_ *Embedded,
 	opts := &server.Options{
 		ServerName: "tidegate", JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true, DontListen: true,
 		DisableJetStreamBanner: true, MaxPayload: 1 << 20, // as a separate server: a program runs the same on both
+		JetStreamMaxStore: maxStore, JetStreamMaxMemory: maxMemory,
 	}
 	e := &Embedded{lock: lock}
 	if listen.Addr != "" {

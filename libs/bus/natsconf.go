@@ -21,7 +21,7 @@ func ServerConf(certs, store string) string {
 	b.WriteString("# Made by tidegate certs, and made again by it: changes belong into a file that includes this one.\n")
 	b.WriteString("server_name: tidegate\n")
 	b.WriteString("max_payload: 1MB\n")
-	fmt.Fprintf(&b, "jetstream { store_dir: %s }\n", strconv.Quote(store))
+	fmt.Fprintf(&b, "jetstream { store_dir: %s, max_file_store: %d }\n", strconv.Quote(store), int64(maxStore))
 	fmt.Fprintf(&b, "tls {\n  ca_file: %s\n  cert_file: %s\n  key_file: %s\n", strconv.Quote(f.CA), strconv.Quote(f.Cert), strconv.Quote(f.Key))
 	b.WriteString("  verify_and_map: true\n  timeout: 5\n}\n")
 	b.WriteString("authorization {\n  users = [\n")
