@@ -35,14 +35,14 @@ func NewGateway(t testing.TB, keys, ca string) *Gateway {
 // URL is its address.
 func (g *Gateway) URL() string { return "https://" + g.Addr }
 
-// Credentials are a role's, for an hour.
+// Credentials are a role's, for longer than a soak takes.
 func (g *Gateway) Credentials(t testing.TB, role string) client.Credentials {
 	t.Helper()
 	ca, err := os.ReadFile(g.ca)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return client.Credentials{URL: g.URL(), CA: string(ca), Token: g.Token(t, token.Claims{Role: role, For: time.Hour})}
+	return client.Credentials{URL: g.URL(), CA: string(ca), Token: g.Token(t, token.Claims{Role: role, For: 24 * time.Hour})}
 }
 
 // Token signs claims; the subject is e2e-ROLE unless they name one.
