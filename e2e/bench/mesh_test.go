@@ -33,9 +33,9 @@ const (
 	latencyFlows   = 10_000
 )
 
-// meshArgs: all services on one CPU leave the capturing thread out for up to 30 ms at a time. Frames have to bridge that; more
+// meshArgs: all services on one CPU leave the capturing thread out for up to 60 ms at a time. Frames have to bridge that; more
 // CPUs need fewer.
-var meshArgs = []string{"--ingest-frames", "65536", "--ingest-rx-ring", "65536"}
+var meshArgs = []string{"--ingest-frames", "131072", "--ingest-rx-ring", "131072"}
 
 // question is a DNS query for the A record of www.example.org (RFC 1035 4.1): what new flows carry.
 var question = []byte("\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03www\x07example\x03org\x00\x00\x01\x00\x01")
@@ -121,7 +121,7 @@ func (l *meshLoad) during(t *testing.T, stream loadgen.Stream, d time.Duration, 
 // received is what came up to the sensor, and its ledger says so.
 func (s *system) received(t *testing.T) (uint64, api.Status) {
 	t.Helper()
-	st := s.gateway.WaitBalanced(t, 30*time.Second)
+	st := s.gateway.WaitBalanced(t, time.Minute)
 	return st.Interfaces[0].Received, st
 }
 
