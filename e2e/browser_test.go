@@ -221,6 +221,7 @@ func testRule(t *testing.T, p *page) {
 	p.Click(`#rules button[id^=revoke-]`)
 	p.Do(chromedp.WaitVisible("#confirm", chromedp.ByQuery))
 	p.accessible("confirmation")
+	time.Sleep(3 * time.Second) // who reads it takes longer than the table's renewal
 	p.Click(`#confirm button[value=yes]`)
 	p.Until(10*time.Second, `document.querySelector("#rule-result .notice.good")`)
 	err := rig.Eventually(10*time.Second, func() error {

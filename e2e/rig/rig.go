@@ -104,13 +104,21 @@ func Link(t testing.TB, o loadgen.LinkOptions) *loadgen.Link {
 // FreeAddr is a loopback address with a port that was free a moment ago.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := l.Addr().String()
+		_ = l.Close()
+		if _, again := given.LoadOrStore(addr, true); !again { // the system may choose a port again before somebody listens on it
+			return addr
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
+
+// given are the addresses that FreeAddr has returned.
+var given sync.Map
 
 // Process is a running binary of ours.
 type Process struct {

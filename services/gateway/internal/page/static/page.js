@@ -76,7 +76,8 @@
   });
   document.body.addEventListener("htmx:beforeSwap", (e) => {
     if (e.detail.xhr.status === 401) expire();
-    if (polls(e) && (pressed || e.detail.xhr.status >= 400)) e.detail.shouldSwap = false;
+    // What asks for a confirmation must still be there when it is given: htmx sends nothing for an element that was replaced.
+    if (polls(e) && (pressed || byId("confirm")?.open || e.detail.xhr.status >= 400)) e.detail.shouldSwap = false;
   });
   document.body.addEventListener("htmx:sendError", () => { if (!over) show("lost", true); });
   document.body.addEventListener("htmx:confirm", (e) => {
