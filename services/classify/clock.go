@@ -22,7 +22,7 @@ type sensor struct {
 	skew int64 // in force
 }
 
-func (e *Engine) sender(w *flowv1.Window) *sensor {
+func (e *Engine) sensorOf(w *flowv1.Window) *sensor {
 	s := e.sensors[w.GetSensor()]
 	if s == nil {
 		if len(e.sensors) >= maxStreams {

@@ -200,7 +200,7 @@ func (e *Engine) Window(w *flowv1.Window, out *WindowResult) error {
 	*out = WindowResult{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := e.sender(w)
+	s := e.sensorOf(w)
 	if s.repeats(w) {
 		return nil
 	}

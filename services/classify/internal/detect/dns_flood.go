@@ -2,8 +2,8 @@ package detect
 
 import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 
-// dnsFlood: queries, by the share of them that each window's samples have (8 of windows sampled in part, or those do not count) ≥ DNSQueries, or those for ever new names of one
-// zone (random subdomains) ≥ DNSNames while they are four fifths of all.
+// dnsFlood: queries, by the share of them that each window's samples have (8 of windows sampled in part, or those do not
+// count), ≥ DNSQueries; or those for ever new names of one zone (random subdomains) ≥ DNSNames while they are four fifths of all.
 var dnsFlood = Flood{
 	Type: DNSFlood,
 	Measure: func(s *Sums, t *Thresholds) Measure {
@@ -17,7 +17,7 @@ var dnsFlood = Flood{
 			level = max(level, names/t.DNSNames)
 		}
 		return Measure{
-			Level: level, Packets: uint64(n), Bytes: scaled(s.Bytes, n/float64(s.Packets)),
+			Level: level, Packets: uint64(n), Bytes: scaled(s.Bytes, ratio(n, float64(s.Packets), 0)),
 			Features: map[string]float64{"dns_queries": n, "new_names": names, "sources": s.Sources},
 			Limits:   map[string]float64{"dns_queries": t.DNSQueries, "new_names": t.DNSNames},
 		}

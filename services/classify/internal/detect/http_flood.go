@@ -2,9 +2,10 @@ package detect
 
 import "github.com/tidegate-mesh/tidegate/services/classify/internal/header"
 
-// httpFlood: HTTP/1 requests, by the share of them that each window's samples have (8 of windows sampled in part, or those do not count). Requests of one source for one resource
-// (a path without its query) ≥ HTTPSource; or requests of one source ≥ HTTP; or requests of all for one resource ≥ HTTP
-// while they are four fifths of all requests. A browser and a crawler ask for many resources.
+// httpFlood: HTTP/1 requests, by the share of them that each window's samples have (8 of windows sampled in part, or those do not
+// count). Requests of one source for one resource (a path without its query) ≥ HTTPPair; or requests of one source ≥ HTTP; or
+// requests of all for one resource ≥ HTTP while they are four fifths of all requests. A browser and a crawler ask for many
+// resources.
 //
 // A reverse proxy, a NAT gateway and a monitoring system send what a flood sends. What separates them is their past: a
 // settled peer, one that was answered a minute ago already, counts only by itself and from ten times HTTP on.
@@ -24,7 +25,7 @@ var httpFlood = Flood{
 		}
 		all := s.of(func(c *Shares) float64 { return c.HTTP + c.HTTPSettled })
 		return Measure{
-			Level: level, Packets: uint64(all), Bytes: scaled(s.Bytes, all/float64(s.Packets)),
+			Level: level, Packets: uint64(all), Bytes: scaled(s.Bytes, ratio(all, float64(s.Packets), 0)),
 			Features: map[string]float64{"requests_of_a_source_for_a_resource": pair, "requests_of_a_source": source,
 				"requests_for_a_resource": same, "requests_of_a_settled_peer": settled, "http_requests": all, "sources": s.Sources},
 			Limits: map[string]float64{"requests_of_a_source_for_a_resource": t.HTTPPair, "requests_of_a_source": t.HTTP,

@@ -14,7 +14,7 @@ var invalidFlags = Flood{
 			return Measure{}
 		}
 		n := s.of(func(c *Shares) float64 { return c.Invalid })
-		share := n / float64(s.Packets)
+		share := ratio(n, float64(s.Packets), 0)
 		return Measure{
 			Level: n / t.Invalid, Packets: uint64(n), Bytes: scaled(s.Bytes, share),
 			Features: map[string]float64{"invalid_flags": n, "share": share, "sources": s.Sources},
