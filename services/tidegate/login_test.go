@@ -14,6 +14,9 @@ import (
 func TestHiddenLineInterrupted(t *testing.T) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
+		if os.Getenv("TIDEGATE_CI") == "1" {
+			t.Fatal(err)
+		}
 		t.Skip(err)
 	}
 	defer func() { _ = master.Close() }()
