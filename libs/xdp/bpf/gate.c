@@ -110,7 +110,7 @@ inline_always __u64 coarse_now(struct counters *c)
 inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, struct counters *c, __u64 size)
 {
 	struct packet p = {};
-	enum verdict v = UNDECIDED;
+	enum verdict v;
 
 	if (parse(ctx, &p)) {
 		p.now = coarse_now(c);
@@ -120,8 +120,7 @@ inline_always enum outcome decide(struct xdp_md *ctx, const struct config *cfg, 
 				remember(&p);
 			return by_mode(ctx, cfg, c, &p);
 		}
-		if (any_rules(cfg))
-			v = match_rules(&p, cfg->mask_set, cfg->mode);
+		v = match_rules(cfg, &p);
 		if (v == UNDECIDED)
 			v = match_lists(cfg, &p);
 		if (p.observed) {

