@@ -33,17 +33,65 @@ func TestTwoVersionsInABatch(t *testing.T) {
 		gate := newFakeGate()
 		s.ports[0].gate, s.synced = gate, true
 		for range 2 { // the second time one is in force before
-			s.apply([]delivery{{bus.RuleUpdate{ID: "r1", Revision: second.Revision - 1, Rule: &first}, time.Now()}, {second, time.Now()}})
+			s.apply([]delivery{{bus.RuleUpdate{ID: "r1", Revision: second.Revision - 1, Rule: &first}, time.Now(), false}, {second, time.Now(), false}})
 			if there, _ := gate.Rules(); len(there) > 0 {
 				t.Errorf("%s: the first version is in force: %v", name, there)
 			}
-			s.apply([]delivery{{bus.RuleUpdate{ID: "r1", Revision: second.Revision + 1, Rule: &first}, time.Now()}})
+			s.apply([]delivery{{bus.RuleUpdate{ID: "r1", Revision: second.Revision + 1, Rule: &first}, time.Now(), false}})
 			if there, _ := gate.Rules(); len(there) != 1 {
 				t.Fatalf("%s: a third version is not in force", name)
 			}
 			second.Revision = 5
 		}
 	}
+}
+
+// TestOwnWrite: AddRule hands its version over beside the watch. It is in force once, and it does not bring back what
+// the watch has ended already.
+func TestOwnWrite(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Ifaces, cfg.Node, cfg.Enforce = []string{"test0"}, "node-1", true
+	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate := newFakeGate()
+	s.ports[0].gate = gate
+	rule := drop("r1", time.Minute)
+	own := func(revision uint64) delivery {
+		return delivery{bus.RuleUpdate{ID: "r1", Revision: revision, Rule: &rule}, time.Now(), true}
+	}
+	watch := func(u bus.RuleUpdate) delivery { return delivery{u, time.Now(), false} }
+	check := func(when string, entries, written int) {
+		t.Helper()
+		if there := mustRules(t, gate); len(there) != entries || gate.written() != written {
+			t.Errorf("%s: %d entries, %d written, want %d and %d", when, len(there), gate.written(), entries, written)
+		}
+	}
+	s.apply([]delivery{own(3)})
+	check("before the watch has begun", 0, 0)
+	s.apply([]delivery{watch(bus.RuleUpdate{Restarted: true})})
+	s.apply([]delivery{own(4)})
+	check("in the repetition", 0, 0)
+	s.apply([]delivery{watch(bus.RuleUpdate{ID: "r0", Revision: 4}), watch(bus.RuleUpdate{Synced: true})})
+	s.apply([]delivery{own(5)})
+	check("ahead of the watch", 1, 1)
+	s.apply([]delivery{watch(bus.RuleUpdate{ID: "r1", Revision: 5, Rule: &rule})})
+	check("its echo", 1, 1)
+	s.apply([]delivery{watch(bus.RuleUpdate{ID: "r1", Revision: 7})})
+	check("deleted", 0, 1)
+	s.apply([]delivery{own(6)})
+	check("a version from before the deletion", 0, 1)
+	s.apply([]delivery{watch(bus.RuleUpdate{Restarted: true}), watch(bus.RuleUpdate{ID: "r0", Revision: 1}), watch(bus.RuleUpdate{Synced: true})})
+	s.apply([]delivery{own(2)})
+	check("in a bucket made again", 1, 2)
+	s.apply([]delivery{watch(bus.RuleUpdate{ID: "r1", Revision: 1})})
+	check("a deletion from before it", 1, 2)
+	again := []delivery{watch(bus.RuleUpdate{Restarted: true}), watch(bus.RuleUpdate{ID: "r0", Revision: 1}), watch(bus.RuleUpdate{Synced: true})}
+	s.apply(again)
+	check("a repetition from before it", 1, 2)
+	s.apply(again)
+	check("a second one without it", 0, 2)
 }
 
 // brokenGate takes nothing at all.
@@ -63,7 +111,7 @@ func TestOneInterfaceFails(t *testing.T) {
 	s.ports[0].gate, s.ports[1].gate, s.synced = broken, whole, true
 	both, other := drop("both", time.Minute), drop("other", time.Minute)
 	other.Scope = policy.Scope{Iface: "test1"}
-	s.apply([]delivery{{bus.RuleUpdate{ID: "both", Revision: 1, Rule: &both}, time.Now()}, {bus.RuleUpdate{ID: "other", Revision: 2, Rule: &other}, time.Now()}})
+	s.apply([]delivery{{bus.RuleUpdate{ID: "both", Revision: 1, Rule: &both}, time.Now(), false}, {bus.RuleUpdate{ID: "other", Revision: 2, Rule: &other}, time.Now(), false}})
 	if st := s.rules["both"].state; st != refused {
 		t.Errorf("a rule that could not be written is %s", st)
 	}

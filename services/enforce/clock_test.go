@@ -45,7 +45,7 @@ func TestClockStep(t *testing.T) {
 	s.ports[0].gate, s.synced = gate, true
 	rule := userDrop("timed")
 	rule.Expires = time.Now().Add(time.Hour).UTC()
-	s.apply([]delivery{{bus.RuleUpdate{ID: rule.ID, Revision: 1, Rule: &rule}, time.Now()}})
+	s.apply([]delivery{{bus.RuleUpdate{ID: rule.ID, Revision: 1, Rule: &rule}, time.Now(), false}})
 	var c clocks
 	s.tick(&c, time.Now())
 	number := policy.NumericID(rule.ID)
