@@ -93,7 +93,8 @@ type Chain struct {
 	next   http.Handler
 	m      *metrics
 	limits *limits
-	tls    *certificate // nil in tests of the chain alone
+	texts  chan struct{} // holds a token for each list text that arrives or is worked on
+	tls    *certificate  // nil in tests of the chain alone
 
 	stop   context.Context // ended when event streams must end
 	endAll context.CancelFunc
@@ -109,7 +110,7 @@ func New(cfg Config, t *telemetry.Telemetry, a Authenticator, next http.Handler)
 		return nil, err
 	}
 	t.ErrorCounter("http_panic") // shown as 0 from the start
-	c := &Chain{cfg: cfg, t: t, auth: a, next: next, m: m, limits: newLimits(cfg)}
+	c := &Chain{cfg: cfg, t: t, auth: a, next: next, m: m, limits: newLimits(cfg), texts: make(chan struct{}, maxListTexts)}
 	c.stop, c.endAll = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -122,6 +123,7 @@ type exchange struct {
 	who   caller.Caller
 	route string
 	api   bool
+	text  bool       // it holds one of the chain's texts
 	span  trace.Span // nil until the caller is known
 }
 
@@ -176,6 +178,9 @@ func (c *Chain) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // finish ends the exchange, also when the handler panicked.
 func (c *Chain) finish(x *exchange) {
 	cause := recover()
+	if x.text {
+		<-c.texts
+	}
 	aborted := cause == http.ErrAbortHandler //nolint:errorlint // the value itself is the signal
 	if cause != nil && !aborted {
 		c.t.CountError("http_panic")

@@ -158,6 +158,15 @@ func (c *Chain) readBody(x *exchange) bool {
 	if !known || len(r.Header["Content-Type"]) != 1 || (parameters != "" && parameters != "charset=utf-8" && parameters != `charset="utf-8"`) {
 		return c.badBody(x, http.StatusUnsupportedMediaType, "content_type", "send the body as "+wanted+" in UTF-8")
 	}
+	if limit == api.MaxList {
+		select {
+		case c.texts <- struct{}{}:
+			x.text = true
+		default:
+			x.Header().Set("Retry-After", "5")
+			return c.badBody(x, http.StatusServiceUnavailable, "busy", "the gateway is taking in other lists: try again")
+		}
+	}
 	data, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -177,8 +186,10 @@ func (c *Chain) readBody(x *exchange) bool {
 	return true
 }
 
-// listTextTime is how long the entries of a list may take: longer than other bodies, which are small.
-const listTextTime = 2 * time.Minute
+const (
+	listTextTime = 2 * time.Minute // how long the entries of a list may take: longer than other bodies, which are small
+	maxListTexts = 4               // at once: each takes several times its size in memory
+)
 
 // isListText reports a request that brings the entries of a list.
 func isListText(x *exchange) bool {

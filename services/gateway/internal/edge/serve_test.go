@@ -308,6 +308,55 @@ func TestSlowList(t *testing.T) {
 	}
 }
 
+// Of lists that are sent at the same time only so many are taken in as there is memory for.
+func TestManyLists(t *testing.T) {
+	r := serve(t, nil, nil)
+	put := func(body io.Reader) (int, string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://"+r.addr+listsPath+"x/entries", body)
+		if err != nil {
+			t.Error(err)
+			return 0, ""
+		}
+		req.Header.Set("Authorization", "Bearer operator")
+		req.Header.Set("Content-Type", api.ListType)
+		answer, err := r.client(t, false).Do(req)
+		if err != nil {
+			t.Error(err)
+			return 0, ""
+		}
+		defer answer.Body.Close()
+		return answer.StatusCode, answer.Header.Get("Retry-After")
+	}
+	var slow []*io.PipeWriter
+	ended := make(chan int, maxListTexts)
+	for range maxListTexts {
+		body, in := io.Pipe()
+		slow = append(slow, in)
+		go func() {
+			code, _ := put(body)
+			ended <- code
+		}()
+		_, _ = io.WriteString(in, "192.0.2.1\n") // until the client has begun to send it
+	}
+	for begin := time.Now(); len(r.chain.texts) < maxListTexts; time.Sleep(time.Millisecond) {
+		if time.Since(begin) > 5*time.Second {
+			t.Fatalf("%d of %d lists are on their way", len(r.chain.texts), maxListTexts)
+		}
+	}
+	if code, after := put(strings.NewReader("192.0.2.2\n")); code != http.StatusServiceUnavailable || after == "" {
+		t.Errorf("one more list: status %d, Retry-After %q, want 503 and a time", code, after)
+	}
+	for _, in := range slow {
+		_ = in.Close()
+		if code := <-ended; code != http.StatusOK {
+			t.Errorf("a slow list: status %d", code)
+		}
+	}
+	if code, _ := put(strings.NewReader("192.0.2.2\n")); code != http.StatusOK {
+		t.Errorf("a list when the others are done: status %d", code)
+	}
+}
+
 // wantClosed waits for the server to close a connection on which nothing whole was sent.
 func wantClosed(t *testing.T, what string, conn net.Conn) {
 	t.Helper()
