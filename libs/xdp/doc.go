@@ -6,6 +6,6 @@
 // them or opens what another process pinned. Several processes may hold a Gate of one interface; changes
 // are made under a lock on the pin directory. A Gate's methods may be called by several goroutines.
 //
-// Linux 5.15 or newer, amd64 and arm64 (little-endian, words may be read at any address). Native XDP is tried first, generic XDP is the fallback.
-// VLAN tags that the network card strips are not seen by any XDP program.
+// Linux 5.15 or newer, amd64 and arm64: little-endian, and words may be read at any address. Native XDP is tried first,
+// generic XDP is the fallback. VLAN tags that the network card strips are not seen by any XDP program.
 package xdp
