@@ -501,13 +501,14 @@ type AddressList struct {
 	Examples      []*RejectedLine        `protobuf:"bytes,11,rep,name=examples,proto3" json:"examples,omitempty"`  // the first of them
 	CreatedNs     int64                  `protobuf:"varint,12,opt,name=created_ns,json=createdNs,proto3" json:"created_ns,omitempty"`
 	UpdatedNs     int64                  `protobuf:"varint,13,opt,name=updated_ns,json=updatedNs,proto3" json:"updated_ns,omitempty"` // when the entries changed last
-	CheckedNs     int64                  `protobuf:"varint,14,opt,name=checked_ns,json=checkedNs,proto3" json:"checked_ns,omitempty"` // when url was last asked
+	CheckedNs     int64                  `protobuf:"varint,14,opt,name=checked_ns,json=checkedNs,proto3" json:"checked_ns,omitempty"` // when url was last asked, and the outcome is known
 	Problem       string                 `protobuf:"bytes,15,opt,name=problem,proto3" json:"problem,omitempty"`                       // why the last reading failed; the entries before it stay
 	Validator     string                 `protobuf:"bytes,16,opt,name=validator,proto3" json:"validator,omitempty"`                   // ETag of what url answered last
 	Kind          string                 `protobuf:"bytes,17,opt,name=kind,proto3" json:"kind,omitempty"`                             // of the entries: cidr (also when empty) or domain
 	Domains       uint64                 `protobuf:"varint,18,opt,name=domains,proto3" json:"domains,omitempty"`                      // in the object
 	RatePps       uint64                 `protobuf:"varint,19,opt,name=rate_pps,json=ratePps,proto3" json:"rate_pps,omitempty"`       // rate-limit: exactly one of the two, of each direction of a flow
 	RateBps       uint64                 `protobuf:"varint,20,opt,name=rate_bps,json=rateBps,proto3" json:"rate_bps,omitempty"`
+	ClaimedNs     int64                  `protobuf:"varint,21,opt,name=claimed_ns,json=claimedNs,proto3" json:"claimed_ns,omitempty"` // since when a gateway reads url; 0: none does
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -682,6 +683,13 @@ func (x *AddressList) GetRateBps() uint64 {
 	return 0
 }
 
+func (x *AddressList) GetClaimedNs() int64 {
+	if x != nil {
+		return x.ClaimedNs
+	}
+	return 0
+}
+
 type RejectedLine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Line          uint64                 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"` // from 1 on
@@ -803,7 +811,7 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\x06repeat\x18\x19 \x01(\rR\x06repeat\x12\x1d\n" +
 	"\n" +
 	"good_share\x18\x1a \x01(\x01R\tgoodShare\x12\x18\n" +
-	"\achanged\x18\x1b \x01(\tR\achanged\"\xd1\x04\n" +
+	"\achanged\x18\x1b \x01(\tR\achanged\"\xf0\x04\n" +
 	"\vAddressList\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.tidegate.policy.v1.ActionR\x06action\x12\x18\n" +
@@ -828,7 +836,9 @@ const file_policy_v1_policy_proto_rawDesc = "" +
 	"\x04kind\x18\x11 \x01(\tR\x04kind\x12\x18\n" +
 	"\adomains\x18\x12 \x01(\x04R\adomains\x12\x19\n" +
 	"\brate_pps\x18\x13 \x01(\x04R\aratePps\x12\x19\n" +
-	"\brate_bps\x18\x14 \x01(\x04R\arateBps\"N\n" +
+	"\brate_bps\x18\x14 \x01(\x04R\arateBps\x12\x1d\n" +
+	"\n" +
+	"claimed_ns\x18\x15 \x01(\x03R\tclaimedNs\"N\n" +
 	"\fRejectedLine\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\x04R\x04line\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +

@@ -16,7 +16,7 @@ import (
 const (
 	feedTick = 5 * time.Second // how late a list may be read
 	feedMost = 4               // readings at once
-	feedTime = 5 * time.Minute // longer than any reading takes: who claimed a list before has died
+	feedTime = 5 * time.Minute // longer than any reading takes: who claimed a list so long ago has died
 )
 
 // Reader reads a list; *feed.Reader has it.
@@ -79,20 +79,20 @@ func (o *Operations) ReadFeeds(ctx context.Context) error {
 	}
 }
 
-// due also tells of a list that was read while this machine's clock, or another gateway's, was ahead, and of a new one whose
-// first reading came to no end.
+// due also tells of a list that was read while this machine's clock, or another gateway's, was ahead, and of one whose
+// reading came to no end.
 func (o *Operations) due(l *policyv1.AddressList) bool {
-	since, every := o.now().UnixNano()-l.GetCheckedNs(), max(l.GetEveryNs(), int64(minEvery))
-	if l.GetUpdatedNs() == 0 && l.GetProblem() == "" {
-		every = min(every, int64(feedTime))
+	far := func(from int64, atLeast time.Duration) bool {
+		since := time.Duration(o.now().UnixNano() - from)
+		return max(since, -since) >= atLeast
 	}
-	return l.GetUrl() != "" && max(since, -since) >= every
+	return l.GetUrl() != "" && far(l.GetClaimedNs(), feedTime) && far(l.GetCheckedNs(), max(time.Duration(l.GetEveryNs()), minEvery))
 }
 
 // readFeed claims a list that is due, reads it and stores what came. A failure leaves the entries as they are.
 func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 	claimed := proto.CloneOf(e.List)
-	claimed.CheckedNs = o.now().UnixNano()
+	claimed.ClaimedNs = o.now().UnixNano()
 	revision, err := o.bus.UpdateList(ctx, claimed, e.Revision)
 	if err != nil {
 		if !errors.Is(err, bus.ErrConflict) { // else another gateway reads it, or it has changed and is due in its new form
@@ -103,7 +103,7 @@ func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 	name, url := claimed.GetName(), claimed.GetUrl()
 	text, validator, err := o.feeds.reader.Read(ctx, url, claimed.GetValidator())
 	if ctx.Err() != nil { // this gateway ends: the next that looks reads the list
-		claimed.CheckedNs = e.List.GetCheckedNs()
+		claimed.ClaimedNs = 0
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTime)
 		defer cancel()
 		if _, err := o.bus.UpdateList(ctx, claimed, revision); err != nil && !errors.Is(err, bus.ErrConflict) { // else it has changed and is due in its new form
@@ -130,6 +130,7 @@ func (o *Operations) readFeed(ctx context.Context, e bus.ListEntry) {
 		if l.GetUrl() != url || kindOf(l) != kindOf(claimed) {
 			return nil, errOtherURL
 		}
+		l.CheckedNs, l.ClaimedNs = claimed.GetClaimedNs(), 0
 		if l.Problem = said; said != "" || read == nil {
 			return nil, nil //nolint:nilnil // the entries stay
 		}

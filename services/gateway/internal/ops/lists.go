@@ -124,7 +124,7 @@ func (o *Operations) PutList(ctx context.Context, name string, in api.ListInput)
 			return nil, invalid("body.action", "only a list of domains limits the rate")
 		}
 		if l.GetUrl() != in.URL {
-			l.Validator, l.CheckedNs, l.Problem = "", 0, ""
+			l.Validator, l.CheckedNs, l.ClaimedNs, l.Problem = "", 0, 0, ""
 		}
 		l.Action, l.Url, l.Comment, l.EveryNs = policyv1.Action(action), in.URL, in.Comment, int64(every)
 		l.RatePps, l.RateBps = in.RatePPS, in.RateBPS

@@ -302,22 +302,20 @@ func TestDueAfterTheClockWasSetBack(t *testing.T) {
 	}
 }
 
-// TestDueAfterAKilledReading: a gateway that was killed while it read a new list leaves the list claimed and empty.
+// TestDueAfterAKilledReading: a gateway that was killed while it read a list leaves the list claimed.
 func TestDueAfterAKilledReading(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	o := &Operations{now: func() time.Time { return now }}
-	claimed := func(ago time.Duration) *policyv1.AddressList {
-		return &policyv1.AddressList{Url: "https://lists.example/x", EveryNs: int64(maxEvery), CheckedNs: now.Add(-ago).UnixNano()}
-	}
-	if o.due(claimed(time.Minute)) {
-		t.Error("read twice at the same time")
-	}
-	if !o.due(claimed(time.Hour)) {
-		t.Error("a list without a reading waits for a week")
-	}
-	read, failed := claimed(time.Hour), claimed(time.Hour)
-	read.UpdatedNs, failed.Problem = 1, "the server did not answer"
-	if o.due(read) || o.due(failed) {
-		t.Error("a list that was read, or could not be, is read before its time")
+	for name, checked := range map[string]int64{"new": 0, "read a week ago": now.Add(-maxEvery).UnixNano()} {
+		l := &policyv1.AddressList{Url: "https://lists.example/x", EveryNs: int64(maxEvery), CheckedNs: checked}
+		if !o.due(l) {
+			t.Errorf("%s: not due", name)
+		}
+		if l.ClaimedNs = now.Add(-time.Minute).UnixNano(); o.due(l) {
+			t.Errorf("%s: read twice at the same time", name)
+		}
+		if l.ClaimedNs = now.Add(-feedTime).UnixNano(); !o.due(l) {
+			t.Errorf("%s: a reading that came to no end is not done again", name)
+		}
 	}
 }
