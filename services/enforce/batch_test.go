@@ -8,7 +8,6 @@ import (
 
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
-	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
 
@@ -24,20 +23,14 @@ func TestTwoVersionsInABatch(t *testing.T) {
 		"elsewhere":  {ID: "r1", Revision: 2, Rule: &away},
 		"deleted":    {ID: "r1", Revision: 2},
 	} {
-		cfg := DefaultConfig()
-		cfg.Ifaces, cfg.Node, cfg.Enforce = []string{"test0"}, "node-1", true
-		s, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce")})
-		if err != nil {
-			t.Fatal(err)
-		}
 		gate := newFakeGate()
-		s.ports[0].gate, s.synced = gate, true
+		s := idle(t, nil, gate)
 		for range 2 { // the second time one is in force before
-			s.apply([]delivery{{bus.RuleUpdate{ID: "r1", Revision: second.Revision - 1, Rule: &first}, time.Now(), false}, {second, time.Now(), false}})
+			s.apply([]delivery{watched(bus.RuleUpdate{ID: "r1", Revision: second.Revision - 1, Rule: &first}), watched(second)})
 			if there, _ := gate.Rules(); len(there) > 0 {
 				t.Errorf("%s: the first version is in force: %v", name, there)
 			}
-			s.apply([]delivery{{bus.RuleUpdate{ID: "r1", Revision: second.Revision + 1, Rule: &first}, time.Now(), false}})
+			s.apply([]delivery{watched(bus.RuleUpdate{ID: "r1", Revision: second.Revision + 1, Rule: &first})})
 			if there, _ := gate.Rules(); len(there) != 1 {
 				t.Fatalf("%s: a third version is not in force", name)
 			}
@@ -49,19 +42,13 @@ func TestTwoVersionsInABatch(t *testing.T) {
 // TestOwnWrite: AddRule hands its version over beside the watch. It is in force once, and it does not bring back what
 // the watch has ended already.
 func TestOwnWrite(t *testing.T) {
-	cfg := DefaultConfig()
-	cfg.Ifaces, cfg.Node, cfg.Enforce = []string{"test0"}, "node-1", true
-	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce")})
-	if err != nil {
-		t.Fatal(err)
-	}
 	gate := newFakeGate()
-	s.ports[0].gate = gate
+	s := idle(t, nil, gate)
+	s.synced = false
 	rule := drop("r1", time.Minute)
 	own := func(revision uint64) delivery {
 		return delivery{bus.RuleUpdate{ID: "r1", Revision: revision, Rule: &rule}, time.Now(), true}
 	}
-	watch := func(u bus.RuleUpdate) delivery { return delivery{u, time.Now(), false} }
 	check := func(when string, entries, written int) {
 		t.Helper()
 		if there := mustRules(t, gate); len(there) != entries || gate.written() != written {
@@ -70,24 +57,24 @@ func TestOwnWrite(t *testing.T) {
 	}
 	s.apply([]delivery{own(3)})
 	check("before the watch has begun", 0, 0)
-	s.apply([]delivery{watch(bus.RuleUpdate{Restarted: true})})
+	s.apply([]delivery{watched(bus.RuleUpdate{Restarted: true})})
 	s.apply([]delivery{own(4)})
 	check("in the repetition", 0, 0)
-	s.apply([]delivery{watch(bus.RuleUpdate{ID: "r0", Revision: 4}), watch(bus.RuleUpdate{Synced: true})})
+	s.apply([]delivery{watched(bus.RuleUpdate{ID: "r0", Revision: 4}), watched(bus.RuleUpdate{Synced: true})})
 	s.apply([]delivery{own(5)})
 	check("ahead of the watch", 1, 1)
-	s.apply([]delivery{watch(bus.RuleUpdate{ID: "r1", Revision: 5, Rule: &rule})})
+	s.apply([]delivery{watched(bus.RuleUpdate{ID: "r1", Revision: 5, Rule: &rule})})
 	check("its echo", 1, 1)
-	s.apply([]delivery{watch(bus.RuleUpdate{ID: "r1", Revision: 7})})
+	s.apply([]delivery{watched(bus.RuleUpdate{ID: "r1", Revision: 7})})
 	check("deleted", 0, 1)
 	s.apply([]delivery{own(6)})
 	check("a version from before the deletion", 0, 1)
-	s.apply([]delivery{watch(bus.RuleUpdate{Restarted: true}), watch(bus.RuleUpdate{ID: "r0", Revision: 1}), watch(bus.RuleUpdate{Synced: true})})
+	s.apply([]delivery{watched(bus.RuleUpdate{Restarted: true}), watched(bus.RuleUpdate{ID: "r0", Revision: 1}), watched(bus.RuleUpdate{Synced: true})})
 	s.apply([]delivery{own(2)})
 	check("in a bucket made again", 1, 2)
-	s.apply([]delivery{watch(bus.RuleUpdate{ID: "r1", Revision: 1})})
+	s.apply([]delivery{watched(bus.RuleUpdate{ID: "r1", Revision: 1})})
 	check("a deletion from before it", 1, 2)
-	again := []delivery{watch(bus.RuleUpdate{Restarted: true}), watch(bus.RuleUpdate{ID: "r0", Revision: 1}), watch(bus.RuleUpdate{Synced: true})}
+	again := []delivery{watched(bus.RuleUpdate{Restarted: true}), watched(bus.RuleUpdate{ID: "r0", Revision: 1}), watched(bus.RuleUpdate{Synced: true})}
 	s.apply(again)
 	check("a repetition from before it", 1, 2)
 	s.apply(again)
@@ -101,17 +88,11 @@ func (brokenGate) PutRules([]xdp.Rule) error { return errors.New("input/output e
 
 // TestOneInterfaceFails: a gate that takes nothing costs only the rules that were to be written to it.
 func TestOneInterfaceFails(t *testing.T) {
-	cfg := DefaultConfig()
-	cfg.Ifaces, cfg.Node, cfg.Enforce = []string{"test0", "test1"}, "node-1", true
-	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	broken, whole := brokenGate{newFakeGate()}, newFakeGate()
-	s.ports[0].gate, s.ports[1].gate, s.synced = broken, whole, true
+	whole := newFakeGate()
+	s := idle(t, nil, brokenGate{newFakeGate()}, whole)
 	both, other := drop("both", time.Minute), drop("other", time.Minute)
 	other.Scope = policy.Scope{Iface: "test1"}
-	s.apply([]delivery{{bus.RuleUpdate{ID: "both", Revision: 1, Rule: &both}, time.Now(), false}, {bus.RuleUpdate{ID: "other", Revision: 2, Rule: &other}, time.Now(), false}})
+	s.apply([]delivery{watched(bus.RuleUpdate{ID: "both", Revision: 1, Rule: &both}), watched(bus.RuleUpdate{ID: "other", Revision: 2, Rule: &other})})
 	if st := s.rules["both"].state; st != refused {
 		t.Errorf("a rule that could not be written is %s", st)
 	}

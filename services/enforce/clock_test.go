@@ -7,7 +7,6 @@ import (
 	"github.com/tidegate-mesh/tidegate/libs/bus"
 	"github.com/tidegate-mesh/tidegate/libs/bus/bustest"
 	"github.com/tidegate-mesh/tidegate/libs/policy"
-	"github.com/tidegate-mesh/tidegate/libs/telemetry"
 	"github.com/tidegate-mesh/tidegate/libs/xdp"
 )
 
@@ -34,18 +33,11 @@ func TestClockSetBack(t *testing.T) {
 
 // TestClockStep: deadlines in the maps are of the kernel's clock, and follow the other one.
 func TestClockStep(t *testing.T) {
-	cfg := DefaultConfig()
-	cfg.Ifaces, cfg.Node, cfg.Enforce = []string{"test0"}, "node-1", true
-	b := newRig(t, nil).bus
-	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce"), Bus: b})
-	if err != nil {
-		t.Fatal(err)
-	}
 	gate := newFakeGate()
-	s.ports[0].gate, s.synced = gate, true
+	s := idle(t, newRig(t, nil).bus, gate)
 	rule := userDrop("timed")
 	rule.Expires = time.Now().Add(time.Hour).UTC()
-	s.apply([]delivery{{bus.RuleUpdate{ID: rule.ID, Revision: 1, Rule: &rule}, time.Now(), false}})
+	s.apply([]delivery{watched(bus.RuleUpdate{ID: rule.ID, Revision: 1, Rule: &rule})})
 	var c clocks
 	s.tick(&c, time.Now())
 	number := policy.NumericID(rule.ID)

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strings"
 	"sync"
@@ -94,6 +95,29 @@ func (r *rig) startReady() {
 	r.start(nil)
 	waitReady(r.t, r.svc)
 }
+
+// idle is a node that does not run and has read the desired state: a test hands it the updates. The gates are those of
+// interfaces test0, test1 and so on.
+func idle(t *testing.T, b Bus, gates ...Gate) *Service {
+	t.Helper()
+	cfg := DefaultConfig()
+	cfg.Node, cfg.Enforce = "node-1", true
+	for i := range gates {
+		cfg.Ifaces = append(cfg.Ifaces, fmt.Sprintf("test%d", i))
+	}
+	s, err := New(cfg, Deps{Telemetry: telemetry.Discard("enforce"), Bus: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, g := range gates {
+		s.ports[i].gate = g
+	}
+	s.synced = true
+	return s
+}
+
+// watched is an update as the watch brings it.
+func watched(u bus.RuleUpdate) delivery { return delivery{u, time.Now(), false} }
 
 // waitReady waits until a node is ready, and says what kept it from that.
 func waitReady(t testing.TB, svc *Service) {
