@@ -23,7 +23,7 @@ type EnforcementEvent struct {
 	Reason            string `json:"reason,omitempty" doc:"of a refusal"`
 	Detail            string `json:"detail,omitempty"`
 	TimeNs            Nanos  `json:"time_ns"`
-	ApplyNs           Nanos  `json:"apply_ns,omitempty" doc:"a duration: from the rule's arrival at the node to the entry in the map"`
+	ApplyNs           Nanos  `json:"apply_ns,omitempty" doc:"a duration: from the watcher's delivery to the entry in the map"`
 	FirstDropNs       Nanos  `json:"first_drop_ns,omitempty"`
 	TimeToFirstDropNs Nanos  `json:"time_to_first_drop_ns,omitempty" doc:"a duration: from the attack's first packet"`
 	Packets           uint64 `json:"packets"`

@@ -39,48 +39,6 @@ func TestTwoVersionsInABatch(t *testing.T) {
 	}
 }
 
-// TestOwnWrite: AddRule hands its version over beside the watch. It is in force once, and it does not bring back what
-// the watch has ended already.
-func TestOwnWrite(t *testing.T) {
-	gate := newFakeGate()
-	s := idle(t, nil, gate)
-	s.synced = false
-	rule := drop("r1", time.Minute)
-	own := func(revision uint64) delivery {
-		return delivery{bus.RuleUpdate{ID: "r1", Revision: revision, Rule: &rule}, time.Now(), true}
-	}
-	check := func(when string, entries, written int) {
-		t.Helper()
-		if there := mustRules(t, gate); len(there) != entries || gate.written() != written {
-			t.Errorf("%s: %d entries, %d written, want %d and %d", when, len(there), gate.written(), entries, written)
-		}
-	}
-	s.apply([]delivery{own(3)})
-	check("before the watch has begun", 0, 0)
-	s.apply([]delivery{watched(bus.RuleUpdate{Restarted: true})})
-	s.apply([]delivery{own(4)})
-	check("in the repetition", 0, 0)
-	s.apply([]delivery{watched(bus.RuleUpdate{ID: "r0", Revision: 4}), watched(bus.RuleUpdate{Synced: true})})
-	s.apply([]delivery{own(5)})
-	check("ahead of the watch", 1, 1)
-	s.apply([]delivery{watched(bus.RuleUpdate{ID: "r1", Revision: 5, Rule: &rule})})
-	check("its echo", 1, 1)
-	s.apply([]delivery{watched(bus.RuleUpdate{ID: "r1", Revision: 7})})
-	check("deleted", 0, 1)
-	s.apply([]delivery{own(6)})
-	check("a version from before the deletion", 0, 1)
-	s.apply([]delivery{watched(bus.RuleUpdate{Restarted: true}), watched(bus.RuleUpdate{ID: "r0", Revision: 1}), watched(bus.RuleUpdate{Synced: true})})
-	s.apply([]delivery{own(2)})
-	check("in a bucket made again", 1, 2)
-	s.apply([]delivery{watched(bus.RuleUpdate{ID: "r1", Revision: 1})})
-	check("a deletion from before it", 1, 2)
-	again := []delivery{watched(bus.RuleUpdate{Restarted: true}), watched(bus.RuleUpdate{ID: "r0", Revision: 1}), watched(bus.RuleUpdate{Synced: true})}
-	s.apply(again)
-	check("a repetition from before it", 1, 2)
-	s.apply(again)
-	check("a second one without it", 0, 2)
-}
-
 // brokenGate takes nothing at all.
 type brokenGate struct{ *fakeGate }
 

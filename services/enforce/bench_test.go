@@ -14,8 +14,8 @@ import (
 	enforcev1 "github.com/tidegate-mesh/tidegate/proto/enforce/v1"
 )
 
-// BenchmarkAddRule is the way of a user's rule from the gRPC call over NATS to the entry in the BPF map of a
-// real interface, one call after the other, in plain text on loopback. The answer comes after the entry is
+// BenchmarkAddRule is the way of a user's rule from the gRPC call over NATS and the watch to the entry in the BPF map
+// of a real interface, one call after the other, in plain text on loopback. The answer comes after the entry is
 // there, which is checked outside the time.
 func BenchmarkAddRule(b *testing.B) {
 	l := newLink(b, 0)

@@ -156,7 +156,6 @@ type Service struct {
 	syncing     bool
 	synced      bool
 	seen        map[string]bool        // ids of the repetition going on
-	watched     uint64                 // the highest revision that the watch has brought since it began the last repetition
 	told        bool                   // the repetition told of at least one rule or deletion
 	live        int                    // rules in the maps, as counted for the rule limit
 	kept        int                    // entries without a rule that an empty bucket left in force
@@ -185,11 +184,10 @@ type Service struct {
 	lost    atomic.Uint64 // events that did not fit the queue
 }
 
-// delivery is an update and the time it was handed over, by the watch or by who wrote it.
+// delivery is an update and the time the watch handed it over.
 type delivery struct {
 	bus.RuleUpdate
-	at  time.Time
-	own bool // AddRule of this node wrote it; the watch will bring it too
+	at time.Time
 }
 
 const (
@@ -309,7 +307,7 @@ func (s *Service) Run(ctx context.Context) error {
 		// The error is that of the context.
 		_ = s.bus.WatchRules(own, func(u bus.RuleUpdate) {
 			select {
-			case s.updates <- delivery{RuleUpdate: u, at: time.Now()}:
+			case s.updates <- delivery{u, time.Now()}:
 			case <-own.Done():
 			}
 		})

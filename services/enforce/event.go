@@ -82,7 +82,7 @@ func (s *Service) span(r *ruleState, parent, name string, begin, end time.Time, 
 	return ctx
 }
 
-// reportApplied ends the way of a version that came to the map.
+// reportApplied ends the way from the watch to the map.
 func (s *Service) reportApplied(r *ruleState, by string, now time.Time) {
 	s.m.apply.Observe(now.Sub(r.received).Seconds())
 	ctx := s.span(r, r.rule.Traceparent, "enforce apply", r.received, now, attribute.Bool("tidegate.shadow", r.state == shadow))

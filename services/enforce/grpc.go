@@ -133,10 +133,6 @@ func (s *Service) AddRule(ctx context.Context, req *enforcev1.AddRuleRequest) (*
 	if err != nil {
 		return nil, busError(err)
 	}
-	select { // not by way of the watch: that is some threads more to wake, a millisecond on an idle machine
-	case s.updates <- delivery{bus.RuleUpdate{ID: r.ID, Revision: revision, Rule: &r}, time.Now(), true}:
-	default: // the watch brings it
-	}
 	if no := s.await(ctx, r.ID, revision); no != nil {
 		// It was refused after all, for example for its mask: do not leave it as desired.
 		if replaced > 0 && replaced == old.Revision {

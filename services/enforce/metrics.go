@@ -18,7 +18,7 @@ type metrics struct {
 func newMetrics(s *Service) (*metrics, error) {
 	m := &metrics{
 		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "tidegate_enforce_apply_seconds", Help: "From a rule's arrival, by the watch or from AddRule, to its entry in the maps.",
+			Name: "tidegate_enforce_apply_seconds", Help: "From the watch's delivery of a rule to its entry in the maps.",
 			Buckets: prometheus.ExponentialBuckets(25e-6, 2, 18),
 		}),
 		firstDrop: prometheus.NewHistogram(prometheus.HistogramOpts{

@@ -21,12 +21,6 @@ func (s *Service) apply(batch []delivery) {
 	s.countLive()
 	for i := range batch {
 		u := &batch[i]
-		if u.own && (!s.synced || s.syncing || u.Revision <= s.watched) {
-			continue // what the watch brought may be later, and no longer be there
-		}
-		if !u.own {
-			s.watched = max(s.watched, u.Revision)
-		}
 		switch {
 		case u.Restarted:
 			s.beginSync()
@@ -39,9 +33,6 @@ func (s *Service) apply(batch []delivery) {
 			s.refuseUnreadable(c, u, now)
 		case u.Rule == nil:
 			s.told = true
-			if r := s.rules[u.ID]; r != nil && u.Revision < r.revision && !s.syncing {
-				continue // AddRule's version, which came ahead of this, followed it
-			}
 			s.remove(c, u.ID, "")
 		default:
 			s.told = true
@@ -66,11 +57,10 @@ func (s *Service) notify() {
 func (s *Service) want(c *changes, u *delivery, now time.Time) {
 	old := s.rules[u.ID]
 	if old != nil && s.stale(u.Revision, old.revision) {
-		old.ahead = old.ahead && u.own
-		return // the echo of an own write, or a repetition
+		return // the echo of an own renewal, or a repetition
 	}
 	delete(c.put, u.ID) // a version of the same batch
-	r := &ruleState{rule: *u.Rule, number: policy.NumericID(u.ID), revision: u.Revision, received: u.at, since: now, ahead: u.own}
+	r := &ruleState{rule: *u.Rule, number: policy.NumericID(u.ID), revision: u.Revision, received: u.at, since: now}
 	if old != nil {
 		r.keep(old)
 	} else if !r.rule.Expires.IsZero() && !r.rule.Expires.After(now) && s.endedHere(u.ID) {
@@ -217,7 +207,7 @@ func (s *Service) remove(c *changes, id, detail string) {
 
 // beginSync starts taking a repetition of the whole desired state; entries that are right already are not written.
 func (s *Service) beginSync() {
-	s.syncing, s.seen, s.watched, s.told = true, make(map[string]bool), 0, false
+	s.syncing, s.seen, s.told = true, make(map[string]bool), false
 	for _, p := range s.gates() {
 		s.readEntries(p)
 	}
@@ -240,12 +230,8 @@ func (s *Service) readEntries(p *port) {
 // bucket was lost or never filled: then nothing is removed, the leases run out.
 func (s *Service) finishSync(c *changes) {
 	if s.told {
-		for id, r := range s.rules {
-			switch {
-			case s.seen[id]:
-			case r.ahead: // it was written while the repetition was on its way, which does not have it
-				r.ahead = false
-			default:
+		for id := range s.rules {
+			if !s.seen[id] {
 				s.remove(c, id, "the rule was gone when the desired state was read again")
 			}
 		}

@@ -117,7 +117,7 @@ func idle(t *testing.T, b Bus, gates ...Gate) *Service {
 }
 
 // watched is an update as the watch brings it.
-func watched(u bus.RuleUpdate) delivery { return delivery{u, time.Now(), false} }
+func watched(u bus.RuleUpdate) delivery { return delivery{u, time.Now()} }
 
 // waitReady waits until a node is ready, and says what kept it from that.
 func waitReady(t testing.TB, svc *Service) {

@@ -31,7 +31,7 @@ type ruleState struct {
 	state    state
 	refusal  refusal // of state refused
 	since    time.Time
-	received time.Time // when this version came, by the watch or from AddRule
+	received time.Time // when the watch delivered this version
 	applied  time.Time // entry first in the maps; zero = never
 
 	stat      xdp.RuleStat // last read
@@ -50,7 +50,6 @@ type ruleState struct {
 	// The version that this one replaced, until that is told; prolonged: only deadline or lease differ, and no renewal did it.
 	before, prolonged *policy.Rule
 	dropTold          bool // first drop was published
-	ahead             bool // AddRule handed this version over and the watch has not brought it yet
 	silent            bool // only the deadline changes, or the entry was there already: no event
 }
 

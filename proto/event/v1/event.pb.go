@@ -1116,7 +1116,7 @@ type Enforcement struct {
 	Reason            string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"` // of a refusal, machine-readable: never_block, management, rule_limit …
 	Detail            string                 `protobuf:"bytes,7,opt,name=detail,proto3" json:"detail,omitempty"`
 	TimeNs            int64                  `protobuf:"varint,8,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
-	ApplyNs           int64                  `protobuf:"varint,9,opt,name=apply_ns,json=applyNs,proto3" json:"apply_ns,omitempty"`                                      // from the rule's arrival at the node to the entry in the map
+	ApplyNs           int64                  `protobuf:"varint,9,opt,name=apply_ns,json=applyNs,proto3" json:"apply_ns,omitempty"`                                      // from the watcher's delivery to the entry in the map
 	FirstDropNs       int64                  `protobuf:"varint,10,opt,name=first_drop_ns,json=firstDropNs,proto3" json:"first_drop_ns,omitempty"`                       // Unix ns
 	TimeToFirstDropNs int64                  `protobuf:"varint,11,opt,name=time_to_first_drop_ns,json=timeToFirstDropNs,proto3" json:"time_to_first_drop_ns,omitempty"` // from attack_first_ns
 	Packets           uint64                 `protobuf:"varint,12,opt,name=packets,proto3" json:"packets,omitempty"`
