@@ -275,5 +275,5 @@ func TestFullTwoClassifiersTwoNodes(t *testing.T) {
 			t.Errorf("%s dropped by %d rules", s.name, n)
 		}
 	}
-	m.gateway.WaitBalanced(t, 30*time.Second)
+	m.gateway.WaitBalanced(t, time.Minute)
 }
