@@ -131,7 +131,8 @@ func (c *Chain) readBody(x *exchange) bool {
 		return true
 	}
 	limit, list := c.cfg.MaxBody, isListText(x)
-	if list && x.who.Role >= caller.Operator { // nobody else is let through, which the route says
+	large := list && x.who.Role >= caller.Operator // nobody else is let through, which the route says
+	if large {
 		limit = api.MaxList
 		until := x.begun.Add(listTextTime)
 		// The server's time for an answer begins with the headers: here it begins with the end of the body.
@@ -158,7 +159,7 @@ func (c *Chain) readBody(x *exchange) bool {
 	if !known || len(r.Header["Content-Type"]) != 1 || (parameters != "" && parameters != "charset=utf-8" && parameters != `charset="utf-8"`) {
 		return c.badBody(x, http.StatusUnsupportedMediaType, "content_type", "send the body as "+wanted+" in UTF-8")
 	}
-	if limit == api.MaxList {
+	if large {
 		select {
 		case c.texts <- struct{}{}:
 			x.text = true
